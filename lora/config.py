@@ -1,0 +1,139 @@
+"""What a LoRA adapter is made of: ranks, scalings and targets, and their form in PEFT's `adapter_config.json`.
+
+Source: "LoRA" (arXiv:2106.09685), section 4.1; rank-stabilised scaling: arXiv:2312.03732.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+# PEFT options that change the result and that this implementation does not have; each must be absent or "off".
+UNSUPPORTED = ("use_dora", "modules_to_save", "layers_to_transform", "layer_replication", "lora_bias", "target_parameters",
+               "exclude_modules", "use_bdlora", "alora_invocation_tokens", "arrow_config", "fan_in_fan_out")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """rank r, alpha and dropout of the low-rank path; targets are module names or one regular expression.
+
+    adapt "rows" trains the rows `token_ids` of the embedding fully; "course" puts LoRA on embedding and head instead,
+    and `token_ids` are then the frozen new rows that the adapter must carry. Patterns map a module name or a regular
+    expression to its own rank or alpha.
+    Raises: ValueError naming every field that is out of range.
+    """
+
+    rank: int = 16
+    alpha: float = 64
+    dropout: float = 0.05
+    targets: tuple[str, ...] | str = SEVEN
+    adapt: str = "rows"
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    token_ids: tuple[int, ...] = ()
+    base_model: str = ""
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
+            f"alpha must be a positive number, got {self.alpha!r}": self.alpha > 0,
+            f"dropout must lie in [0, 1), got {self.dropout!r}": 0 <= self.dropout < 1,
+            f"adapt must be rows or course, got {self.adapt!r}": self.adapt in ("rows", "course"),
+            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": all(
+                map(_is_rank, self.rank_pattern.values())
+            ),
+            "targets must name at least one module": bool(self.targets),
+        }
+        problems = [sentence for sentence, ok in checks.items() if not ok]
+        if problems:
+            raise ValueError("LoRA: " + "; ".join(problems))
+        for expression in (self.targets if isinstance(self.targets, str) else "", *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"LoRA: {expression!r} is not a regular expression ({error})") from error
+
+    @property
+    def all_targets(self) -> tuple[str, ...] | str:
+        """The targets, with embedding and head for the course's recipe."""
+        if self.adapt == "rows":
+            return self.targets
+        if isinstance(self.targets, str):
+            return rf"({self.targets})|model\.{EMBEDDING}|{HEAD}"
+        return tuple(dict.fromkeys((*self.targets, EMBEDDING, HEAD)))
+
+    def matches(self, name: str) -> bool:
+        """True if the module path `name` is a target: by its last parts, or by the whole regular expression."""
+        targets = self.all_targets
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name) is not None
+        return any(name == target or name.endswith("." + target) for target in targets)
+
+    def rank_of(self, name: str) -> int:
+        """The rank of module path `name`."""
+        return _lookup(self.rank_pattern, name, self.rank)
+
+    def scaling_of(self, name: str) -> float:
+        """alpha / r, or alpha / sqrt(r) when rank-stabilised: the only place where it is computed."""
+        rank, alpha = self.rank_of(name), _lookup(self.alpha_pattern, name, self.alpha)
+        return alpha / (rank**0.5 if self.use_rslora else rank)
+
+    def to_peft(self, tied: bool) -> dict[str, Any]:
+        """The content of `adapter_config.json`. An untied head has rows of its own, which PEFT wants named."""
+        rows: Any = list(self.token_ids) if self.adapt == "rows" and self.token_ids else None
+        targets = self.all_targets
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base_model,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": targets if isinstance(targets, str) else list(targets),
+            "trainable_token_indices": rows if tied or rows is None else {EMBEDDING: rows, HEAD: rows},
+            "use_rslora": self.use_rslora,
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": self.alpha_pattern,
+            "bias": "none",
+            "inference_mode": True,
+        }
+
+    @classmethod
+    def from_peft(cls, raw: dict[str, Any], where: str) -> "LoRAConfig":
+        """Reads the content of an `adapter_config.json`.
+
+        Raises: ValueError naming what is missing or not supported.
+        """
+        if raw.get("peft_type") != "LORA":
+            raise ValueError(f"{where}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
+        missing = [name for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
+        if missing:
+            raise ValueError(f"{where}: missing {', '.join(missing)}")
+        odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
+        odd += [f"bias={raw['bias']!r}"] if raw.get("bias", "none") != "none" else []
+        if odd:
+            raise ValueError(f"{where}: not supported: {', '.join(odd)}; merge this adapter with PEFT first")
+        rows = raw.get("trainable_token_indices") or ()
+        targets = raw["target_modules"]
+        return cls(
+            rank=raw["r"],
+            alpha=raw["lora_alpha"],
+            dropout=raw.get("lora_dropout", 0.0),
+            targets=targets if isinstance(targets, str) else tuple(targets),
+            use_rslora=bool(raw.get("use_rslora")),
+            rank_pattern=raw.get("rank_pattern") or {},
+            alpha_pattern=raw.get("alpha_pattern") or {},
+            token_ids=tuple(rows.get(EMBEDDING, ()) if isinstance(rows, dict) else rows),
+            base_model=raw.get("base_model_name_or_path") or "",
+        )
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
+    """The value of the first key that matches the end of the path, as PEFT matches it."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)

@@ -1,0 +1,108 @@
+"""The modules that carry what trains: LoRA on a linear layer, LoRA on an embedding, and replaced token rows.
+
+Shapes: B batch, T positions, K in, N out, r rank, V vocabulary, D model width, n trained tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora.ops import lora_linear
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus scaling * B A: A starts Kaiming-uniform, B at zero, so training starts from the base.
+
+    lora_A (r, K) and lora_B (N, r) are float32 whatever the base's dtype. Source: arXiv:2106.09685, section 4.1.
+    """
+
+    def __init__(
+        self, base: nn.Linear, rank: int, scaling: float, dropout: float, generator: torch.Generator, impl: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.base, self.scaling, self.dropout, self.impl = base, scaling, dropout, impl
+        bound = 1.0 / math.sqrt(base.in_features)  # Kaiming-uniform with a = sqrt(5), as PEFT draws it
+        lora_a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(lora_a.to(base.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return lora_linear(x, self.base.weight, self.lora_A, self.lora_B, self.scaling, self.dropout, self.training,
+                           self.impl, self.base)  # fmt: skip
+
+
+class LoRAEmbedding(nn.Module):
+    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D), the delta times Gemma's sqrt(D) like the base.
+
+    lora_A (r, V) starts at zero and lora_B (D, r) normal, as PEFT draws them; no dropout on ids.
+    """
+
+    def __init__(self, base: nn.Embedding, rank: int, scaling: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base, self.scaling = base, scaling
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
+        self.lora_B = nn.Parameter(torch.randn(base.embedding_dim, rank, generator=generator).to(device))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        frozen = self.base(tokens)
+        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (self.scaling * self.base.scale.float())
+        return (frozen + delta).to(frozen.dtype)
+
+
+class TokenRows(nn.Module):
+    """The replaced rows of some tokens: ids (n,) and rows (n, D) in float32, one Parameter for embedding and tied head."""
+
+    ids: Tensor
+
+    def __init__(self, weight: Tensor, ids: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.tensor(ids, device=weight.device), persistent=False)
+        self.rows = nn.Parameter(weight.detach()[self.ids].float())
+
+
+class TokenRowsEmbedding(nn.Module):
+    """An embedding in which some rows are replaced by trained ones: ids (B, T) -> (B, T, D)."""
+
+    def __init__(self, base: nn.Embedding, trained: TokenRows) -> None:
+        super().__init__()
+        self.base, self.trained = base, trained
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        frozen = self.base(tokens)
+        match = tokens[..., None] == self.trained.ids  # (B, T, n)
+        # Rounded before the scale, so that merging the rows into the weight changes nothing.
+        rows = self.trained.rows.to(frozen.dtype) * self.base.scale
+        return torch.where(match.any(-1, keepdim=True), F.embedding(match.int().argmax(-1), rows), frozen)
+
+
+class TokenRowsHead(nn.Module):
+    """A head in which some tokens' logits come from trained rows: (..., D) -> (..., V)."""
+
+    def __init__(self, base: nn.Linear, trained: TokenRows) -> None:
+        super().__init__()
+        self.base, self.trained = base, trained
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = self.base(hidden)
+        replaced = F.linear(hidden, self.trained.rows.to(hidden.dtype))  # (..., n)
+        # In place: a copy of 256,000 columns would cost more than the product of the n rows.
+        return logits.index_copy_(-1, self.trained.ids, replaced)

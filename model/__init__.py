@@ -1,0 +1,1 @@
+"""Gemma-2 by hand: layers, attention, loss, loader, embedding resize and decoding."""

@@ -1,0 +1,129 @@
+"""The sizes and constants of a Gemma-2 checkpoint, read from its `config.json`.
+
+Separate from the modules so that a reader can see every number that shapes the model in one place.
+Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv:2408.00118), table 1.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gemma2Config:
+    """Fields are named as in `config.json`; the defaults are Gemma-2-2B's."""
+
+    vocab_size: int = 256000
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    sliding_window: int = 4096
+    query_pre_attn_scalar: float = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    tie_word_embeddings: bool = True
+    hidden_activation: str = "gelu_pytorch_tanh"
+    bos_token_id: int = 2
+    eos_token_id: int | tuple[int, ...] = (1, 107)
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"config: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"config: head_dim must be even for rotary embeddings, got {self.head_dim}")
+        if self.hidden_activation != "gelu_pytorch_tanh":
+            raise ValueError(f"config: hidden_activation must be gelu_pytorch_tanh, got {self.hidden_activation!r}")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    def is_sliding(self, layer: int) -> bool:
+        """True for the even layers, which see only the last `sliding_window` keys, the query's own included."""
+        return layer % 2 == 0
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Gemma2Config":
+        """Reads `config.json`, or the one inside the folder `path`.
+
+        Raises: FileNotFoundError without such a file; ValueError if it is not a Gemma-2 configuration.
+        """
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a Gemma-2 folder holds config.json and *.safetensors")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from error
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        return cls._from_dict(raw, str(path))
+
+    @classmethod
+    def _from_dict(cls, raw: dict[str, Any], where: str) -> "Gemma2Config":
+        if raw.get("model_type", "gemma2") != "gemma2":
+            raise ValueError(f"{where}: model_type is {raw['model_type']!r}, but only gemma2 checkpoints are supported")
+        missing = [name for name in REQUIRED if name not in raw]
+        if missing:
+            raise ValueError(f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?")
+        _check_layer_types(raw, where)
+        # Newer Transformers releases nest the rotary base.
+        nested = raw.get("rope_parameters") or {}
+        if raw.get("rope_theta") is None and isinstance(nested, dict):
+            theta = nested.get("rope_theta") or nested.get("full_attention", {}).get("rope_theta")
+            raw = {**raw, "rope_theta": theta} if theta else {k: v for k, v in raw.items() if k != "rope_theta"}
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in raw.items() if name in known}
+        # Absent means the field's default; null means "none" only for the two softcaps.
+        optional = ("attn_logit_softcapping", "final_logit_softcapping")
+        values = {name: value for name, value in values.items() if value is not None or name in optional}
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        _check_numbers(values, where)
+        return cls(**values)
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes a `config.json` that Transformers' Gemma2ForCausalLM reads."""
+        values = asdict(self) | {
+            "architectures": ["Gemma2ForCausalLM"],
+            "model_type": "gemma2",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": self.hidden_activation,
+        }
+        Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_layer_types(raw: dict[str, Any], where: str) -> None:
+    types = raw.get("layer_types")
+    if types is None:
+        return
+    expected = ["full_attention" if i % 2 else "sliding_attention" for i in range(raw["num_hidden_layers"])]
+    if types != expected:
+        raise ValueError(f"{where}: layer_types must alternate sliding_attention, full_attention, got {types}")
+
+
+def _check_numbers(values: dict[str, Any], where: str) -> None:
+    bad = [
+        f"{name}={values[name]!r}"
+        for name in (*REQUIRED, "sliding_window", "max_position_embeddings")
+        if name in values and (type(values[name]) is not int or values[name] < 1)
+    ]
+    if bad:
+        raise ValueError(f"{where}: expected positive whole numbers, got {', '.join(bad)}")

@@ -1,0 +1,117 @@
+"""Gemma-2: token ids (B, T) to logits (B, T, V). Module names are the checkpoint's, so parameter names match it.
+
+Shapes: B batch, T query positions, S key positions, D model width, V vocabulary.
+Source: arXiv:2408.00118.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import Attention, KVCache, attention_mask
+from model.config import Gemma2Config
+from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
+
+
+class Block(nn.Module):
+    """One layer: attention and gated MLP, each with a norm before and a norm after, both residual."""
+
+    def __init__(self, config: Gemma2Config, layer: int) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(width, config.intermediate_size)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.pre_feedforward_layernorm = RMSNorm(width, eps)
+        self.post_feedforward_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Tensor, cache: KVCache | None
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), rotary, mask, positions, cache)
+        x = x + self.post_attention_layernorm(attended)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Everything but the head: token ids (B, T) -> hidden states (B, T, D) after the final norm."""
+
+    def __init__(self, config: Gemma2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        # Recompute each block in the backward pass instead of keeping its activations (arXiv:1604.06174).
+        self.checkpoint_activations = False
+
+    def masks(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """The global and the sliding-window mask, each (B, 1, T, S)."""
+        keys = positions
+        if cache is not None:
+            end = int(positions.max()) + 1
+            keys = torch.arange(end, device=positions.device).expand(positions.shape[0], end)
+        wide = attention_mask(positions, keys, documents, documents, None)
+        return wide, attention_mask(positions, keys, documents, documents, self.config.sliding_window)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        wide, narrow = self.masks(positions, documents, cache)
+        x = self.embed_tokens(tokens)  # (B, T, D)
+        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        for i, layer in enumerate(self.layers):
+            mask = narrow if self.config.is_sliding(i) else wide
+            arguments: tuple[Any, ...] = (x, rotary, mask, positions, cache)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+        return self.norm(x)
+
+
+class Gemma2(nn.Module):
+    """The language model. The head shares the embedding's weight when `config.tie_word_embeddings`."""
+
+    def __init__(self, config: Gemma2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes head and embedding one parameter, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def replace_config(self, config: Gemma2Config) -> None:
+        """Sets a changed configuration (vocabulary, tying) on the model and its decoder."""
+        self.config = self.model.config = config
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> softcapped float32 logits (..., V)."""
+        return softcap(self.lm_head(hidden).float(), self.config.final_logit_softcapping)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V), float32, softcapped.
+
+        tokens, positions, documents: int64 (B, T). Positions default to 0..T-1. Tokens of different documents do not
+        see one another. With a cache, positions say where the new tokens stand and all that is stored before is seen.
+        """
+        return self.logits(self.model(tokens, positions, documents, cache))
