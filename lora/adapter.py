@@ -1,7 +1,17 @@
 """PEFT's two adapter files: save, checked load, merge.
 
-`adapter_config.json` and `adapter_model.safetensors` are PEFT's; `new_rows.safetensors` is ours and PEFT ignores it: the
-frozen rows of new tokens, which the course's recipe needs and PEFT stores as two copies of the whole embedding (2.36 GB).
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `new_rows.safetensors` is ours and PEFT ignores it:
+the frozen rows that new tokens started from. Only the course's recipe needs it, because there the adapter is a
+difference to those rows; PEFT would store two copies of the whole embedding instead (2.36 GB for 2B). To read such an
+adapter with PEFT, give the resized base these rows first:
+
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    rows = load_file(folder + "/new_rows.safetensors")            # from safetensors.torch
+    base.get_input_embeddings().weight.data[rows["ids"]] = rows["embed_tokens"]
+    base.get_output_embeddings().weight.data[rows["ids"]] = rows["lm_head"]
+    model = PeftModel.from_pretrained(base, folder)
+
+With `adapt="rows"` the rows are in PEFT's own file, and the first line alone is enough.
 """
 
 import json
@@ -45,6 +55,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_adapter(model: Any, directory: str | Path, config: LoRAConfig) -> None:
     """Writes the adapter of `model` as PEFT reads it, float32, each file replaced in one step.
 
+    The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of this file.
     Raises: ValueError if the model has no adapter.
     """
     directory = Path(directory)
@@ -53,9 +64,11 @@ def save_adapter(model: Any, directory: str | Path, config: LoRAConfig) -> None:
         raise ValueError("this model carries no LoRA; nothing to save")
     directory.mkdir(parents=True, exist_ok=True)
     _write(tensors, directory / WEIGHTS)
+    (directory / NEW_ROWS).unlink(missing_ok=True)  # of an earlier adapter in this folder
     if config.adapt == "course" and config.token_ids:
         ids = torch.tensor(config.token_ids)
-        rows = {name: _base_weight(model, name)[ids.to(_base_weight(model, name).device)].cpu() for name in (EMBEDDING, HEAD)}
+        rows = {name: _base_weight(model, name)[ids.to(_base_weight(model, name).device)].cpu()
+                for name in (EMBEDDING, HEAD)}  # fmt: skip
         _write({"ids": ids, **rows}, directory / NEW_ROWS)
     content = config.to_peft(tied=model.config.tie_word_embeddings)
     partial = directory / (CONFIG + ".partial")
@@ -90,9 +103,10 @@ def read_config(directory: str | Path) -> LoRAConfig:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     config = LoRAConfig.from_peft(raw, str(path))
-    if config.token_ids or not isinstance(config.targets, tuple) or not {EMBEDDING, HEAD} <= set(config.targets):
+    if config.token_ids or not (config.matches(f"model.{EMBEDDING}") and config.matches(HEAD)):
         return config
-    return replace(config, adapt="course", token_ids=tuple(_read_rows(Path(directory)).get("ids", torch.tensor([])).tolist()))
+    rows = _read_rows(Path(directory))
+    return replace(config, adapt="course", token_ids=tuple(rows["ids"].tolist()) if rows else ())
 
 
 def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAConfig:
@@ -106,18 +120,15 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     config = read_config(directory)
     tensors = _read(directory / WEIGHTS)
     rows = _read_rows(directory) if config.adapt == "course" else {}
-    if rows and int(rows["ids"].max()) >= model.config.vocab_size:
-        raise ValueError(f"{directory}: rows for ids up to {int(rows['ids'].max())}, but the model has only "
-                         f"{model.config.vocab_size}; resize the embedding first")  # fmt: skip
-    _check_base_copies(model, tensors, directory)
+    copies = _base_copies(tensors)
+    problems = _pop_shared_rows(tensors, model.config.tie_word_embeddings)
     add_lora(model, config, impl=impl)
-    if HEAD + ROWS in {key.removeprefix(PREFIX) for key in tensors} and model.config.tie_word_embeddings:
-        tensors.pop(f"{PREFIX}{HEAD}{ROWS}")  # PEFT's duplicate of the shared rows
     expected = adapter_tensors(model)
-    _check(directory / WEIGHTS, expected, tensors)
+    problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
+    if problems:
+        raise ValueError(f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems))
     with torch.no_grad():
-        for name in (EMBEDDING, HEAD) if rows else ():
-            _base_weight(model, name)[rows["ids"].to(_base_weight(model, name).device)] = rows[name].to(_base_weight(model, name))
+        _fill_base(model, copies, rows)
         for key, parameter in expected.items():
             parameter.copy_(tensors[key])
     return config
@@ -133,36 +144,68 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_rows(directory: Path) -> dict[str, Tensor]:
+    """The frozen rows of new tokens: ids (n,), embed_tokens and lm_head (n, D); empty where the adapter has none."""
     path = directory / NEW_ROWS
-    return _read(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    rows = _read(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in rows.items()}
+    is_whole = set(rows) == {"ids", EMBEDDING, HEAD} and rows["ids"].dim() == 1 and rows[EMBEDDING].dim() == 2
+    if not is_whole or not shapes[EMBEDDING] == shapes[HEAD] == (*shapes["ids"], shapes[EMBEDDING][1]):
+        raise ValueError(f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}")
+    return rows
 
 
-def _check_base_copies(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Takes PEFT's copies of base matrices out of `tensors` and puts them into the model, whose new rows they carry."""
-    for name in (f"model.{EMBEDDING}", HEAD):
-        weight = _base_weight(model, name.removeprefix("model."))
-        for suffix in BASE_COPIES:
-            copy = tensors.pop(PREFIX + name + suffix, None)
-            if copy is None:
-                continue
-            if copy.shape != weight.shape:
-                raise ValueError(
-                    f"{where}: {name}{suffix} has shape {tuple(copy.shape)}, but the model's is {tuple(weight.shape)}; "
-                    "resize the embedding to the adapter's tokenizer first"
-                )
-            weight.copy_(copy)
+def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Takes PEFT's copies of whole base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
+    keys = {f"{PREFIX}{path}{suffix}": path.removeprefix("model.")
+            for path in (f"model.{EMBEDDING}", HEAD) for suffix in BASE_COPIES}  # fmt: skip
+    return [(name, tensors.pop(key)) for key, name in keys.items() if key in tensors]
 
 
-def _check(path: Path, expected: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
+    """Drops the duplicate that PEFT may write of the rows which a tied head shares; says so if it is no duplicate."""
+    first, second = PREFIX + f"model.{EMBEDDING}" + ROWS, PREFIX + HEAD + ROWS
+    if not is_tied or first not in tensors or second not in tensors:
+        return []
+    is_same = torch.equal(tensors.pop(second), tensors[first])
+    return [] if is_same else [f"{second} differs from {first} on a tied model"]
+
+
+def _differences(expected: dict[str, nn.Parameter], found: dict[str, Tensor]) -> list[str]:
     problems = [f"missing {key}" for key in sorted(set(expected) - set(found))]
     problems += [f"unexpected {key}" for key in sorted(set(found) - set(expected))]
-    problems += [
+    return problems + [
         f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in sorted(set(expected) & set(found))
         if found[key].shape != expected[key].shape
     ]
-    if problems:
-        raise ValueError(f"{path}: does not fit this model and {CONFIG}: " + "; ".join(problems))
+
+
+def _base_problems(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]) -> list[str]:
+    """What does not fit in the copies of base matrices and in the new rows."""
+    size, width = _base_weight(model, EMBEDDING).shape
+    problems = [
+        f"the copy of {name} has shape {tuple(copy.shape)}, expected {(size, width)}"
+        for name, copy in copies
+        if copy.shape != (size, width)
+    ]
+    if model.config.tie_word_embeddings and any(not torch.equal(copy, copies[0][1]) for _, copy in copies):
+        problems.append(f"the copies of {EMBEDDING} and {HEAD} differ on a tied model")
+    last = int(rows["ids"].max()) if rows else 0
+    if last >= size:
+        problems.append(f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: resize the embedding first")
+    if rows and rows[EMBEDDING].shape[1] != width:
+        problems.append(f"{NEW_ROWS} has rows of width {rows[EMBEDDING].shape[1]}, expected {width}")
+    return problems
+
+
+def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]) -> None:
+    for name, copy in copies:
+        _base_weight(model, name).copy_(copy)
+    for name in (EMBEDDING, HEAD) if rows else ():
+        weight = _base_weight(model, name)
+        weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 
 
 def _add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
@@ -170,6 +213,11 @@ def _add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> 
     for start in range(0, weight.shape[0], MERGE_ROWS):
         part = slice(start, start + MERGE_ROWS)
         weight[part] = (weight[part].float() + scaling * (left[part].float() @ right.float())).to(weight.dtype)
+
+
+def _set_rows_(module: Any) -> None:
+    weight = module.base.weight
+    weight.index_copy_(0, module.trained.ids, module.trained.rows.to(weight.dtype))
 
 
 def merge_adapter(model: Any) -> Any:
@@ -181,7 +229,7 @@ def merge_adapter(model: Any) -> Any:
     """
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
-    whole = [m for n, m in model.named_modules() if isinstance(m, LoRAEmbedding) or (n == HEAD and isinstance(m, LoRALinear))]
+    whole = isinstance(model.model.embed_tokens, LoRAEmbedding) or isinstance(model.lm_head, LoRALinear)
     if whole and model.config.tie_word_embeddings:
         head = model.lm_head.base if isinstance(model.lm_head, LoRALinear) else model.lm_head
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -189,8 +237,8 @@ def merge_adapter(model: Any) -> Any:
     mergers: dict[type, Callable[[Any], None]] = {
         LoRALinear: lambda m: _add_delta_(m.base.weight, m.lora_B, m.lora_A, m.scaling),
         LoRAEmbedding: lambda m: _add_delta_(m.base.weight, m.lora_A.T, m.lora_B.T, m.scaling),
-        TokenRowsEmbedding: lambda m: m.base.weight.index_copy_(0, m.trained.ids, m.trained.rows.to(m.base.weight.dtype)),
-        TokenRowsHead: lambda m: m.base.weight.index_copy_(0, m.trained.ids, m.trained.rows.to(m.base.weight.dtype)),
+        TokenRowsEmbedding: _set_rows_,
+        TokenRowsHead: _set_rows_,
     }
     with torch.no_grad():
         for name, module in list(model.named_modules()):

@@ -4,14 +4,18 @@ Source: "LoRA" (arXiv:2106.09685), section 4.1; rank-stabilised scaling: arXiv:2
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 # PEFT options that change the result and that this implementation does not have; each must be absent or "off".
-UNSUPPORTED = ("use_dora", "modules_to_save", "layers_to_transform", "layer_replication", "lora_bias", "target_parameters",
-               "exclude_modules", "use_bdlora", "alora_invocation_tokens", "arrow_config", "fan_in_fan_out")  # fmt: skip
+UNSUPPORTED = ("use_dora", "modules_to_save", "layers_to_transform", "layer_replication", "lora_bias",
+               "target_parameters", "exclude_modules", "use_bdlora", "alora_invocation_tokens", "arrow_config",
+               "fan_in_fan_out", "use_qalora", "kasa_config", "velora_config", "monteclora_config")  # fmt: skip
+# Ways to start that leave the base's weights alone; the others (pissa, olora, ...) save an adapter of a changed base.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,8 @@ class LoRAConfig:
     """rank r, alpha and dropout of the low-rank path; targets are module names or one regular expression.
 
     adapt "rows" trains the rows `token_ids` of the embedding fully; "course" puts LoRA on embedding and head instead,
-    and `token_ids` are then the frozen new rows that the adapter must carry. Patterns map a module name or a regular
-    expression to its own rank or alpha.
+    and `token_ids` are then the frozen new rows that the adapter must carry. An untied head gets trained rows of its
+    own where `head_rows`. Patterns map a module name or a regular expression to its own rank or alpha.
     Raises: ValueError naming every field that is out of range.
     """
 
@@ -33,23 +37,26 @@ class LoRAConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
+    head_rows: bool = True
     base_model: str = ""
 
     def __post_init__(self) -> None:
         checks = {
             f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
-            f"alpha must be a positive number, got {self.alpha!r}": self.alpha > 0,
-            f"dropout must lie in [0, 1), got {self.dropout!r}": 0 <= self.dropout < 1,
+            f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha) and self.alpha > 0,
+            f"dropout must lie in [0, 1), got {self.dropout!r}": _is_number(self.dropout) and 0 <= self.dropout < 1,
             f"adapt must be rows or course, got {self.adapt!r}": self.adapt in ("rows", "course"),
-            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": all(
-                map(_is_rank, self.rank_pattern.values())
-            ),
-            "targets must name at least one module": bool(self.targets),
+            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": _all(_is_rank, self.rank_pattern),
+            f"alpha_pattern must hold numbers, got {self.alpha_pattern!r}": _all(_is_number, self.alpha_pattern),
+            f"targets must name at least one module, got {self.targets!r}": bool(self.targets)
+            and all(isinstance(target, str) and target for target in self.targets),
+            f"token_ids must be whole numbers, got {self.token_ids!r}": all(type(i) is int for i in self.token_ids),
         }
         problems = [sentence for sentence, ok in checks.items() if not ok]
         if problems:
             raise ValueError("LoRA: " + "; ".join(problems))
-        for expression in (self.targets if isinstance(self.targets, str) else "", *self.rank_pattern, *self.alpha_pattern):
+        regex = self.targets if isinstance(self.targets, str) else ""
+        for expression in (regex, *self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(expression)
             except re.error as error:
@@ -58,7 +65,7 @@ class LoRAConfig:
     @property
     def all_targets(self) -> tuple[str, ...] | str:
         """The targets, with embedding and head for the course's recipe."""
-        if self.adapt == "rows":
+        if self.adapt == "rows" or all(_matches(self.targets, name) for name in (f"model.{EMBEDDING}", HEAD)):
             return self.targets
         if isinstance(self.targets, str):
             return rf"({self.targets})|model\.{EMBEDDING}|{HEAD}"
@@ -66,10 +73,7 @@ class LoRAConfig:
 
     def matches(self, name: str) -> bool:
         """True if the module path `name` is a target: by its last parts, or by the whole regular expression."""
-        targets = self.all_targets
-        if isinstance(targets, str):
-            return re.fullmatch(targets, name) is not None
-        return any(name == target or name.endswith("." + target) for target in targets)
+        return _matches(self.all_targets, name)
 
     def rank_of(self, name: str) -> int:
         """The rank of module path `name`."""
@@ -92,7 +96,7 @@ class LoRAConfig:
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
-            "trainable_token_indices": rows if tied or rows is None else {EMBEDDING: rows, HEAD: rows},
+            "trainable_token_indices": {EMBEDDING: rows, HEAD: rows} if rows and self.head_rows and not tied else rows,
             "use_rslora": self.use_rslora,
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
@@ -106,32 +110,67 @@ class LoRAConfig:
 
         Raises: ValueError naming what is missing or not supported.
         """
-        if raw.get("peft_type") != "LORA":
-            raise ValueError(f"{where}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
-        missing = [name for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
-        if missing:
-            raise ValueError(f"{where}: missing {', '.join(missing)}")
-        odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
-        odd += [f"bias={raw['bias']!r}"] if raw.get("bias", "none") != "none" else []
+        problems = [] if raw.get("peft_type") == "LORA" else [f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'"]
+        problems += [f"{name} is missing" for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
+        odd, targets, rows = _unsupported(raw), raw.get("target_modules") or (), _rows_by_module(raw)
         if odd:
-            raise ValueError(f"{where}: not supported: {', '.join(odd)}; merge this adapter with PEFT first")
-        rows = raw.get("trainable_token_indices") or ()
-        targets = raw["target_modules"]
-        return cls(
-            rank=raw["r"],
-            alpha=raw["lora_alpha"],
-            dropout=raw.get("lora_dropout", 0.0),
-            targets=targets if isinstance(targets, str) else tuple(targets),
-            use_rslora=bool(raw.get("use_rslora")),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
-            token_ids=tuple(rows.get(EMBEDDING, ()) if isinstance(rows, dict) else rows),
-            base_model=raw.get("base_model_name_or_path") or "",
-        )
+            problems.append(f"not supported: {', '.join(odd)} (merge this adapter with PEFT first)")
+        if problems:
+            raise ValueError(f"{where}: " + "; ".join(problems))
+        try:
+            return cls(
+                rank=raw["r"],
+                alpha=raw["lora_alpha"],
+                dropout=raw.get("lora_dropout", 0.0),
+                targets=targets if isinstance(targets, str) else tuple(targets),
+                use_rslora=bool(raw.get("use_rslora")),
+                rank_pattern=raw.get("rank_pattern") or {},
+                alpha_pattern=raw.get("alpha_pattern") or {},
+                token_ids=tuple(rows[EMBEDDING]),
+                head_rows=HEAD in rows,
+                base_model=raw.get("base_model_name_or_path") or "",
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _rows_by_module(raw: dict[str, Any]) -> dict[str, Any]:
+    rows = raw.get("trainable_token_indices") or []
+    return rows if isinstance(rows, dict) else {EMBEDDING: rows}
+
+
+def _unsupported(raw: dict[str, Any]) -> list[str]:
+    """The options of an `adapter_config.json` that change the result and have no counterpart here."""
+    odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
+    odd += [f"bias={raw['bias']!r}"] if raw.get("bias", "none") != "none" else []
+    start = raw.get("init_lora_weights")
+    odd += [f"init_lora_weights={start!r}"] if start not in PLAIN_STARTS else []
+    targets = raw.get("target_modules") or ()
+    if raw.get("ensure_weight_tying") and any(_matches(targets, name) for name in (f"model.{EMBEDDING}", HEAD)):
+        odd.append("ensure_weight_tying=True with LoRA on embedding or head")
+    rows = _rows_by_module(raw)
+    ids = rows.get(EMBEDDING)
+    if not isinstance(ids, list) or set(rows) - {EMBEDDING, HEAD} or rows.get(HEAD, ids) != ids:
+        odd.append(f"trainable_token_indices={raw['trainable_token_indices']!r}")
+    return odd
 
 
 def _is_rank(value: Any) -> bool:
     return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _all(check: Callable[[Any], bool], pattern: Any) -> bool:
+    return isinstance(pattern, dict) and all(map(check, pattern.values()))
+
+
+def _matches(targets: Any, name: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:

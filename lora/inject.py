@@ -14,7 +14,9 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
 
     Raises: ValueError for each name that matches none, with the nearest names there are.
     """
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    modules: dict[str, nn.Module] = {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)
+    }
     found = {name: module for name, module in modules.items() if config.matches(name)}
     targets = config.all_targets
     if isinstance(targets, str):
@@ -28,7 +30,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
 
 def _near(name: str, paths: list[str]) -> str:
     leaves = sorted({path.rpartition(".")[2] for path in paths})
-    near = difflib.get_close_matches(name, leaves, n=3, cutoff=0.5) or difflib.get_close_matches(name, paths, n=3, cutoff=0.5)
+    near = next(filter(None, (difflib.get_close_matches(name, names, cutoff=0.5) for names in (leaves, paths))), [])
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(leaves)}"
     return f"no module matches {name!r}; {hint}"
 
@@ -37,11 +39,14 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0, impl: str = "a
     """Freezes every parameter of a plain Gemma2 and adds LoRA and trained rows in place; returns the model.
 
     The starting values are drawn on the CPU from `seed`, so they are the same on every device.
-    Raises: ValueError for targets that match nothing, or for a model that has LoRA already.
+    Raises: ValueError, before anything is changed, for targets that match nothing, for token ids that do not fit, or
+    for a model that has LoRA already.
     """
     if any(isinstance(m, LoRALinear | LoRAEmbedding | TokenRows) for m in model.modules()):
         raise ValueError("this model already carries LoRA; merge it before adding more")
     targets = find_targets(model, config)
+    rows = config.token_ids if config.adapt == "rows" else ()
+    _check_rows(model, rows, targets)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, base in targets.items():
@@ -53,26 +58,32 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0, impl: str = "a
             assert isinstance(base, nn.Embedding)
             wrapped = LoRAEmbedding(base, rank, scaling, generator)
         _replace(model, name, wrapped.train(base.training))
-    if config.adapt == "rows" and config.token_ids:
-        add_token_rows(model, config.token_ids)
+    if rows:
+        _add_rows(model, rows, config.head_rows)
     return model
 
 
-def add_token_rows(model: nn.Module, ids: tuple[int, ...]) -> None:
-    """Replaces the rows `ids` by trained ones: shared with a tied head, separate for an untied one.
+def _check_rows(model: nn.Module, ids: tuple[int, ...], targets: dict[str, nn.Module]) -> None:
+    """Raises ValueError for ids outside the vocabulary, or where LoRA is to adapt the whole embedding or head."""
+    size = model.get_parameter(f"model.{EMBEDDING}.weight").shape[0]
+    if ids and (min(ids) < 0 or max(ids) >= size or len(set(ids)) != len(ids)):
+        raise ValueError(
+            f"token rows: expected different ids below {size}, got {list(ids)}; resize the embedding first"
+        )
+    both = sorted({f"model.{EMBEDDING}", HEAD} & set(targets))
+    if ids and both:
+        raise ValueError(f"token rows: {', '.join(both)} is a LoRA target too; choose one of the two recipes")
 
-    Raises: ValueError for ids outside the vocabulary, or where LoRA already adapts the whole embedding.
-    """
+
+def _add_rows(model: nn.Module, ids: tuple[int, ...], head_rows: bool) -> None:
+    """Replaces the rows `ids` by trained ones: shared with a tied head, separate for an untied one."""
     embedding, head = model.get_submodule(f"model.{EMBEDDING}"), model.get_submodule(HEAD)
-    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
-        raise ValueError("token rows: embedding or head already carries LoRA; use one of the two recipes")
-    size = embedding.num_embeddings
-    if min(ids) < 0 or max(ids) >= size or len(set(ids)) != len(ids):
-        raise ValueError(f"token rows: expected different ids below {size}, got {list(ids)}; resize the embedding first")
+    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
     trained = TokenRows(embedding.weight, ids)
-    tied = head.weight is embedding.weight
+    is_tied = head.weight is embedding.weight
     _replace(model, f"model.{EMBEDDING}", TokenRowsEmbedding(embedding, trained))
-    _replace(model, HEAD, TokenRowsHead(head, trained if tied else TokenRows(head.weight, ids)))
+    if is_tied or head_rows:
+        _replace(model, HEAD, TokenRowsHead(head, trained if is_tied else TokenRows(head.weight, ids)))
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from lora.ops import lora_linear
 
 
+def _scale(embedding: nn.Embedding) -> Tensor:
+    """Gemma's sqrt(D), which the model's own embedding multiplies with."""
+    scale = embedding.scale
+    assert isinstance(scale, Tensor)
+    return scale
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer plus scaling * B A: A starts Kaiming-uniform, B at zero, so training starts from the base.
 
@@ -38,7 +45,7 @@ class LoRALinear(nn.Module):
 
 
 class LoRAEmbedding(nn.Module):
-    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D), the delta times Gemma's sqrt(D) like the base.
+    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D), the delta times Gemma's sqrt(D) as well.
 
     lora_A (r, V) starts at zero and lora_B (D, r) normal, as PEFT draws them; no dropout on ids.
     """
@@ -56,12 +63,12 @@ class LoRAEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         frozen = self.base(tokens)
-        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (self.scaling * self.base.scale.float())
+        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (self.scaling * _scale(self.base).float())
         return (frozen + delta).to(frozen.dtype)
 
 
 class TokenRows(nn.Module):
-    """The replaced rows of some tokens: ids (n,) and rows (n, D) in float32, one Parameter for embedding and tied head."""
+    """The replaced rows of some tokens: ids (n,) and rows (n, D), float32; embedding and tied head share one."""
 
     ids: Tensor
 
@@ -86,7 +93,7 @@ class TokenRowsEmbedding(nn.Module):
         frozen = self.base(tokens)
         match = tokens[..., None] == self.trained.ids  # (B, T, n)
         # Rounded before the scale, so that merging the rows into the weight changes nothing.
-        rows = self.trained.rows.to(frozen.dtype) * self.base.scale
+        rows = self.trained.rows.to(frozen.dtype) * _scale(self.base)
         return torch.where(match.any(-1, keepdim=True), F.embedding(match.int().argmax(-1), rows), frozen)
 
 

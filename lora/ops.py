@@ -19,7 +19,8 @@ def resolve_impl(impl: str, device: torch.device | str) -> tuple[str, str]:
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"lora impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "triton":
-        raise ValueError(f"lora impl: this version has no Triton kernel for {torch.device(device).type}; use auto or reference")
+        kind = torch.device(device).type
+        raise ValueError(f"lora impl: this version has no Triton kernel for {kind}; use auto or reference")
     reason = "asked for" if impl == "reference" else "the only implementation of this version"
     return "reference", reason
 

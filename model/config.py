@@ -11,6 +11,7 @@ from typing import Any
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim")  # fmt: skip
+SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Gemma2Config:
         """Ids that end a generation."""
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, a tied head counted once."""
+        attention = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim * self.hidden_size
+        block = attention + 3 * self.hidden_size * self.intermediate_size + 4 * self.hidden_size
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return tables + self.num_hidden_layers * block + self.hidden_size
+
     def is_sliding(self, layer: int) -> bool:
         """True for the even layers, which see only the last `sliding_window` keys, the query's own included."""
         return layer % 2 == 0
@@ -82,24 +91,19 @@ class Gemma2Config:
         missing = [name for name in REQUIRED if name not in raw]
         if missing:
             raise ValueError(f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?")
-        _check_layer_types(raw, where)
-        # Newer Transformers releases nest the rotary base.
-        nested = raw.get("rope_parameters") or {}
-        if raw.get("rope_theta") is None and isinstance(nested, dict):
-            theta = nested.get("rope_theta") or nested.get("full_attention", {}).get("rope_theta")
-            raw = {**raw, "rope_theta": theta} if theta else {k: v for k, v in raw.items() if k != "rope_theta"}
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in raw.items() if name in known}
+        values |= _rotary_base(raw, where)
         # Absent means the field's default; null means "none" only for the two softcaps.
-        optional = ("attn_logit_softcapping", "final_logit_softcapping")
-        values = {name: value for name, value in values.items() if value is not None or name in optional}
+        values = {name: value for name, value in values.items() if value is not None or name in SOFTCAPS}
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         _check_numbers(values, where)
+        _check_variant(raw, where)
         return cls(**values)
 
-    def to_json(self, path: str | Path) -> None:
-        """Writes a `config.json` that Transformers' Gemma2ForCausalLM reads."""
+    def to_json(self, path: str | Path, dtype: str | None = None) -> None:
+        """Writes a `config.json` that Transformers' Gemma2ForCausalLM reads; `dtype` is the weights', as "bfloat16"."""
         values = asdict(self) | {
             "architectures": ["Gemma2ForCausalLM"],
             "model_type": "gemma2",
@@ -107,23 +111,46 @@ class Gemma2Config:
             "attention_dropout": 0.0,
             "hidden_act": self.hidden_activation,
         }
+        if dtype is not None:
+            values["torch_dtype"] = dtype
         Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_layer_types(raw: dict[str, Any], where: str) -> None:
-    types = raw.get("layer_types")
-    if types is None:
-        return
+def _rotary_base(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """rope_theta, which newer Transformers releases nest in rope_parameters, once or per kind of layer."""
+    nested = raw.get("rope_parameters") or {}
+    if not isinstance(nested, dict):
+        raise ValueError(f"{where}: rope_parameters must be an object, got {nested!r}")
+    tables = [value for value in nested.values() if isinstance(value, dict)] or [nested]
+    kinds = {table.get("rope_type", "default") for table in tables}
+    if kinds != {"default"} or raw.get("rope_scaling"):
+        raise ValueError(f"{where}: scaled rotary embeddings are not supported: {nested or raw.get('rope_scaling')!r}")
+    bases = {table["rope_theta"] for table in tables if table.get("rope_theta")}
+    if len(bases) > 1:
+        raise ValueError(f"{where}: rope_theta must be the same for all layers, got {sorted(bases)}")
+    return {"rope_theta": bases.pop()} if bases else {}
+
+
+def _check_variant(raw: dict[str, Any], where: str) -> None:
+    """Refuses what would change the result and has no counterpart here."""
     expected = ["full_attention" if i % 2 else "sliding_attention" for i in range(raw["num_hidden_layers"])]
-    if types != expected:
-        raise ValueError(f"{where}: layer_types must alternate sliding_attention, full_attention, got {types}")
+    if raw.get("layer_types") not in (None, expected):
+        raise ValueError(
+            f"{where}: layer_types must alternate sliding_attention, full_attention, got {raw['layer_types']}"
+        )
+    odd = [f"{name}={raw[name]!r}" for name in ("attention_bias", "use_bidirectional_attention") if raw.get(name)]
+    if odd:
+        raise ValueError(f"{where}: not supported: {', '.join(odd)}")
 
 
 def _check_numbers(values: dict[str, Any], where: str) -> None:
-    bad = [
-        f"{name}={values[name]!r}"
-        for name in (*REQUIRED, "sliding_window", "max_position_embeddings")
-        if name in values and (type(values[name]) is not int or values[name] < 1)
-    ]
+    whole = (*REQUIRED, "sliding_window", "max_position_embeddings")
+    real = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", *SOFTCAPS)
+    bad = [f"{n}={values[n]!r} (whole)" for n in whole if n in values and not _is_positive(values[n], int)]
+    bad += [f"{n}={values[n]!r}" for n in real if values.get(n) is not None and not _is_positive(values[n], int, float)]
     if bad:
-        raise ValueError(f"{where}: expected positive whole numbers, got {', '.join(bad)}")
+        raise ValueError(f"{where}: expected positive numbers, got {', '.join(bad)}")
+
+
+def _is_positive(value: Any, *kinds: type) -> bool:
+    return type(value) in kinds and value > 0

@@ -36,9 +36,11 @@ def new_rows(model: Gemma2, sub_tokens: list[list[int]], seed: int) -> Tensor:
 def resize_embedding(model: Gemma2, new_rows: Tensor) -> None:
     """Appends `new_rows` (n, D) to the embedding in place, and to the head where it is not tied.
 
-    Raises: ValueError if the rows are not D wide.
+    Raises: ValueError if the rows are not D wide, or if the model carries LoRA already.
     """
     width = model.config.hidden_size
+    if not isinstance(model.model.embed_tokens, nn.Embedding) or not isinstance(model.lm_head, nn.Linear):
+        raise ValueError("embedding or head already carries LoRA; resize the plain model first")
     if new_rows.dim() != 2 or new_rows.shape[1] != width:
         raise ValueError(f"new rows: expected shape (n, {width}), got {tuple(new_rows.shape)}")
     embedding, head = model.model.embed_tokens, model.lm_head
@@ -51,6 +53,6 @@ def resize_embedding(model: Gemma2, new_rows: Tensor) -> None:
     model.tie()
 
 
-def _append(weight: nn.Parameter, rows: Tensor) -> nn.Parameter:
+def _append(weight: Tensor, rows: Tensor) -> nn.Parameter:
     joined = torch.cat((weight.detach(), rows.to(weight)))
     return nn.Parameter(joined, requires_grad=weight.requires_grad)

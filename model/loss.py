@@ -40,8 +40,8 @@ def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Ten
 class _ChunkedLoss(torch.autograd.Function):
     """loss = sum over rows of CE(softcap(head(h))); gradients of h and of the head's parameters, made in forward.
 
-    The head is any module or function (n, D) -> (n, V): plain, with replaced rows, or with LoRA. Its own linear maps are
-    differentiated by autograd, which keeps no logits for them; softcap and cross-entropy are differentiated by hand.
+    The head is any module or function (n, D) -> (n, V): plain, with replaced rows, or with LoRA. Its own linear maps
+    are differentiated by autograd, which keeps no logits for them; softcap and cross-entropy by hand.
     """
 
     @staticmethod
@@ -51,11 +51,11 @@ class _ChunkedLoss(torch.autograd.Function):
         cap: float | None,
         rows: int,
         scale: float,
+        needs_grad: bool,
         targets: Tensor,
         hidden: Tensor,
         *params: Tensor,
     ) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden, d_params = torch.empty_like(hidden), [torch.zeros_like(p) for p in params]
         for start in range(0, hidden.shape[0], rows):
@@ -80,7 +80,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         factor = grads[0] / ctx.scale
-        return (None, None, None, None, None, *(d * factor.to(d.dtype) for d in ctx.saved_tensors))
+        return (None, None, None, None, None, None, *(d * factor.to(d.dtype) for d in ctx.saved_tensors))
 
 
 def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> tuple[Tensor, int]:
@@ -96,5 +96,7 @@ def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
     picked = hidden[keep]  # (n, D)
     cap = model.config.final_logit_softcapping
-    total = _ChunkedLoss.apply(model.lm_head, cap, rows, scale, targets[keep], picked, *params)
+    # Asked here: inside a Function's forward gradients are always off, and an evaluation would pay for them.
+    needs_grad = torch.is_grad_enabled() and (picked.requires_grad or bool(params))
+    total = _ChunkedLoss.apply(model.lm_head, cap, rows, scale, needs_grad, targets[keep], picked, *params)
     return total, picked.shape[0]

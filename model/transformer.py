@@ -64,6 +64,8 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
+        if cache is not None and documents is not None:
+            raise ValueError("documents and a cache exclude one another: a cache does not keep documents")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         wide, narrow = self.masks(positions, documents, cache)
@@ -113,5 +115,6 @@ class Gemma2(nn.Module):
 
         tokens, positions, documents: int64 (B, T). Positions default to 0..T-1. Tokens of different documents do not
         see one another. With a cache, positions say where the new tokens stand and all that is stored before is seen.
+        Raises: ValueError for documents together with a cache, or for positions past the cache's end.
         """
         return self.logits(self.model(tokens, positions, documents, cache))

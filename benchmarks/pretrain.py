@@ -1,0 +1,322 @@
+"""Pretrains the embedded base model on generated documents, on a CPU: `python -m benchmarks.pretrain --help`.
+
+Warm-up, a constant trunk, and a decay to zero that branches from any checkpoint of the trunk (arXiv:2405.18392).
+Muon moves the hidden matrices and AdamW the rest (Keller Jordan, "Muon", 2024). The model computes in bfloat16, as it
+will when it is fine-tuned; the optimizer keeps float32 masters.
+Shapes: B documents, T positions, V vocabulary.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+import model.attention
+import model.layers
+from data.generate.batches import LENGTHS, Ids, Weights, batches, encode, pad
+from data.generate.documents import gate_document
+from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
+from data.generate.values import Source
+from model.config import Gemma2Config
+from model.loader import save_gemma2
+from model.transformer import Gemma2
+
+CONFIG = Gemma2Config(
+    vocab_size=2048, hidden_size=256, intermediate_size=640, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, sliding_window=256, query_pre_attn_scalar=64,
+    eos_token_id=(1, 5),
+)  # fmt: skip
+TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
+WARMUP_TOKENS = 300_000
+# glibc gives large blocks back to the system at once and pays for every page again in the next step.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "268435456"}
+
+
+@dataclass
+class State:
+    """Where a run stands: tokens seen (padding included), steps, seconds of training, and the recipe that led here."""
+
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def new_model(seed: int, dtype: torch.dtype) -> Gemma2:
+    """A freshly initialised base: unit-variance embeddings after Gemma's sqrt(D), residual branches at half strength."""
+    torch.manual_seed(seed)
+    base = Gemma2(CONFIG)
+    with torch.no_grad():
+        for name, p in base.named_parameters():
+            if p.dim() == 2:
+                p.normal_(std=p.shape[1] ** -0.5)
+            elif "post_" in name:
+                p.fill_(-0.5)
+    return base.to(dtype)
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the CPU multiplies it in hardware, else float32."""
+    probe = torch.zeros(1, dtype=torch.bfloat16)
+    return torch.bfloat16 if model.layers.has_fast_matmul(probe) else torch.float32
+
+
+def compile_blocks(base: Gemma2) -> None:
+    """Compiles each block, for static shapes. The hardware question breaks the graph, so it is answered beforehand."""
+    def always(x: Tensor) -> bool:
+        return True
+
+    model.layers.has_fast_matmul = model.attention.has_fast_matmul = always
+    torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
+    for layer in base.model.layers:
+        layer.compile(dynamic=False)
+
+
+def head_loss(base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies of hidden (B, T, D) against targets (B, T): the weighted sum, and the sum over the model's turns."""
+    logits = base.logits(hidden)  # (B, T, V)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    weights = weights.flatten()
+    return (losses * weights).sum(), (losses * (weights == 1.0)).sum()
+
+
+class Optimizers:
+    """float32 masters of a model's parameters, moved by Muon (hidden matrices) and AdamW (embedding, norms)."""
+
+    def __init__(self, base: Gemma2, muon_lr: float, adam_lr: float) -> None:
+        self.parameters = dict(base.named_parameters())
+        self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()}
+        hidden = [p for name, p in self.masters.items() if p.dim() == 2 and "embed" not in name]
+        rest = [p for name, p in self.masters.items() if p.dim() != 2 or "embed" in name]
+        adam = torch.optim.AdamW(rest if muon_lr else rest + hidden, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0)
+        self.optimizers: list[torch.optim.Optimizer] = [adam]
+        if muon_lr:
+            self.optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95))
+        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+
+    def take_gradients(self) -> None:
+        """Adds the model's gradients to the masters' and clears them."""
+        for name, p in self.parameters.items():
+            grad, master = p.grad, self.masters[name]
+            if grad is not None:
+                master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+                p.grad = None
+
+    def step(self, scale: float, divisor: float) -> None:
+        """One update at `scale` of the base rates, gradients divided by the step's summed loss weight."""
+        grads = [p.grad for p in self.masters.values() if p.grad is not None]
+        torch._foreach_div_(grads, divisor)
+        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(self.masters[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' state by master name and entry."""
+        names = {id(p): name for name, p in self.masters.items()}
+        states = [(names[id(p)], state) for o in self.optimizers for p, state in o.state.items()]
+        return {f"{name}|{key}": torch.as_tensor(value).contiguous() for name, state in states for key, value in state.items()}
+
+    def load(self, masters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.masters.items():
+                p.copy_(masters[name])
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for full, value in tensors.items():
+            name, key = full.split("|")
+            master = self.masters[name]
+            owner[id(master)].state[master][key] = value
+        self.publish()
+
+
+def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
+    """Masters, optimizer state and counters, without pickle; the folder appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    save_file({name: p.detach() for name, p in optimizers.masters.items()}, partial / "masters.safetensors")
+    save_file(optimizers.tensors(), partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps(vars(state)) + "\n", encoding="utf-8")
+    for old in folder.glob("*"):
+        old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in partial.iterdir():
+        file.rename(folder / file.name)
+    partial.rmdir()
+
+
+def load_checkpoint(folder: Path, optimizers: Optimizers) -> State:
+    optimizers.load(load_file(folder / "masters.safetensors"), load_file(folder / "optimizer.safetensors"))
+    return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+@torch.no_grad()
+def gate(base: Gemma2, tokenizer: Tokenizer, seed: int = 1, documents: int = 48) -> dict[str, float]:
+    """Exact accuracy on unseen words, values and templates: choice, field list, filled record, and the whole answer.
+
+    Teacher-forced: an answer whose every token is the most likely one is the answer that greedy decoding gives.
+    """
+    source, scores = Source(random.Random(seed), held=True), {}
+    for kind in ("fill", "double", "none"):
+        examples = encode(tokenizer, [gate_document(source, kind) for _ in range(documents)])
+        examples = sorted((e for e in examples if len(e[0]) <= LENGTHS[-1]), key=lambda e: len(e[0]))
+        hits: dict[str, list[bool]] = {}
+        for group in itertools.batched(examples, 8):
+            length = next(size for size in LENGTHS if size >= len(group[-1][0]))
+            tokens = torch.from_numpy(pad(list(group), length)[0])
+            right = base(tokens)[:, :-1].argmax(-1) == tokens[:, 1:]  # (B, T - 1)
+            for row, (_, tags) in zip(right, group, strict=True):
+                for tag in {*tags} - {"user"}:
+                    hits.setdefault(tag, []).append(all(row[i - 1] for i, t in enumerate(tags) if t == tag))
+                hits.setdefault("whole", []).append(all(row[i - 1] for i, t in enumerate(tags) if t not in ("user", "say")))
+        scores |= {f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items() if tag != "say"}
+    return {k: v for k, v in scores.items() if k != "none_pick"}
+
+
+def train_step(
+    base: Gemma2, head: Callable[..., tuple[Tensor, Tensor]], optimizers: Optimizers, made: list[tuple[Ids, Weights]], scale: float
+) -> tuple[int, float]:
+    """One update on some batches; returns its tokens and its mean loss on what the model writes."""
+    num_tokens, weight, spoken, num_spoken = 0, 0.0, 0.0, 0
+    for tokens, weights in made:
+        ids, w = torch.from_numpy(tokens), torch.from_numpy(weights)
+        w = F.pad(w[:, 1:], (0, 1))  # the weight of each target
+        loss, model_loss = head(base, base.model(ids), torch.roll(ids, -1, 1), w)
+        loss.backward()
+        optimizers.take_gradients()
+        num_tokens += ids.numel()
+        weight += float(w.sum())
+        spoken += float(model_loss.detach())
+        num_spoken += int((w == 1.0).sum())
+    optimizers.step(scale, weight)
+    return num_tokens, spoken / num_spoken
+
+
+def rate_scale(args: argparse.Namespace, state: State, start: State) -> float:
+    """The share of the full rate: linear warm-up, constant, and where asked a linear decay from the start to zero."""
+    warm = min(1.0, (state.tokens + 1) / WARMUP_TOKENS)
+    if not args.decay_tokens:
+        return warm
+    done = (state.tokens - start.tokens) / args.decay_tokens
+    # By the clock too: on a shared machine a decay must end when it was promised to end.
+    late = (state.seconds - start.seconds) / (60 * args.minutes) if args.minutes else 0.0
+    return warm * max(0.0, 1.0 - max(done, late))
+
+
+def is_over(args: argparse.Namespace, state: State, start: State) -> bool:
+    tokens = args.decay_tokens or args.tokens
+    return state.tokens - start.tokens >= tokens or bool(args.minutes and state.seconds - start.seconds >= 60 * args.minutes)
+
+
+def log(path: Path, **values: object) -> None:
+    """One JSON line to the file and to standard output."""
+    line = json.dumps(values)
+    print(line, flush=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def train(args: argparse.Namespace) -> None:
+    """The loop: from a fresh model or a checkpoint, until the tokens or the minutes are used up."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(args.export / "tokenizer.json"))
+    base = new_model(args.seed, compute_dtype())
+    optimizers = Optimizers(base, args.muon_lr, args.adam_lr)
+    state = load_checkpoint(args.resume, optimizers) if args.resume else State()
+    start = replace(state)
+    compile_blocks(base)
+    head = torch.compile(head_loss, dynamic=False)
+    # A new seed for each start: a resumed run must not meet the same documents again.
+    stream = batches(tokenizer, args.seed * 1_000_003 + state.steps, args.batch_tokens)
+    losses: list[float] = []
+    saved = gated = state.tokens
+    while not is_over(args, state, start):
+        clock = time.perf_counter()
+        num_tokens, loss = train_step(base, head, optimizers, list(itertools.islice(stream, args.micro)), rate_scale(args, state, start))
+        state.tokens, state.steps = state.tokens + num_tokens, state.steps + 1
+        state.seconds += time.perf_counter() - clock
+        losses.append(loss)
+        if state.steps % 50 == 0:
+            log(args.out / "log.jsonl", tokens=state.tokens, steps=state.steps, loss=round(float(np.mean(losses)), 4),
+                rate=round(rate_scale(args, state, start), 3), seconds=round(state.seconds),
+                tokens_per_second=round((state.tokens - start.tokens) / (state.seconds - start.seconds)))  # fmt: skip
+            losses = []
+        if state.tokens - gated >= args.gate_every:
+            gated = state.tokens
+            log(args.out / "log.jsonl", tokens=state.tokens, **gate(base, tokenizer))
+        if state.tokens - saved >= args.save_every:
+            saved = state.tokens
+            save_checkpoint(args.out / "last", optimizers, state)
+    save_checkpoint(args.out / "last", optimizers, state)
+    scores = gate(base, tokenizer, documents=96)
+    log(args.out / "log.jsonl", tokens=state.tokens, **scores)
+    if not args.no_export:
+        export(base, args, state, scores)
+
+
+def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[str, float]) -> None:
+    """Writes the model beside its tokenizer, with the recipe and the measured accuracies."""
+    save_gemma2(base.to(torch.bfloat16), args.export)
+    recipe = {
+        "tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds), "seed": args.seed,
+        "decay_tokens": args.decay_tokens, "muon_lr": args.muon_lr, "adam_lr": args.adam_lr,
+        "tokens_per_step": args.micro * args.batch_tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "held_out_accuracy": scores,
+    }  # fmt: skip
+    (args.export / "pretrain.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrain", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/pretrain"), help="folder of the log and the checkpoint `last`")
+    add("--export", type=Path, default=Path("model/default"), help="folder of the tokenizer and of the finished model")
+    add("--no-export", action="store_true", help="leave the model in --export alone")
+    add("--train-tokenizer", action="store_true", help="train the tokenizer first and write it to --export")
+    add("--resume", type=Path, help="a checkpoint folder to go on from")
+    add("--tokens", type=int, default=30_000_000, help="tokens of the trunk, counted from the start of this run")
+    add("--decay-tokens", type=int, default=0, help="decay the rate to zero over so many tokens instead, then stop")
+    add("--minutes", type=float, default=0.0, help="stop, or end the decay, after so many minutes of training at the latest")
+    add("--batch-tokens", type=int, default=2048, help="tokens of a forward pass")
+    add("--micro", type=int, default=3, help="forward passes of a step")
+    add("--muon-lr", type=float, default=0.02, help="0: AdamW alone")
+    add("--adam-lr", type=float, default=3e-3)
+    add("--gate-every", type=int, default=1_000_000, help="tokens between measurements of held-out accuracy")
+    add("--save-every", type=int, default=1_000_000, help="tokens between checkpoints")
+    add("--threads", type=int, default=2)
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.train_tokenizer or not (args.export / "tokenizer.json").is_file():
+        save_tokenizer(train_tokenizer(training_text(TOKENIZER_SEED, TOKENIZER_DOCUMENTS)), args.export)
+    train(args)
+
+
+if __name__ == "__main__":
+    if not set(ALLOCATOR) <= set(os.environ):  # read by glibc before the first line of Python
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.pretrain", *sys.argv[1:]], os.environ | ALLOCATOR)
+    main()

@@ -1,0 +1,192 @@
+"""Rows -> conversations -> examples, with everything that is dropped, truncated or repaired counted and named.
+
+Separate from `files.py`, which knows file formats, and from `packing.py`, which knows tensors.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.chat import Example, render
+from data.files import read_rows
+from data.messages import Conversation
+from data.schema import parse_row
+from data.tokenizer import Tokenizer
+from data.tools import write_tool
+
+OVERLONG = ("drop", "truncate", "error")
+_SHOWN = 5
+
+
+@dataclass
+class LoadReport:
+    """What reading did. `dropped` holds every problem of every row that was left out, with its place."""
+
+    rows: int = 0
+    dropped: list[str] = field(default_factory=list)
+    repairs: Counter[str] = field(default_factory=Counter)
+    repaired_rows: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `run.json`; the reasons of the first dropped rows only."""
+        return {"rows": self.rows, "dropped": len(self.dropped), "reasons": self.dropped[:_SHOWN],
+                "repaired_rows": self.repaired_rows, "repairs": dict(self.repairs)}  # fmt: skip
+
+
+@dataclass
+class BuildReport:
+    """What rendering did. Lists hold the rows' places; `duplicates` are kept, and named as (row, first equal row)."""
+
+    examples: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    dropped_overlong: list[str] = field(default_factory=list)
+    dropped_unsupervised: list[str] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `run.json`: counts only."""
+        return {name: len(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+
+
+def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
+    """Read every row; a row that cannot be read is dropped and told in the report.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_rows`; and ValueError if not one row can be read.
+    """
+    report, conversations = LoadReport(), []
+    for place, row in read_rows(path_or_repo):
+        report.rows += 1
+        try:
+            conversation = parse_row(row, place)
+        except ValueError as error:
+            report.dropped.append(str(error))
+            continue
+        conversations.append(conversation)
+        report.repairs.update(conversation.repairs)
+        report.repaired_rows += bool(conversation.repairs)
+    if not conversations:
+        reasons = "\n".join(report.dropped[:_SHOWN])
+        raise ValueError(f"{path_or_repo}: expected conversations, got {report.rows} unreadable rows:\n{reasons}")
+    return conversations, report
+
+
+def build_examples(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    max_length: int,
+    overlong: str = "drop",
+    train_on: str = "assistant",
+) -> tuple[list[Example], BuildReport]:
+    """Render every conversation to at most `max_length` tokens.
+
+    Args:
+        overlong: what happens to a longer one: "drop", "truncate" (the head is kept; if nothing supervised is left, it
+            is dropped), or "error".
+    Raises:
+        ValueError: "error" and a longer one, no supervised token in any example, or a bad argument.
+    """
+    if overlong not in OVERLONG or max_length < 2:
+        choices = ", ".join(OVERLONG)
+        raise ValueError(f"expected overlong out of {choices} and max_length >= 2, got {overlong} and {max_length}")
+    report, examples = BuildReport(), []
+    first_places: dict[tuple[int, ...], str] = {}
+    for conversation in conversations:
+        example = _fit(render(conversation, tokenizer, train_on), max_length, overlong, report)
+        if example is None:
+            continue
+        key = tuple(example.tokens)
+        if key in first_places:
+            report.duplicates.append((example.where, first_places[key]))
+        first_places.setdefault(key, example.where)
+        examples.append(example)
+        report.examples += 1
+        report.tokens += len(example.tokens)
+        report.supervised_tokens += example.num_supervised
+    if not report.supervised_tokens:
+        raise ValueError(
+            f"expected supervised tokens, got none: {len(report.dropped_overlong)} rows are longer than {max_length} "
+            f"tokens, {len(report.dropped_unsupervised)} have no trained turn; "
+            f"raise --max-length or check --train-on"
+        )
+    return examples, report
+
+
+def _fit(example: Example, max_length: int, overlong: str, report: BuildReport) -> Example | None:
+    """Return the example if it may stay, cut to length if need be; note what happened to it."""
+    is_overlong = len(example.tokens) > max_length
+    if is_overlong and overlong == "error":
+        raise ValueError(
+            f"{example.where}: expected at most {max_length} tokens, got {len(example.tokens)}; raise --max-length, or "
+            f"choose --overlong drop or truncate"
+        )
+    if is_overlong and overlong == "drop":
+        report.dropped_overlong.append(example.where)
+        return None
+    if is_overlong:
+        example = Example(example.tokens[:max_length], example.trainable[:max_length], example.where)
+    if not example.num_supervised:
+        (report.dropped_overlong if is_overlong else report.dropped_unsupervised).append(example.where)
+        return None
+    if is_overlong:
+        report.truncated.append(example.where)
+    return example
+
+
+def split(
+    conversations: Sequence[Conversation], eval_fraction: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Hold rows out: (training rows, held-out rows), each in its old order.
+
+    Up to half of the held-out rows are chosen by their tools: all rows that share a tool with them are held out too, so
+    no training row ever names these tools. The rest is drawn at random. Equal rows stay on one side.
+
+    Raises:
+        ValueError: a fraction outside [0, 1), or no row left on a side that should have one.
+    """
+    if not 0 <= eval_fraction < 1:
+        raise ValueError(f"eval fraction: expected at least 0 and less than 1, got {eval_fraction}")
+    if eval_fraction == 0:
+        return list(conversations), []
+    target = max(1, round(len(conversations) * eval_fraction))
+    order = list(range(len(conversations)))
+    random.Random(f"split {seed}").shuffle(order)
+    held = _hold_out_tools(conversations, order, target // 2)
+    groups: dict[str, list[int]] = {}
+    for index in order:
+        groups.setdefault(_identity(conversations[index]), []).append(index)
+    for group in groups.values():
+        if len(held) >= target:
+            break
+        if held.isdisjoint(group) and len(held) + len(group) < len(conversations):
+            held.update(group)
+    if not held:
+        raise ValueError(f"expected two different rows to hold one out, got {len(conversations)} in all; hold none out")
+    train = [conversation for index, conversation in enumerate(conversations) if index not in held]
+    return train, [conversations[index] for index in sorted(held)]
+
+
+def _hold_out_tools(conversations: Sequence[Conversation], order: Sequence[int], budget: int) -> set[int]:
+    """Choose rows by whole tools: whatever names a chosen row's tool is chosen with it, while it fits the budget."""
+    rows_of: dict[str, set[int]] = {}
+    for index, conversation in enumerate(conversations):
+        for name in conversation.tool_names:
+            rows_of.setdefault(name, set()).add(index)
+    held: set[int] = set()
+    for index in order:
+        touched = set().union(*(rows_of[name] for name in conversations[index].tool_names))
+        if touched and len(held | touched) <= budget:
+            held |= touched
+    return held
+
+
+def _identity(conversation: Conversation) -> str:
+    """Equal for rows that say the same, wherever they stand."""
+    tools = [write_tool(tool) for tool in conversation.tools]
+    return json.dumps([repr(conversation.messages), tools, repr(conversation.prompt), conversation.system])

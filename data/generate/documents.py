@@ -1,0 +1,227 @@
+"""Pretraining documents in Gemma's turn format, without a tool call and without any of the course's tags.
+
+They teach the operations that a call is made of: copying, looking up, choosing the entry that fits a request, listing
+its fields, filling them from the request, saying that none fits or that something is missing. A document is a list of
+(text, tag): "user" turns carry little loss; "pick", "list", "fill" and "say" are what the model writes.
+"""
+
+from collections.abc import Callable
+
+from data.generate import phrases, words
+from data.generate.chat import small_talk, story
+from data.generate.entries import (
+    Entry,
+    Request,
+    core_request,
+    finish,
+    new_double,
+    new_entries,
+    new_entry,
+    new_request,
+    new_values,
+)
+from data.generate.layouts import Layout, compact, new_layout
+from data.generate.values import Source, new_field, new_value
+
+Segment = tuple[str, str]
+Turn = tuple[str, list[Segment]]
+FORBIDDEN = ("<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+WEIGHTS = {"user": 0.12, "pick": 1.0, "list": 1.0, "fill": 1.0, "say": 1.0}
+
+INTROS = (
+    "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.", "The {e}s on offer:", "Below is what there is.",
+    "Use one of these {e}s.", "Study this list.", "A list of {e}s follows.", "All {e}s:", "You know these {e}s.", "Keep these in mind.",
+    "Work with this.", "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:", "Your {e}s today:",
+    "This is all we have.",
+)  # fmt: skip
+ASK_PICK = ("Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}", "Choose without filling: {r}",
+            "Just say which one fits. {r}", "Which one is meant: {r}", "Find the right {e}: {r}", "Pick one for this: {r}", "Point at the right one. {r}")
+ASK_LIST = ("What does {x} need?", "Which parts has {x}?", "List what {x} takes.", "Tell me what {x} needs.", "What goes into {x}?",
+            "What must I give for {x}?", "And {x}, what does it need?", "{x} needs what?", "Read me the parts of {x}.", "What is asked for in {x}?")
+ASK_BOTH = ("Which {e} fits, and what does it need: {r}", "Pick and list: {r}", "Name the {e} and its needs: {r}", "Plan this, but don't fill it: {r}",
+            "What fits, and what is needed: {r}")
+RESULTS = ("Result: {r}", "It returned {r}", "Outcome: {r}", "Here is what came back: {r}", "The record says {r}", "Answer: {r}", "We got {r}",
+           "Reply: {r}", "Back came {r}", "Output: {r}")
+COPY_ASKS = ("Repeat this: {x}", "Say {x}", "Write {x}", "Copy: {x}", "Echo {x}", "Print the following: {x}", "Type this again: {x}", "Once more: {x}",
+             "Reproduce {x}", "Give back {x}")
+LOOKUP_ASKS = ("What is {k}?", "{k}?", "Give me {k}.", "Which value has {k}?", "Look up {k}.", "Tell me {k}.", "Read {k}.", "And {k}?", "The value of {k}?",
+               "Find {k}.")
+RECORD_ASKS = ("Write this as a record: {x}", "Make a record of {x}", "As a record: {x}", "Note down {x}", "Turn this into a record: {x}",
+               "Store {x}", "Put this in order: {x}", "Enter {x}", "Take down {x}", "File {x}")  # fmt: skip
+
+
+def pick_text(entry: Entry) -> str:
+    return phrases.FITS.format(e=entry.name)
+
+
+def list_text(entry: Entry) -> str:
+    return phrases.NEEDS.format(fields=", ".join(f.name for f in entry.fields))
+
+
+def thought(entry: Entry) -> str:
+    """The plan before a filled record or a call; the fine-tune keeps this very phrase."""
+    return f"{pick_text(entry)} {list_text(entry)}"
+
+
+def _planned(entry: Entry, lead: str = "") -> list[Segment]:
+    return [(lead + pick_text(entry), "pick"), (" " + list_text(entry), "list")]
+
+
+def _filled(layout: Layout, request: Request) -> Segment:
+    return "\n" + layout.record(request.entry, request.values), "fill"
+
+
+def result_turn(source: Source) -> tuple[dict[str, object], str]:
+    """A result record and the sentence that answers from it."""
+    done = source.template(phrases.DONE)
+    if source.chance(0.15):
+        problem = " ".join(source.word(words.NOUNS).replace("_", " ") for _ in range(2))
+        return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
+    fields = {source.word(phrases.RESULT_FIELDS): new_value(source, new_field(source)) for _ in range(source.pick((1, 1, 2, 3)))}
+    if source.chance(0.15):
+        return {"status": "ok"}, done
+    name, value = source.pick([(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")])
+    fields.setdefault(name, value)
+    report = source.template(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
+    return dict(fields), (f"{done} {report}" if source.chance(0.4) else report)
+
+
+def _fill_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+    request = new_request(source, source.pick(entries), entries)
+    return request.text, [*_planned(request.entry), _filled(layout, request)]
+
+
+def _double_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+    first, second = source.rng.sample(entries, 2) if source.chance(0.9) else [source.pick(entries)] * 2
+    pair = new_double(source, first, second, entries)
+    plans = [*_planned(first), *_planned(second, " ")]
+    return pair[0].text, [*plans, *(_filled(layout, request) for request in pair)]
+
+
+def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str]:
+    """A message that no entry fits, with its answer: small talk, or a request for something near an entry."""
+    if source.chance(0.6):
+        return small_talk(source)
+    while True:
+        other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
+        if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
+            text = finish(source, core_request(source, other, new_values(source, other), [other, *entries]))
+            return text, source.template(phrases.SORRY)
+
+
+def _none_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+    text, answer = unfit_request(source, entries)
+    return text, [(phrases.NONE_FITS, "pick"), (" " + answer, "say")]
+
+
+def missing_text(source: Source, request: Request) -> tuple[str, str]:
+    """What the model thinks and asks where a field's value was not given."""
+    assert request.missing is not None
+    ask = source.template(phrases.ASKS).format(f=request.missing.replace("_", " "))
+    return phrases.LACKS.format(f=request.missing), ask
+
+
+def _missing_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+    request = new_request(source, source.pick(entries), entries, lacking=True)
+    lack, ask = missing_text(source, request)
+    return request.text, [*_planned(request.entry), (f" {lack} {ask}", "say")]
+
+
+def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+    """Selection alone, listing alone, or both, without a record."""
+    entry = source.pick(entries)
+    if source.chance(0.3):
+        return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
+    text = new_request(source, entry, entries).text
+    if source.chance(0.5):
+        return source.template(ASK_PICK).format(e=layout.noun, r=text), [(pick_text(entry), "pick")]
+    return source.template(ASK_BOTH).format(e=layout.noun, r=text), _planned(entry)
+
+
+Turns = tuple[tuple[Callable[[Source, list[Entry], Layout], Turn], int], ...]
+TURNS: Turns = ((_fill_turn, 46), (_double_turn, 24), (_none_turn, 13), (_missing_turn, 7), (_ask_turn, 10))
+
+
+def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) -> list[Turn]:
+    """A list of entries and one to three messages about it, some followed by a result to report."""
+    entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
+    layout = new_layout(source)
+    builders = [build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1]
+    builders = builders or [_fill_turn]
+    listing = f"{source.template(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
+    turns: list[Turn] = []
+    for _ in range(min(max_turns, source.pick((1, 1, 2, 3)))):
+        turns.append(source.pick(builders)(source, entries, layout))
+        if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
+            record, answer = result_turn(source)
+            turns.append((source.template(RESULTS).format(r=compact(record)), [(answer, "say")]))
+    return [(listing + turns[0][0], turns[0][1]), *turns[1:]]
+
+
+def _any_text(source: Source) -> str:
+    field = new_field(source)
+    value = new_value(source, field)
+    return str(value) if source.chance(0.6) else " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
+
+
+def copy_document(source: Source) -> list[Turn]:
+    """Repeating strings exactly."""
+    texts = [_any_text(source) for _ in range(source.rng.randint(1, 3))]
+    return [(source.template(COPY_ASKS).format(x=text), [(text, "say")]) for text in texts]
+
+
+def lookup_document(source: Source) -> list[Turn]:
+    """Names with values, then questions for some of them."""
+    fields = {new_field(source).name: _any_text(source) for _ in range(source.rng.randint(2, 6))}
+    style = source.rng.random()
+    page = compact(fields) if style < 0.5 else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
+    asked = source.rng.sample(list(fields), min(len(fields), source.rng.randint(1, 3)))
+    turns: list[Turn] = [(source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked]
+    return [(page + "\n\n" + turns[0][0], turns[0][1]), *turns[1:]]
+
+
+def record_document(source: Source) -> list[Turn]:
+    """A sentence of labelled values, written down as a JSON record."""
+    entry = new_entry(source)
+    values = new_values(source, entry)
+    said = ", ".join(source.template(phrases.LABELLED).format(f=f.spoken, v=values[f.name]) for f in entry.fields)
+    return [(source.template(RECORD_ASKS).format(x=said), [(compact(values), "fill")])]
+
+
+def story_document(source: Source) -> list[Turn]:
+    """A short text and questions about it."""
+    text, questions = story(source)
+    turns: list[Turn] = [(ask, [(answer, "say")]) for ask, answer in questions]
+    return [(f"{text} {turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
+def chat_document(source: Source) -> list[Turn]:
+    """Small talk."""
+    return [(ask, [(answer, "say")]) for ask, answer in (small_talk(source) for _ in range(source.rng.randint(1, 3)))]
+
+
+# By number of documents; the entries documents are three times as long as the others.
+BUILDERS = ((entries_document, 62), (copy_document, 8), (lookup_document, 12), (record_document, 8), (story_document, 5), (chat_document, 5))
+
+
+def render(turns: list[Turn]) -> list[Segment]:
+    """Turns -> segments in Gemma's format. The closing mark of a model turn belongs to what the model writes."""
+    segments: list[Segment] = []
+    for ask, answer in turns:
+        segments.append((f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n", "user"))
+        segments += answer[:-1]
+        text, tag = answer[-1]
+        segments += [(text + "<end_of_turn>", tag), ("\n", "user")]
+    return segments
+
+
+def new_document(source: Source) -> list[Segment]:
+    """A fresh pretraining document."""
+    build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
+    return render(build(source))
+
+
+def gate_document(source: Source, kind: str) -> list[Segment]:
+    """A document with one message of one kind ("fill", "double" or "none"), to measure with."""
+    build = {"fill": _fill_turn, "double": _double_turn, "none": _none_turn}[kind]
+    return render(entries_document(source, ((build, 1),), max_turns=1))

@@ -1,0 +1,206 @@
+"""Entries (a name, a description, fields) and the requests that one of them fits.
+
+An entry stands for anything with named blanks: a form, a recipe card, a job description, and in `calls.py` a tool.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.generate import phrases, words
+from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
+
+NOUN_TAILS = ("", "", "", "", "", "", " for a {w}", " in the {w}", " of the {w}", " by {w}", " from the {w}", " with a {w}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`verb` and `noun` are the words of the description that a request may repeat."""
+
+    name: str
+    verb: str
+    noun: str
+    tail: str
+    fields: tuple[Field, ...]
+
+    @property
+    def action(self) -> str:
+        return f"{self.verb} {self.noun}{self.tail}"
+
+    @property
+    def bare_noun(self) -> str:
+        return self.noun.removeprefix("a ").removeprefix("the ").removeprefix("an ")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says, and the values that the entry's fields take; a missing field has no value."""
+
+    entry: Entry
+    text: str
+    values: dict[str, Scalar]
+    missing: str | None = None
+
+
+def new_fields(source: Source, count: int) -> tuple[Field, ...]:
+    """`count` fields with different names, at most one of them a flag and with no shared enum options."""
+    fields: dict[str, Field] = {}
+    options: set[str] = set()
+    while len(fields) < count:
+        field = new_field(source)
+        if field.kind is KINDS["flag"]:
+            if any(f.kind is KINDS["flag"] for f in fields.values()):
+                continue
+            name = source.word(words.FLAGS)
+            field = Field(name, field.kind, "boolean", True)
+        if isinstance(field.type, tuple):
+            if len(field.type) < 2 or options & set(field.type):
+                continue
+            options |= set(field.type)
+        if field.name not in fields:
+            fields[field.name] = field
+    return tuple(fields.values())
+
+
+def new_entry(source: Source, near: Entry | None = None) -> Entry:
+    """A random entry; with `near`, one that shares its verb or its noun and so is easily mistaken for it."""
+    verb, bare = source.word(words.VERBS), source.word(words.NOUNS)
+    if source.chance(0.2):
+        bare = f"{source.word(words.ADJECTIVES)} {bare}"
+    if near is not None:
+        verb, bare = (near.verb.replace(" ", "_"), bare) if source.chance(0.5) else (verb, near.bare_noun)
+    bare = bare.replace("_", " ")
+    style = source.rng.random()
+    name = f"{verb}_{bare}".replace(" ", "_")
+    if style < 0.12:
+        name = source.invent() + (f"_{source.invent()}" if source.chance(0.5) else "")
+    elif style < 0.2:
+        name = f"{verb}_{bare.split()[-1]}"
+    elif style < 0.25:
+        name = f"{bare}_{verb}".replace(" ", "_")
+    elif style < 0.29:
+        name = bare.replace(" ", "_")
+    tail = source.pick(NOUN_TAILS)
+    tail = tail.format(w=source.word(words.NOUNS).replace("_", " ")) if tail else ""
+    noun = source.pick(("a ", "a ", "the ", "")) + bare
+    return Entry(name, verb.replace("_", " "), noun, tail, new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3))))
+
+
+def new_entries(source: Source, count: int) -> list[Entry]:
+    """`count` entries with different names, verbs and nouns; about half of the lists hold near misses."""
+    entries = [new_entry(source)]
+    while len(entries) < count:
+        near = source.pick(entries) if source.chance(0.35) else None
+        entry = new_entry(source, near)
+        if all(entry.name != e.name and (entry.verb, entry.bare_noun) != (e.verb, e.bare_noun) for e in entries):
+            entries.append(entry)
+    source.rng.shuffle(entries)
+    return entries
+
+
+# Kinds whose values and prepositions look alike: side by side, one of them is named.
+ALIKE = (KINDS["text"], KINDS["subject"], KINDS["product"])
+
+
+def can_stand_bare(field: Field, bare: list[Field], lacking: bool) -> bool:
+    """True where the request may give the value without the field's name and still have one reading.
+
+    `bare` are the fields that already do without. One string and one number are told apart by type and by elimination;
+    elimination needs every other value to be there; more than one string needs names that tell the kind.
+    """
+    if isinstance(field.type, tuple):
+        return True
+    if field.type != "string":
+        return not lacking and not any(f.type in ("integer", "number") for f in bare)
+    rivals = [f for f in bare if f.type == "string"]
+    if not rivals and not lacking:
+        return True
+    if not field.known or not all(f.known for f in rivals):
+        return False
+    return all(f.kind is not field.kind and not (f.kind in ALIKE and field.kind in ALIKE) for f in rivals)
+
+
+def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> list[str]:
+    """How the request mentions each value, in random order."""
+    phrases_, bare = [], []
+    for field in source.rng.sample(entry.fields, len(entry.fields)):
+        if field.name not in values:
+            continue
+        value, texts = values[field.name], phrases.LABELLED
+        if isinstance(value, bool):
+            texts = phrases.YES if value else phrases.NO
+        elif can_stand_bare(field, bare, len(values) < len(entry.fields)) and source.chance(0.6):
+            texts = field.kind.phrases
+            bare.append(field)
+        phrases_.append(source.template(texts).format(v=value, f=field.spoken))
+    return phrases_
+
+
+def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
+    """The words for what is wanted: mostly the description's own, sometimes shortened or with another article."""
+    heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
+    if entry.bare_noun.split()[-1] not in heads and source.chance(0.15):  # the noun alone tells which entry is meant
+        return source.template(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
+    noun = entry.noun if source.chance(0.6) else source.pick(("a ", "the ", "my ", "this ", "our ")) + entry.bare_noun
+    return source.template(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
+
+
+def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
+    """A value for every field, in the entry's order; no two alike, so that each has one place to go."""
+    values: dict[str, Scalar] = {}
+    for field in entry.fields:
+        value = new_value(source, field)
+        while not isinstance(value, bool) and value in values.values():
+            value = new_value(source, field)
+        values[field.name] = value
+    return values
+
+
+def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> str:
+    """Action and values in one clause, without greeting or full stop; `others` are the entries on offer."""
+    spoken = field_phrases(source, entry, values)
+    action = _action_text(source, entry, others)
+    if not spoken:
+        return action
+    joint = source.template(phrases.JOINTS)
+    if source.chance(0.88):
+        return action + source.pick((" ", " ", ", ", ": ")) + joint.join(spoken)
+    # Never a value as the first word: a capital would change it.
+    return source.template(phrases.LEADS) + joint.join(spoken) + ", " + action
+
+
+def sentence(text: str) -> str:
+    """Begins with a capital where the first letter stands alone as a piece anyway."""
+    return text[:1].upper() + text[1:] if text[:1].isalpha() else text
+
+
+def finish(source: Source, core: str) -> str:
+    """Greeting, closer and full stop around a request."""
+    prefix, closer = source.template(phrases.PREFIXES), source.template(phrases.CLOSERS)
+    text = prefix + core + ("," + closer if closer and source.chance(0.5) else closer)
+    text = text if source.chance(0.25) else sentence(text)
+    return text + source.pick((".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else "."))
+
+
+def new_request(source: Source, entry: Entry, others: Sequence[Entry], lacking: bool = False) -> Request:
+    """A request that `entry` fits among `others`; with `lacking`, one that leaves out one of its fields."""
+    values = new_values(source, entry)
+    missing = None
+    if lacking:
+        missing = source.pick([f.name for f in entry.fields])
+        values = {name: value for name, value in values.items() if name != missing}
+    return Request(entry, finish(source, core_request(source, entry, values, others)), values, missing)
+
+
+def new_double(source: Source, first: Entry, second: Entry, others: Sequence[Entry]) -> tuple[Request, Request]:
+    """Two requests in one message, which both of them carry."""
+    values = new_values(source, first), new_values(source, second)
+    cores = [core_request(source, e, v, others) for e, v in zip((first, second), values, strict=True)]
+    text = finish(source, source.template(phrases.LINKS).format(x=cores[0], y=cores[1]))
+    return Request(first, text, values[0]), Request(second, text, values[1])
+
+
+def schema(entry: Entry) -> dict[str, Any]:
+    """Field names with their types, as they stand in a JSON list of entries."""
+    return {f.name: list(f.type) if isinstance(f.type, tuple) else f.type for f in entry.fields}
+

@@ -1,0 +1,206 @@
+"""Fields and their values: what a field is called, which JSON type it has, and how a request mentions its value.
+
+A value is a pair: what stands in the JSON, and the words of the request. The two agree piece for piece, so that
+filling a field is copying. Values of the held-out side are drawn until their checksum lies on that side.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from data.generate import words
+from data.generate.words import mine, side, templates
+
+Scalar = str | int | float | bool
+Item = TypeVar("Item")
+# Share of plain words that are replaced by made-up ones, so that copying never becomes a list of known words.
+MADE_UP = 0.35
+
+
+@dataclass
+class Source:
+    """A random stream on one side of the split; `made_up` is the share of invented words."""
+
+    rng: random.Random
+    held: bool = False
+    made_up: float = MADE_UP
+
+    def chance(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def pick(self, items: Sequence[Item]) -> Item:
+        return items[int(self.rng.random() * len(items))]
+
+    def template(self, texts: tuple[Item, ...]) -> Item:
+        return self.pick(templates(texts, self.held))
+
+    def word(self, words: tuple[str, ...]) -> str:
+        return self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held))
+
+    def on_side(self, draw: Callable[[], str]) -> str:
+        """Draws until the text lies on this stream's side."""
+        while True:
+            text = draw()
+            if side(text) == self.held:
+                return text
+
+    def invent(self) -> str:
+        """A pronounceable word that no list holds."""
+        return self.on_side(self._syllables)
+
+    def _syllables(self) -> str:
+        count = self.pick((1, 2, 2, 2, 3, 3))
+        return "".join(self.pick(words.ONSETS) + self.pick(words.VOWELS) + self.pick(words.CODAS) for _ in range(count))
+
+    def digits(self, low: int, high: int) -> str:
+        """The digits of a number of `low` to `high` places."""
+        places = self.rng.randint(low, high)
+        return self.on_side(lambda: str(self.rng.randint(10 ** (places - 1) if places > 1 else 1, 10**places - 1)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of field: its usual names, its JSON type, its sampler and the phrases that need no field name."""
+
+    names: tuple[str, ...]
+    type: str
+    draw: Callable[[Source], Scalar]
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an entry. `type` is a JSON type or the allowed options; `known`: its name tells the kind of value."""
+
+    name: str
+    kind: Kind
+    type: str | tuple[str, ...]
+    known: bool
+
+    @property
+    def spoken(self) -> str:
+        return self.name.replace("_", " ")
+
+
+def _capital(source: Source, words: tuple[str, ...]) -> str:
+    return source.word(words).capitalize()
+
+
+def _person(source: Source) -> str:
+    first = _capital(source, words.NAMES)
+    return f"{first} {_capital(source, words.SURNAMES)}" if source.chance(0.4) else first
+
+
+def _city(source: Source) -> str:
+    place = _capital(source, words.CITIES)
+    return f"{source.pick(('New', 'Port', 'Lake', 'Mount'))} {place}" if source.chance(0.1) else place
+
+
+def _email(source: Source) -> str:
+    domain = f"{source.word(words.DOMAINS)}.{source.pick(words.ENDINGS)}"
+    user = source.word(words.NAMES).lower()
+    if source.chance(0.4):
+        user += source.pick(".-_") + source.word(words.SURNAMES).lower()
+    return source.on_side(lambda: f"{user}{source.pick(('', '', source.digits(1, 2)))}@{domain}" if domain else "")
+
+
+def _date(source: Source) -> str:
+    if source.chance(0.35):
+        return source.word(words.WEEKDAYS)
+    month, day = source.rng.randint(1, 12), source.rng.randint(1, 28)
+    if source.chance(0.5):
+        return source.on_side(lambda: f"20{source.rng.randint(10, 45)}-{month:02d}-{source.rng.randint(1, 28):02d}")
+    named = source.pick(words.MONTHS)
+    return source.on_side(
+        lambda: source.pick((f"{source.rng.randint(1, 28)} {named}", f"{named} {source.rng.randint(1, 28)}", f"{named} {day}"))
+    )
+
+
+def _time(source: Source) -> str:
+    rng = source.rng
+    return source.on_side(
+        lambda: source.pick((f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}", f"{rng.randint(1, 12)} {source.pick(('am', 'pm'))}"))
+    )
+
+
+def _code(source: Source) -> str:
+    def draw() -> str:
+        letters = "".join(source.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(source.rng.randint(1, 3)))
+        number = "".join(source.pick("0123456789") for _ in range(source.rng.randint(2, 4)))
+        return source.pick((f"{letters}-{number}", f"{letters}{number}", f"{letters.lower()}_{number}", number + letters))
+
+    return source.on_side(draw)
+
+
+def _text(source: Source) -> str:
+    count = source.pick((1, 1, 2, 2, 3))
+    lists = (words.NOUNS, words.ADJECTIVES, words.TOPICS, words.PRODUCTS)
+    return " ".join(source.word(source.pick(lists)) for _ in range(count)).replace("_", " ")
+
+
+def _amount(source: Source) -> Scalar:
+    if source.chance(0.5):
+        return int(source.digits(1, 4))
+    while True:
+        number = round(source.rng.uniform(0.1, 300), source.pick((1, 2)))
+        if side(str(number)) == source.held and number != int(number):
+            return number
+
+
+def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
+    return lambda source: source.word(words_)
+
+
+KINDS = {
+    "city": Kind(("city", "town", "place", "location", "destination", "region", "venue"), "string", _city,
+                 ("in {v}", "near {v}", "around {v}", "over in {v}", "somewhere in {v}", "for the {v} area", "close to {v}")),
+    "person": Kind(("name", "person", "guest", "contact", "client", "patient", "owner", "customer", "author"), "string",
+                   _person, ("for {v}", "under the name {v}", "on behalf of {v}", "for our friend {v}", "with {v}",
+                             "for my colleague {v}", "in the name of {v}")),
+    "email": Kind(("email", "recipient", "mail_address", "sender", "inbox"), "string", _email,
+                  ("to {v}", "using {v}", "via {v}", "through the mailbox {v}", "with a copy to {v}", "mailing {v}")),
+    "date": Kind(("date", "day", "start_date", "due_date", "deadline", "arrival", "departure"), "string", _date,
+                 ("on {v}", "for {v}", "by {v}", "starting {v}", "no later than {v}", "before {v}", "from {v} on")),
+    "time": Kind(("time", "hour", "start_time", "pickup_time", "opening", "slot"), "string", _time,
+                 ("at {v}", "around {v}", "from {v}", "at {v} sharp", "starting at {v}", "not before {v}")),
+    "count": Kind(("guests", "people", "rooms", "copies", "nights", "seats", "days", "minutes", "hours", "pages", "quantity",
+                   "adults", "units", "rounds", "miles", "servings"), "integer", lambda s: int(s.digits(1, 3)),
+                  ("{v} {f}", "for {v} {f}", "with {v} {f}", "{v} {f} in all", "exactly {v} {f}", "a total of {v} {f}")),
+    "amount": Kind(("amount", "price", "budget", "limit", "total", "fee", "weight", "rate", "distance"), "number", _amount,
+                   ("{v}", "for {v}", "up to {v}", "of {v}", "no more than {v}", "at most {v}")),
+    "code": Kind(("order_id", "code", "reference", "account", "ticket_id", "serial", "user_id", "flight_no", "isbn"),
+                 "string", _code, ("number {v}", "with id {v}", "under {v}", "code {v}", "marked {v}", "known as {v}")),
+    "text": Kind(("topic", "title", "subject", "message", "text", "note", "query", "content", "label", "phrase"), "string",
+                 _text, ('saying "{v}"', "about {v}", 'called "{v}"', 'that reads "{v}"', "named '{v}'", "concerning {v}")),
+    "product": Kind(("product", "item", "dish", "article", "ingredient", "goods"), "string", _name(words.PRODUCTS),
+                    ("for {v}", "of {v}", "with {v}", "some {v}", "regarding {v}", "all the {v}")),
+    "subject": Kind(("field", "theme", "category", "course", "genre", "area"), "string", _name(words.TOPICS),
+                    ("on {v}", "about {v}", "in {v}", "covering {v}", "related to {v}", "around {v}")),
+    "option": Kind(("size", "color", "meal", "mode", "unit", "priority", "class", "style", "season", "format", "level",
+                    "material", "direction"), "option", _name(words.OPTIONS),
+                   ("{v}", "{v} please", "the {v} one", "{v} if possible", "make it {v}", "preferably {v}", "in {v}")),
+    "flag": Kind(words.FLAGS, "boolean", lambda s: s.chance(0.5), ()),
+}  # fmt: skip
+# How often each kind is drawn.
+WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 12, "amount": 7, "code": 7, "text": 10,
+           "product": 6, "subject": 5, "option": 12, "flag": 4}  # fmt: skip
+
+def new_field(source: Source, kind_name: str | None = None) -> Field:
+    """A field of a random kind, with one of its usual names or, often, a name that says nothing."""
+    kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
+    known = not source.held and not source.chance(source.made_up)
+    if known:
+        name = source.pick(mine(kind.names, False))
+    else:
+        name = source.invent() if source.chance(0.6) else source.word(words.NOUNS)
+        name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
+    if kind.type != "option":
+        return Field(name, kind, kind.type, known)
+    options = {source.word(words.OPTIONS) for _ in range(source.rng.randint(2, 4))}
+    return Field(name, kind, tuple(sorted(options, key=lambda _: source.rng.random())), known)
+
+
+def new_value(source: Source, field: Field) -> Scalar:
+    """A value that the field allows."""
+    return source.pick(field.type) if isinstance(field.type, tuple) else field.kind.draw(source)

@@ -1,0 +1,139 @@
+"""The vocabulary: plain lists of English words and names, and the syllables of made-up ones.
+
+Separate from the grammar so that the lists can grow without touching it. Every word belongs to exactly one side of the
+split: `side` decides by a checksum of the word, so that training and held-out text share no content word.
+"""
+
+from functools import cache
+from typing import TypeVar
+from zlib import crc32
+
+Item = TypeVar("Item")
+
+# One word or value in this many is held out, and one sentence template in this many.
+HELD_WORDS, HELD_TEMPLATES = 6, 5
+# Words so frequent in any request that the base should know them: never held out.
+COMMON = frozenset(
+    """book find get cancel check search send create delete update list show plan order buy track schedule convert
+    calculate translate play add remove table room flight ticket hotel taxi train meeting appointment message email
+    note file weather temperature recipe lamp light alarm timer reminder task route distance song movie music name city
+    date time day place person text title topic price amount size color number code""".split()
+)
+
+VERBS = tuple(
+    """book find get cancel check search send create delete update list show plan order buy sell rent track open close
+    start stop schedule move copy rename print scan share upload download convert calculate compare translate measure
+    count sort filter record play pause resume save load build paint clean wash repair replace install remove add edit
+    review approve reject sign confirm verify test inspect report log archive restore export import merge split lock
+    unlock enable disable reset charge refund pay invoice transfer deposit donate ship deliver collect pack return
+    reserve register enroll assign notify remind invite greet call text mail post publish tag rate rank vote water feed
+    walk train cook bake grill brew mix serve taste draw design sketch photograph frame hang map locate measure weigh
+    predict estimate summarize describe explain define spell decode encode compress draft format highlight join leave
+    follow block mute swap trade lend borrow hire host organize prepare renew extend shorten adjust set tune
+    dim brighten heat cool monitor water harvest plant fetch look_up turn_on turn_off set_up pick_up drop_off check_in""".split()
+)
+NOUNS = tuple(
+    """table room flight ticket hotel taxi train bus ferry bicycle car van truck boat cabin tent seat desk office
+    meeting call appointment class lesson course exam lecture seminar workshop interview event party wedding concert
+    festival match race tour trip visit hike swim game puzzle quiz movie film song album playlist video photo picture
+    painting poster book novel poem story letter message email note memo report article page chapter paragraph document
+    file folder archive backup database record entry form survey poll invoice bill receipt payment refund loan budget
+    account card coupon discount subscription membership contract policy claim license passport visa permit
+    weather forecast temperature humidity wind rainfall sunrise tide moon star planet map route address road bridge
+    park garden lawn tree flower plant seed fruit apple lemon pear berry salad soup pizza pasta sandwich cake bread
+    coffee tea juice recipe meal breakfast lunch dinner snack menu kitchen oven fridge freezer kettle toaster lamp
+    light heater fan window door gate fence roof wall floor carpet curtain sofa chair bed mirror clock alarm timer
+    reminder calendar task project ticket issue bug branch build server website domain password device phone laptop
+    printer scanner camera speaker microphone screen keyboard battery charger cable sensor robot drone engine tire
+    brake wheel pump valve filter pipe tank parcel package box crate pallet shipment container warehouse shelf product
+    item sample tool hammer drill saw ladder rope jacket coat shirt dress shoe hat glove scarf bag suitcase wallet ring
+    watch necklace toy doll kite ball racket guitar piano violin drum flute dog cat horse parrot rabbit hamster fish
+    vaccine prescription pill bandage blood_test x_ray checkup dentist doctor nurse patient customer employee
+    student teacher driver pilot guest neighbor team group club library museum gallery theater cinema stadium gym pool
+    sauna bank shop market bakery pharmacy hospital school airport station harbor exchange_rate stock_price news
+    headline word synonym sentence language translation currency distance speed weight height volume score ranking
+    statistic chart graph spreadsheet slide budget_plan salary shift vacation holiday""".split()
+)
+ADJECTIVES = tuple(
+    """new old quick slow small large red green blue warm cold quiet loud early late cheap fancy local remote public
+    private shared hidden broken spare extra daily weekly monthly urgent formal casual simple complex short long
+    double single final first second third main minor bright dark fresh dry wet soft hard sweet sour round square
+    annual blank custom digital empty global heavy light modern rural urban wooden yellow""".split()
+)
+NAMES = tuple(
+    """Anna Ben Carla David Elena Felix Greta Hugo Irene Jonas Karin Liam Maria Nils Olga Paul Quentin Rosa Simon Tara
+    Ulrich Vera Walter Xenia Yusuf Zoe Adam Bianca Cyril Daria Emil Fatima Gustav Hanna Igor Julia Kofi Laura Marco Nadia
+    Oscar Petra Rahul Sonja Thomas Ursula Viktor Wanda Yara Zoltan Aisha Boris Clara Diego Esther Farid Gloria Henrik
+    Ingrid Jasper Katya Leon Mei Nora Otto Priya Ravi Sven Tina Umar Vikram Willa Ximena Yoko Zane Amir Brigit Chen
+    Dana Erik Fiona Goran Hilda Ivan Jia Kwame Lena Milo Noor Olaf Pia Rene Selma Tariq""".split()
+)
+SURNAMES = tuple(
+    """Becker Costa Duval Eriksen Fischer Garcia Hansen Ivanov Jensen Kowalski Larsen Moreau Novak Okafor Petrov
+    Quist Rossi Schmidt Tanaka Ueda Vargas Weber Xu Yilmaz Zhang Adler Bauer Cohen Diaz Egger Farkas Gruber Holm Iqbal
+    Jung Klein Lopez Mendes Nagy Olsen Park Reyes Singh Torres Urban Vogel Wolff Young Zimmer Brandt Clarke Dunn Ellis
+    Foster Grant Hughes Ibsen Joyce Khan Lindt Meyer North""".split()
+)
+CITIES = tuple(
+    """Oslo Paris Lisbon Madrid Vienna Prague Berlin Rome Athens Dublin London Warsaw Budapest Zurich Geneva Brussels
+    Helsinki Stockholm Riga Vilnius Tallinn Sofia Zagreb Belgrade Tirana Ankara Cairo Tunis Lagos Nairobi Accra Dakar
+    Kampala Lusaka Harare Pretoria Delhi Mumbai Lahore Dhaka Colombo Bangkok Hanoi Manila Jakarta Tokyo Osaka Kyoto
+    Seoul Beijing Shanghai Sydney Perth Auckland Toronto Montreal Boston Chicago Denver Dallas Austin Seattle Miami
+    Lima Bogota Quito Santiago Havana Kingston Porto Seville Valencia Milan Turin Naples Munich Hamburg Cologne Lyon
+    Nice Bergen Malmo Gdansk Krakow Brno Graz Basel Ghent""".split()
+)
+PRODUCTS = tuple(
+    """apples bananas bread butter cheese coffee eggs flour honey jam ketchup lemons milk noodles onions pasta rice
+    salt sugar tea vinegar yogurt batteries candles envelopes folders gloves hammers ink jars keys lamps markers nails
+    paper rulers scissors tape umbrellas vases wires bolts bricks chairs desks fans hoses mats mugs pans plates pots
+    shelves socks spoons towels wallets sponges buckets brooms ladders helmets pencils notebooks stamps""".split()
+)
+TOPICS = tuple(
+    """gardening history astronomy chess cooking physics music painting sailing poetry robotics travel biology economics
+    football geology hiking journalism knitting law medicine nutrition opera philosophy quilting rowing sculpture tennis
+    urbanism volcanoes weaving yoga zoology archery ballet carpentry drama energy fashion glaciers health insects jazz
+    karate lighthouses magnets nature oceans pottery rivers surfing theatre vaccines whales""".split()
+)
+WEEKDAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday tomorrow today tonight".split())
+MONTHS = tuple("January February March April May June July August September October November December".split())
+OPTIONS = tuple(
+    """small medium large red green blue yellow black white low high normal urgent fast slow cheap standard premium
+    basic advanced morning noon evening night lunch dinner breakfast celsius fahrenheit metric imperial aisle window
+    economy business first one_way round_trip daily weekly monthly yearly cash card transfer email phone post public
+    private draft final open closed left right north south east west up down wool cotton silk linen oak pine steel glass
+    vegan spicy mild sweet salty jazz rock pop folk easy hard beginner expert pdf csv png html short long soft firm
+    hot cold iced summer winter spring autumn male female child adult senior student""".split()
+)
+FLAGS = tuple(
+    """parking insurance wifi express delivery wrapping balcony heating towels subtitles captions music alerts
+    notifications backup encryption tracking signature assembly cleaning pets smoking catering transport guide audio
+    shade refills receipt lights recording""".split()
+)
+DOMAINS = tuple("mail post inbox office shop school north blue river data works cloud garden studio".split())
+ENDINGS = tuple("com org net io de fr eu info".split())
+
+ONSETS = tuple("b c d f g h j k l m n p r s t v w z b d f g k l m n p r s t br ch cl dr fl gr pl qu sh sk sl st th tr y".split())
+VOWELS = tuple("a e i o u a e i o u a e i o ai ee oo ou".split())
+CODAS = (*("",) * 14, *"ck d g l m n n nd nk p r rn s st t x".split())
+
+
+@cache
+def side(text: str) -> bool:
+    """True where `text` belongs to the held-out side."""
+    return text.lower() not in COMMON and crc32(text.lower().encode()) % HELD_WORDS == 0
+
+
+@cache
+def mine(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
+    """The words of one side. Raises: ValueError for a list too short to have both."""
+    kept = tuple(word for word in dict.fromkeys(words) if side(word) == held)
+    if not kept:
+        raise ValueError(f"no word of {words[:3]} ... lies on the {'held-out' if held else 'training'} side")
+    return kept
+
+
+@cache
+def templates(texts: tuple[Item, ...], held: bool) -> tuple[Item, ...]:
+    """The sentence templates of one side: every fifth is held out, so that each list has some on both sides."""
+    return texts[HELD_TEMPLATES - 1 :: HELD_TEMPLATES] if held else tuple(
+        text for i, text in enumerate(texts) if i % HELD_TEMPLATES != HELD_TEMPLATES - 1
+    )

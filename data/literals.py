@@ -1,0 +1,235 @@
+"""Reading values that a model or a data set wrote: JSON first, Python literals second, nothing ever executed.
+
+Separate because everything that touches untrusted text passes here: length, depth and number caps come before any
+parser, duplicate keys, NaN and Infinity are refused, and every leniency is named so that it can be counted.
+"""
+
+import ast
+import json
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from string import ascii_letters
+from typing import Any
+
+MAX_CHARS = 200_000
+MAX_DEPTH = 64
+MAX_DIGITS = 64
+
+# A whole string (either quote), a bracket, or a quote that never closes. The possessive `*+` keeps the scan linear.
+_SCAN = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|[\[\]{}()"']""", re.DOTALL)
+_GAP = re.compile(r"[\s,;]*")
+_JSON_NAMES = {"true": True, "false": False, "null": None}
+
+HINTS = {
+    "invalid_json": 'Write one JSON object: {"name": "...", "arguments": {...}}.',
+    "not_an_object": 'Write one JSON object: {"name": "...", "arguments": {...}}.',
+    "duplicate_key": "Write each key once.",
+    "not_finite": "Use a finite number or null.",
+    "number_too_long": f"Write at most {MAX_DIGITS} digits, or pass the number as a string.",
+    "too_long": f"Write at most {MAX_CHARS} characters.",
+    "too_deep": f"Nest at most {MAX_DEPTH} levels.",
+    "invalid_unicode": "Escape characters beyond U+FFFF as a complete surrogate pair.",
+    "missing_name": 'Give the tool\'s name under the key "name".',
+    "missing_arguments": 'Give the arguments as an object under the key "arguments".',
+    "arguments_not_object": 'Give the arguments as an object: {"argument": value}.',
+    "too_many_calls": "Make fewer calls at once.",
+    "truncated": "The reply was cut before the call was complete; write a shorter one.",
+    "control_token": "Keep control tokens out of the call.",
+}
+
+
+class LiteralError(ValueError):
+    """A value that cannot be accepted; `code` is a key of HINTS."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = HINTS[code]
+
+
+def find_end(text: str, start: int) -> int | None:
+    """Return where the bracketed value that opens at `start` ends, or None if it never does.
+
+    Brackets and tags inside quoted strings do not count, so a string may hold `</tool_call>` or `]`.
+    """
+    for position, depth in _depths(text, start):
+        if depth == 0:
+            return position
+    return None
+
+
+def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
+    """Yield (position after a bracket, open brackets there); stops at a string that never closes."""
+    depth = 0
+    for match in _SCAN.finditer(text, start):
+        token = match.group()
+        if token in "\"'":
+            return
+        if len(token) == 1:
+            depth += 1 if token in "[{(" else -1
+            yield match.end(), depth
+
+
+def read_values(text: str) -> tuple[list[Any], list[str]]:
+    """Read the objects and lists that stand in `text`, usually exactly one.
+
+    Returns:
+        The values, and the names of the repairs that were needed: "code_fence", "several_values",
+        "control_character" (a raw newline in a string) and "python_literal" (single quotes, True, a trailing comma).
+    Raises:
+        LiteralError: what stands there is no object or list, or breaks a cap.
+    """
+    if len(text) > MAX_CHARS:
+        raise LiteralError("too_long", f"expected at most {MAX_CHARS} characters, got {len(text)}")
+    body = text.strip()
+    repairs: list[str] = []
+    values: list[Any] = []
+    if len(body) > 6 and body.startswith("```") and body.endswith("```"):
+        body = body[3:-3].lstrip(ascii_letters).strip()
+        repairs.append("code_fence")
+    if any(depth > MAX_DEPTH for _, depth in _depths(body, 0)):
+        raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
+    position = 0
+    while position < len(body) or not values:
+        end = _value_end(body, position)
+        value, repair = _read_one(body[position:end])
+        values.append(value)
+        repairs += [repair] if repair else []
+        position = _GAP.match(body, end).end()  # type: ignore[union-attr]  # the pattern matches the empty string
+    if len(values) > 1:
+        repairs.append("several_values")
+    return values, repairs
+
+
+def _value_end(body: str, position: int) -> int:
+    """Return the end of the value at `position`, or say why there is none."""
+    if body[position : position + 1] not in ("{", "["):
+        raise LiteralError("not_an_object", f"expected a JSON object, got {shorten(body[position:]) or 'nothing'}")
+    end = find_end(body, position)
+    if end is None:
+        raise LiteralError("invalid_json", f"expected a complete JSON object, got {shorten(body[position:])}")
+    return end
+
+
+def _read_one(text: str) -> tuple[Any, str]:
+    """Read one value and the repair it needed, "" for none."""
+    value: Any = None
+    for strict, repair in ((True, ""), (False, "control_character")):
+        try:
+            value = load_json(text, strict)
+        except json.JSONDecodeError as error:
+            problem = error
+        else:
+            return value, repair
+    return _read_python(text, problem), "python_literal"
+
+
+def load_json(text: str, strict: bool = True) -> Any:
+    """Load JSON, refusing duplicate keys, numbers without a finite value, over-long integers and half characters.
+
+    Raises:
+        LiteralError: valid JSON that is refused.
+        json.JSONDecodeError: no JSON.
+    """
+    value = json.loads(
+        text,
+        strict=strict,
+        object_pairs_hook=_unique_keys,
+        parse_constant=_refuse_constant,
+        parse_float=lambda digits: _finite(float(digits)),
+        parse_int=_bounded_int,
+    )
+    return check_value(value)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise LiteralError("duplicate_key", f"expected each key once, got {shorten(twice)} twice")
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise LiteralError("not_finite", f"expected a finite number, got {name}")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise LiteralError("not_finite", f"expected a finite number, got {number}")
+    return number
+
+
+def _bounded_int(digits: str) -> int:
+    # int() is quadratic in the digits, and Python itself refuses more than 4,300
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise LiteralError("number_too_long", f"expected at most {MAX_DIGITS} digits, got {len(digits.lstrip('-'))}")
+    return int(digits)
+
+
+def check_value(value: Any) -> Any:
+    """Return a value that can be rendered as JSON and encoded as tokens.
+
+    Raises:
+        LiteralError: half a surrogate pair (no tokenizer can encode it), NaN, or a type that JSON does not have.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise LiteralError("invalid_unicode", "expected whole characters, got half of a surrogate pair") from None
+    except (TypeError, RecursionError) as error:
+        raise LiteralError("invalid_json", f"expected a value that JSON can hold, got {error}") from None
+    except ValueError:
+        raise LiteralError("not_finite", "expected finite numbers, got NaN or Infinity") from None
+    return value
+
+
+class _JsonNames(ast.NodeTransformer):
+    """Let `true`, `false` and `null` stand in an otherwise Pythonic dict."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in _JSON_NAMES:
+            return node
+        return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
+
+
+def _read_python(text: str, problem: json.JSONDecodeError) -> Any:
+    """Read a Python literal; `problem` is what JSON said, which is the clearer message when this fails too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unknown escape such as "\d" is only a SyntaxWarning
+            tree = ast.parse(text, mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                _unique_keys([(str(key.value), None) for key in node.keys if isinstance(key, ast.Constant)])
+        value = ast.literal_eval(_JsonNames().visit(tree).body)
+    except LiteralError:
+        raise
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        message = f"expected JSON, got {shorten(text)} ({problem.msg} at character {problem.pos})"
+        raise LiteralError("invalid_json", message) from None
+    return check_value(_as_json(value))
+
+
+def _as_json(value: Any) -> Any:
+    """Turn a literal into what JSON can hold: tuples become lists; bytes, sets and non-string keys are refused."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, float):
+        return _finite(value)
+    if isinstance(value, int):
+        return _bounded_int(str(value))
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _as_json(item) for key, item in value.items()}
+    raise LiteralError("invalid_json", f"expected a value that JSON can hold, got {shorten(repr(value))}")
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """Quote the beginning of `text` for a message."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...") if text else ""

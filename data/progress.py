@@ -1,0 +1,64 @@
+"""What a person sees of a running job and can do to it: the progress, and Ctrl-C."""
+
+import signal
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PLAIN_LINES = 20  # how many lines a run prints where there is no terminal
+
+
+class Progress:
+    """Shows steps `start` + 1 .. `total` as they end: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, total: int, start: int, console: Console) -> None:
+        self.total, self.start, self.console = total, start, console
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+                   TimeRemainingColumn())  # fmt: skip
+        self.bar = Bar(*columns, console=console) if console.is_terminal else None
+        self.every = max(1, total // PLAIN_LINES)
+
+    def __enter__(self) -> "Progress":
+        self.began = time.perf_counter()
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total, completed=self.start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Tells a step's line of metrics."""
+        step = line["step"]
+        text = f"loss {line['loss']:.4f}  {line['tokens_per_second']:.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+        elif step % self.every == 0 or step in (self.start + 1, self.total):
+            left = (time.perf_counter() - self.began) / (step - self.start) * (self.total - step)
+            self.console.print(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+
+class StopSignal:
+    """Turns the first Ctrl-C (or SIGTERM) inside the block into a request; a second one interrupts at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.requested = console, False
+
+    def __enter__(self) -> "StopSignal":
+        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.console.print("stopping after this step; press Ctrl-C again to stop at once")

@@ -1,0 +1,104 @@
+"""What a run leaves for people: `metrics.jsonl`, `run.json` and `loss.png`. Nothing is filtered, nothing is smoothed."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "loss.png"
+PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file in one step: a stop leaves the old or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def append_metrics(directory: Path, line: dict[str, Any]) -> None:
+    """Adds one line to `metrics.jsonl`; a loss that is not a number is written as it is (NaN)."""
+    with (directory / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; empty without the file."""
+    path = directory / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def keep_metrics_until(directory: Path, step: int) -> None:
+    """Drops the lines after `step`: a resumed run writes them again."""
+    kept = [line for line in read_metrics(directory) if line["step"] <= step]
+    (directory / METRICS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def versions() -> dict[str, str | None]:
+    """Python, the platform, and each package that the program uses; null for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with "+changes" where files differ from it; None outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git("rev-parse", "HEAD", folder=folder)
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", folder=folder) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def describe_run(run: dict[str, Any]) -> list[str]:
+    """The content of `run.json` as a few sentences for the start of a run."""
+    reading, rendering, packing = run["data"]["reading"], run["data"]["rendering"], run["packing"]
+    tokens, supervised = rendering["tokens"], rendering["supervised_tokens"]
+    return [
+        f"above: one training row; green is what the model learns to write. In all {supervised:,} of {tokens:,} tokens "
+        f"are supervised ({100 * supervised / tokens:.0f}%)",
+        f"rows: {reading['rows']} read, {reading['dropped']} unreadable, {reading['repaired_rows']} repaired, "
+        f"{rendering['dropped_overlong']} too long, {rendering['truncated']} cut, "
+        f"{run['data']['held_out_rows']} held out; {packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
+        f"{run['device']}, {run['precision']['dtype']} ({run['precision']['reason']}); LoRA: {run['lora']['impl']} "
+        f"({run['lora']['reason']}); {run['trainable_parameters']:,} parameters train in {run['total_steps']} steps",
+    ]
+
+
+def draw_loss(directory: Path) -> None:
+    """Draws `loss.png` from `metrics.jsonl`: every step's loss, and each evaluation's loss and exact-call accuracy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(directory)
+    steps = [line for line in lines if "loss" in line]
+    evaluated = [line for line in lines if "eval_loss" in line]
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    axis.plot([line["step"] for line in steps], [line["loss"] for line in steps], lw=1, label="training")
+    axis.plot([line["step"] for line in evaluated], [line["eval_loss"] for line in evaluated], "o-", label="held out")
+    axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    scored = [line for line in evaluated if (line.get("tool_call_accuracy") or {}).get("overall") is not None]
+    if scored:
+        other = axis.twinx()
+        shares = [100 * line["tool_call_accuracy"]["overall"] for line in scored]
+        other.plot([line["step"] for line in scored], shares, "s--", color="tab:green", label="exact calls")
+        other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
+        axis.plot([], [], "s--", color="tab:green", label="exact calls")
+    axis.legend()
+    figure.savefig(directory / PICTURE, dpi=120)
+    plt.close(figure)

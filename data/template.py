@@ -1,0 +1,140 @@
+"""The chat template that Transformers and vLLM read: Jinja that writes what `data/chat.py` renders.
+
+Separate because it is a second spelling of the same format in another language; a test holds the two together. What
+it cannot do: keep content apart from control. A user's "<tool_call>", and a tag that the wording of the prompt
+quotes, becomes the control token there (unless the caller sanitizes), but stays text in `data/chat.py`.
+"""
+
+import re
+
+from data.messages import DEFAULT_PROMPT, SystemPrompt
+
+_MACROS = """\
+{%- macro text(content) -%}
+  {%- if content is string -%}{{- content -}}
+  {%- elif content is iterable -%}{%- for part in content -%}{{- part.text -}}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- macro word(schema, required) -%}
+  {%- set plain = namespace(keys=[]) -%}
+  {%- for key in schema if key not in ['description', 'title', 'default', 'examples'] -%}
+    {%- set plain.keys = plain.keys + [key] -%}
+  {%- endfor -%}
+  {%- if plain.keys == ['type'] and schema.type is string -%}{{- (schema.type + ('' if required else '?')) | tojson -}}
+  {%- elif required and schema.enum and (plain.keys | sort == ['enum', 'type'] or plain.keys == ['enum']) -%}
+    {{- schema.enum | tojson -}}
+  {%- else -%}
+    {{- '{' -}}
+    {%- for key in plain.keys -%}
+      {{- key | tojson }}: {{ schema[key] | tojson -}}{{- '' if loop.last else ', ' -}}
+    {%- endfor -%}
+    {{- ('' if required else ', "optional": true') + '}' -}}
+  {%- endif -%}
+{%- endmacro -%}
+{%- macro compact(tool) -%}
+  {{- '{"name": ' + (tool.name | tojson) -}}
+  {%- if tool.description -%}{{- ', "description": ' + (tool.description | tojson) -}}{%- endif -%}
+  {{- ', "parameters": {' -}}
+  {%- for name, schema in tool.parameters.properties.items() -%}
+    {{- name | tojson }}: {{ word(schema, name in (tool.parameters.required or [])) -}}{{- '' if loop.last else ', ' -}}
+  {%- endfor -%}
+  {{- '}}' -}}
+{%- endmacro -%}
+"""
+
+_TOOLS = {
+    "openai": "{{- tools | tojson -}}",
+    "function": "{{- '[' -}}{%- for tool in tools -%}{{- (tool.function or tool) | tojson -}}"
+    "{{- '' if loop.last else ', ' -}}{%- endfor -%}{{- ']' -}}",
+    "compact": "{{- '[' -}}{%- for tool in tools -%}{{- compact(tool.function or tool) -}}"
+    "{{- '' if loop.last else ', ' -}}{%- endfor -%}{{- ']' -}}",
+}
+
+_THINKING = """\
+    {%- set content = text(message.content) | trim -%}
+    {%- set thinking = (message.reasoning_content or '') | trim -%}
+    {%- if content.startswith('<think>') and '</think>' in content -%}
+      {%- set thinking = thinking or (content.split('</think>')[0][7:] | trim) -%}
+      {%- set content = content.split('</think>')[1:] | join('</think>') | trim -%}
+    {%- endif -%}
+    {%- if thinking -%}{{- '<think>' + thinking + @END_OF_THINKING@ -}}{%- endif -%}
+    {{- content -}}
+"""
+
+_CALL = """\
+{%- set call = call.function or call -%}
+{{- '{"name": ' + (call.name | tojson) + ', "arguments": ' -}}
+{{- (call.arguments if call.arguments is string else (call.arguments | tojson)) + '}' -}}
+"""
+
+_HERMES_CALLS = (
+    "{%- for call in message.tool_calls or [] -%}{{- '<tool_call>\\n' -}}" + _CALL
+    + "{{- '\\n</tool_call>' -}}{%- endfor -%}"
+)  # fmt: skip
+_MISTRAL_CALLS = (
+    "{%- for call in message.tool_calls or [] -%}{{- '[TOOL_CALLS][' if loop.first else ', ' -}}" + _CALL
+    + "{{- ']' if loop.last else '' -}}{%- endfor -%}"
+)  # fmt: skip
+_HERMES_RESULT = "{{- '<tool_response>\\n' + text(message.content) + '\\n</tool_response>' -}}"
+_MISTRAL_RESULT = (
+    "{{- '[TOOL_RESULTS]{\"content\": ' + (text(message.content) | tojson) -}}"
+    "{%- if message.name -%}{{- ', \"name\": ' + (message.name | tojson) -}}{%- endif -%}{{- '}[/TOOL_RESULTS]' -}}"
+)
+
+_BODY = """\
+{{- bos_token -}}
+{%- set chat = namespace(system='') -%}
+{%- for message in messages -%}
+  {%- if message.role in ['system', 'developer'] -%}
+    {%- set chat.system = text(message.content) | trim -%}
+  {%- elif message.role == 'user' -%}
+    {{- '<start_of_turn>user\\n' -}}
+    {%- if loop.index0 == 0 or (loop.index0 == 1 and chat.system) -%}
+      {{- chat.system -}}
+      {%- if tools -%}
+        {{- ('\\n\\n' if chat.system else '') + @BEFORE@ + @OPEN@ -}}
+        @TOOLS@
+        {{- @CLOSE@ + @AFTER@ -}}
+      {%- endif -%}
+      {{- '\\n\\n' if chat.system or tools else '' -}}
+    {%- endif -%}
+    {{- text(message.content) + '<end_of_turn>\\n' -}}
+  {%- elif message.role in ['assistant', 'model'] -%}
+    {{- '<start_of_turn>model\\n' -}}
+@THINKING@    @CALLS@
+    {{- '<end_of_turn>\\n' -}}
+  {%- elif message.role == 'tool' -%}
+    {%- if loop.previtem.role != 'tool' -%}{{- '<start_of_turn>tool\\n' -}}{%- endif -%}
+    @RESULT@
+    {%- if loop.last or loop.nextitem.role != 'tool' -%}{{- '<end_of_turn>\\n' -}}{%- endif -%}
+  {%- else -%}
+    {{- raise_exception('expected the role system, user, assistant or tool, got ' + message.role) -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
+"""
+
+
+def chat_template(format: str, prompt: SystemPrompt | None) -> str:
+    """Return the Jinja template for a wire format, with the wording and the tool shape of `prompt`."""
+    prompt = prompt or DEFAULT_PROMPT
+    is_hermes = format == "hermes"
+    parts = {
+        "BEFORE": quote(prompt.before),
+        "AFTER": quote(prompt.after),
+        "OPEN": quote("<tools>\n" if is_hermes else "[AVAILABLE_TOOLS]"),
+        "CLOSE": quote("\n</tools>" if is_hermes else "[/AVAILABLE_TOOLS]"),
+        "TOOLS": _TOOLS[prompt.shape],
+        "THINKING": _THINKING.replace("@END_OF_THINKING@", quote("</think>" if is_hermes else "</think>\n")),
+        "CALLS": _HERMES_CALLS if is_hermes else _MISTRAL_CALLS,
+        "RESULT": _HERMES_RESULT if is_hermes else _MISTRAL_RESULT,
+    }
+    # One pass: a placeholder's name inside the wording is left alone
+    return _MACROS + re.sub(r"@([A-Z]+)@", lambda match: parts[match.group(1)], _BODY)
+
+
+def quote(text: str) -> str:
+    """Write a Jinja string literal."""
+    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(character, escape)
+    return f"'{text}'"

@@ -1,0 +1,112 @@
+"""The decode loop, on ids only: prefill once, then one token per row and step through the key-value cache.
+
+Shapes: B rows, T prompt positions, V vocabulary. Rows of different lengths are padded on the right: a padded entry of
+the cache lies in the future of its row's last token, so the causal mask hides it until a new token overwrites it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.attention import KVCache
+from model.transformer import Gemma2
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: temperature 0 takes the most probable one; top_p keeps the smallest set that holds p.
+
+    `forbidden` ids are never produced. Source of top_p: "The Curious Case of Neural Text Degeneration"
+    (arXiv:1904.09751), section 3.1.
+    Raises: ValueError for a negative temperature or a top_p outside (0, 1].
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    forbidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Next ids (B,) from logits (B, V)."""
+    if sampling.forbidden:
+        logits[:, list(sampling.forbidden)] = float("-inf")
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
+    # A token stays while the mass before it is below p: the one that crosses p is kept.
+    outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+    picked = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
+    return ids.gather(1, picked)[:, 0]
+
+
+@torch.inference_mode()
+def decode(
+    model: Gemma2,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling | None = None,
+) -> Iterator[list[int | None]]:
+    """Yields, step by step, one new id per prompt; None for a row that has ended. The stop id itself is yielded.
+
+    Raises: ValueError for an empty prompt or one that leaves no room below max_position_embeddings.
+    """
+    sampling = sampling or Sampling()
+    lengths = [len(prompt) for prompt in prompts]
+    _check_lengths(lengths, max_new_tokens, model)
+    weight = model.model.embed_tokens.weight
+    device = weight.device
+    generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature else None
+    cache = KVCache(model.config, len(prompts), max(lengths) + max_new_tokens, device, weight.dtype)
+    padded = [list(prompt) + [model.config.pad_token_id] * (max(lengths) - len(prompt)) for prompt in prompts]
+    hidden = model.model(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
+    position = torch.tensor(lengths, device=device)[:, None]  # (B, 1): where each row's next token stands
+    hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
+    has_ended = [False] * len(prompts)
+    for step in range(max_new_tokens):
+        ids = choose(model.logits(hidden), sampling, generator)
+        values = ids.tolist()
+        yield [None if ended else value for ended, value in zip(has_ended, values, strict=True)]
+        has_ended = [ended or value in stop_ids for ended, value in zip(has_ended, values, strict=True)]
+        if all(has_ended) or step + 1 == max_new_tokens:
+            return
+        hidden = model.model(ids[:, None], positions=position, cache=cache)[:, 0]
+        position = position + 1
+
+
+def generate(
+    model: Gemma2,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling | None = None,
+) -> list[list[int]]:
+    """The new ids of each prompt, its stop id included where it was reached. See `decode`."""
+    replies: list[list[int]] = [[] for _ in prompts]
+    for ids in decode(model, prompts, max_new_tokens, stop_ids, sampling):
+        for reply, value in zip(replies, ids, strict=True):
+            if value is not None:
+                reply.append(value)
+    return replies
+
+
+def _check_lengths(lengths: list[int], max_new_tokens: int, model: Gemma2) -> None:
+    if not lengths or min(lengths) < 1:
+        raise ValueError("generate: every prompt needs at least one token")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    limit = model.config.max_position_embeddings
+    if max(lengths) + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the model's {limit} positions; "
+            "shorten the conversation or lower --max-new-tokens"
+        )

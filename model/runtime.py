@@ -1,0 +1,124 @@
+"""Device, dtype, seed and memory: the only file that asks what hardware exists, and only when called.
+
+One precision rule: the frozen weights and the activations have the dtype chosen here, everything that trains is
+float32, and sums that lose digits (norms, softmax, the low-rank path, cross-entropy) are taken in float32 where they
+stand. No autocast context is needed for that, so no operator changes its dtype behind the reader's back.
+"""
+
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from model.layers import has_fast_matmul
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Below this many parameters a CPU step is bound by memory traffic of small operators, and 16-bit casts cost more
+# than the halved weights save.
+SMALL_MODEL = 50_000_000
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype of weights and activations, whether gradients need a loss scale, and the reason for the choice."""
+
+    name: str
+    needs_scaler: bool
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises: ValueError for an unknown device or one that is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in available.items() if is_there))
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise ValueError(f"--device: expected auto, cuda, mps or cpu, got {name!r}")
+    if not available[kind]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here; there is {there}")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device, num_parameters: int) -> Precision:
+    """What `--dtype name` means on `device` for a model of `num_parameters`.
+
+    Raises: ValueError for an unknown name.
+    """
+    if name in DTYPES:
+        return Precision(name, name == "fp16", "asked for")
+    if name != "auto":
+        raise ValueError(f"--dtype: expected auto, bf16, fp16 or fp32, got {name!r}")
+    if device.type == "cuda":
+        # is_bf16_supported() is true on a T4, by emulation; tensor cores for bf16 begin with capability 8.0.
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return Precision("bf16", False, f"compute capability {major}.{minor} multiplies bf16 in hardware")
+        return Precision("fp16", True, f"compute capability {major}.{minor} has no bf16; fp16 with a gradient scaler")
+    if device.type == "mps":
+        return _mps_precision()
+    if num_parameters < SMALL_MODEL:
+        return Precision(
+            "fp32", False, f"a model of {num_parameters / 1e6:.1f} M parameters is fastest in fp32 on a CPU"
+        )
+    if has_fast_matmul(torch.empty(0, dtype=torch.bfloat16)):
+        return Precision("bf16", False, "this CPU multiplies bf16 in hardware")
+    return Precision("bf16", False, "bf16 halves the memory; this CPU multiplies in fp32, slice by slice")
+
+
+def _mps_precision() -> Precision:
+    release = platform.mac_ver()[0]
+    if release and int(release.split(".")[0]) >= 14:
+        return Precision("bf16", False, f"macOS {release} supports bf16 on MPS")
+    return Precision("fp32", False, f"macOS {release or 'of unknown version'} has no bf16 on MPS (14 or newer has)")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds PyTorch's generators of every device; dropout masks and sampling follow from it."""
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states, as byte tensors, of the generators that a run on `device` draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts generators back to `rng_state`; a state for another device is left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """CUDA: the most that PyTorch had allocated; MPS: what the driver holds now; CPU: the process's largest size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for run records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,67 @@
+"""What several test files share: a fixed seed, few threads, and small random models whose every weight matters."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.config import Gemma2Config
+from model.transformer import Gemma2
+
+# Every size differs from every other one, head_dim is not hidden / heads, and the window is shorter than the sequences.
+TINY = Gemma2Config(
+    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=12, max_position_embeddings=64, rope_theta=500.0, sliding_window=5,
+    query_pre_attn_scalar=20, attn_logit_softcapping=3.0, final_logit_softcapping=6.0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small only lose time to a second thread
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomize(model: nn.Module, seed: int = 0) -> None:
+    """Fills every parameter with values of a useful size: norms and LoRA's B too, whose zeros would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            is_matrix = parameter.dim() == 2 and "lora" not in name and not name.endswith("rows")
+            std = 1.5 * parameter.shape[-1] ** -0.5 if is_matrix else 0.3
+            parameter.copy_(values * std)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Gemma2]:
+    """make_model(seed=0, dtype=torch.float32, **changes to the tiny configuration) -> Gemma2 with random weights."""
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Gemma2:
+        model = Gemma2(replace(TINY, **changes))
+        randomize(model, seed)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def randomized() -> Callable[[nn.Module], None]:
+    """The function `randomize`, for what is added to a model later (LoRA, token rows)."""
+    return randomize
+
+
+@pytest.fixture
+def relative() -> Callable[[Tensor, Tensor], float]:
+    """relative(ours, truth): largest difference, as a fraction of the truth's largest value."""
+    return lambda ours, truth: ((ours.double() - truth.double()).abs().max() / truth.double().abs().max()).item()

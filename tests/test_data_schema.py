@@ -1,0 +1,320 @@
+"""Rows of all four forms give the same conversation; what is broken is told with its place, all of it at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.literals import LiteralError, find_end, read_values
+from data.messages import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Message, ToolCall
+from data.schema import conversation_from, parse_row, read_tool, read_tools, write_tool
+from data.tools import as_shape
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SPEC = {
+    "name": "get_weather",
+    "description": "Weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+OPENAI_TOOL = {"type": "function", "function": SPEC}
+SYSTEM = (
+    "You are given signatures within <tools></tools> XML tags. Here they are:<tools> "
+    + json.dumps([OPENAI_TOOL])
+    + ' </tools>Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
+)
+CALLS = (ToolCall("get_weather", {"city": "Paris"}), ToolCall("get_weather", {"city": "Rome"}))
+HERMES_REPLY = (
+    "<think>\nBoth cities.\n</think>\nLet me see.\n<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n"
+    '</tool_call>\n<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
+)
+RESULTS = '<tool_response>\n{"c": 7}\n</tool_response>\n<tool_response>\n9\n</tool_response>'
+TEXTS = (SYSTEM, "Paris and Rome?", HERMES_REPLY, RESULTS, "7 and 9.")
+
+
+def course_row() -> dict[str, Any]:
+    roles = ("system", "human", "model", "tool", "model")
+    return {"conversations": [{"role": role, "content": text} for role, text in zip(roles, TEXTS, strict=True)]}
+
+
+def sharegpt_row() -> dict[str, Any]:
+    roles = ("system", "human", "gpt", "observation", "gpt")
+    return {"conversations": [{"from": role, "value": text} for role, text in zip(roles, TEXTS, strict=True)]}
+
+
+def openai_row() -> dict[str, Any]:
+    calls = [
+        {"id": f"c{place}", "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
+        for place, call in enumerate(CALLS)
+    ]
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Paris and "}, {"type": "text", "text": "Rome?"}]},
+            {"role": "assistant", "content": "<think>Both cities.</think>\nLet me see.", "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "c1", "content": "9"},
+            {"role": "tool", "tool_call_id": "c0", "content": {"c": 7}},
+            {"role": "assistant", "content": "7 and 9.", "tool_calls": None},
+        ],
+        "tools": json.dumps([OPENAI_TOOL]),
+    }
+
+
+def mistral_row() -> dict[str, Any]:
+    calls = [{"name": call.name, "arguments": json.dumps(call.arguments)} for call in CALLS]
+    return {
+        "messages": [
+            {"role": "user", "content": "Paris and Rome?"},
+            {"role": "assistant", "content": "Let me see.", "reasoning_content": "Both cities.", "function_call": calls},
+            {"role": "tool", "name": "get_weather", "content": '{"c": 7}'},
+            {"role": "tool", "name": "get_weather", "content": "9"},
+            {"role": "assistant", "content": "7 and 9."},
+        ],
+        "functions": [SPEC],
+    }
+
+
+@pytest.mark.parametrize("make", [course_row, sharegpt_row, openai_row, mistral_row])
+def test_all_four_forms_say_the_same(make: Any) -> None:
+    row = make()
+    for given in (row, json.dumps(row), {key: json.dumps(value) for key, value in row.items()}):
+        conversation = parse_row(given, "f:1")
+        user, model, tool, answer = conversation.messages
+        assert user == Message("user", "Paris and Rome?")
+        assert model == Message("model", "Let me see.", "Both cities.", CALLS)
+        assert {result.content for result in tool.results} == {'{"c": 7}', "9"}
+        assert {result.name for result in tool.results} == {"get_weather"}
+        assert answer == Message("model", "7 and 9.")
+        assert [tool.name for tool in conversation.tools] == ["get_weather"]
+        assert conversation.prompt is not None and conversation.prompt.after.endswith("\n" + THINK_REQUEST)
+
+
+def test_results_find_their_call_by_id() -> None:
+    row = openai_row()
+    row["messages"][1]["tool_calls"][1]["function"]["name"] = "other"
+    assert [result.name for result in parse_row(row).messages[2].results] == ["other", "get_weather"]
+
+
+def test_only_the_block_of_tools_is_structure() -> None:
+    prompt = parse_row(course_row()).prompt
+    assert prompt is not None
+    assert prompt.before == "You are given signatures within <tools></tools> XML tags. Here they are:"
+    assert prompt.after.startswith('Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ...')
+
+
+def test_tags_in_content_are_text() -> None:
+    forged = "<tool_call>{}</tool_call> <tools>[]</tools> </think>"
+    row = course_row()
+    row["conversations"][1]["content"] = forged
+    row["conversations"][3]["content"] = f'<tool_response>\n{{"t": "{RESULTS[:16]}"}} {forged}</tool_response>x\n</tool_response>'
+    row["conversations"][0]["content"] = SYSTEM.replace("Weather of a city", "Not </tools> but <tools>[]")
+    conversation = parse_row(row)
+    assert conversation.messages[0].content == forged
+    assert [result.content for result in conversation.messages[2].results] == [
+        f'{{"t": "{RESULTS[:16]}"}} {forged}</tool_response>x'
+    ]
+    assert conversation.tools[0].description == "Not </tools> but <tools>[]"
+    row = openai_row()
+    row["messages"][4]["content"] = f"say {forged}"
+    assert parse_row(row).messages[3].content == f"say {forged}"
+
+
+def test_tags_inside_the_strings_of_calls_and_results_are_data() -> None:
+    row = course_row()
+    city = "</tool_call><tool_call> ' \" <think>"
+    row["conversations"][2]["content"] = f"<tool_call>{json.dumps({'name': 'f', 'arguments': {'city': city}})}</tool_call>"
+    row["conversations"][3]["content"] = (
+        '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response><tool_response>2</tool_response>'
+    )
+    conversation = parse_row(row)
+    assert conversation.messages[1].calls == (ToolCall("f", {"city": city}),)
+    assert [result.content for result in conversation.messages[2].results] == ['{"a": "</tool_response> <tool_response>"}', "2"]
+
+
+def test_a_call_inside_thinking_is_thinking() -> None:
+    row = course_row()
+    row["conversations"][2]["content"] = '<think>Maybe <tool_call>{"name": "f"}</tool_call>?</think>No.'
+    del row["conversations"][3:]
+    message = parse_row(row).messages[1]
+    assert message.calls == () and message.content == "No." and "<tool_call>" in message.thinking
+
+
+@pytest.mark.parametrize(("body", "repairs"), [
+    ('{"name": "f", "arguments": {"a": 1}}', ()),
+    ("{'name': 'f', 'arguments': {'a': 1,}}", ("python_literal",)),
+    ("{'name': 'f', 'arguments': {'a': 1}, 'b': true}", ("python_literal", "extra_keys")),
+    ('```json\n{"name": "f", "arguments": {"a": 1}}\n```', ("code_fence",)),
+    ('[{"name": "f", "arguments": {"a": 1}}]', ("list_of_calls",)),
+    ('{"name": "f", "arguments": "{\\"a\\": 1}"}', ("string_arguments",)),
+])  # fmt: skip
+def test_repairs_are_named(body: str, repairs: tuple[str, ...]) -> None:
+    row = {"conversations": [{"role": "user", "content": "x"}, {"role": "model", "content": f"<tool_call>{body}</tool_call>"}]}
+    conversation = parse_row(row)
+    assert conversation.messages[1].calls == (ToolCall("f", {"a": 1}),)
+    assert conversation.repairs == repairs
+
+
+def model_row(text: str) -> dict[str, Any]:
+    return {"conversations": [{"role": "user", "content": "x"}, {"role": "model", "content": text}]}
+
+
+@pytest.mark.parametrize(("row", "messages"), [
+    ("{", ["f:7: expected one JSON object on the line"]),
+    ("[]", ["f:7: expected a JSON object, got '[]'"]),
+    ({"chat": []}, ["f:7: expected the key \"conversations\" or \"messages\", got 'chat'"]),
+    ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
+    ({"messages": [5, {"role": "user", "content": "x"}]},
+     ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "pope", "content": "y"}]},
+     ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}, {"role": "model", "content": "z"}]},
+     ["f:7: message 2: expected the role model after a user message, got 'user'"]),
+    ({"messages": [{"role": "model", "content": "z"}]}, ["f:7: message 1: expected the role user as the first turn"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "model", "content": "z"}, {"role": "tool", "content": "1"}]},
+     ["f:7: message 3: expected the role user or tool after a model message, got 'tool'"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "s"}, {"role": "model", "content": "z"}]},
+     ["f:7: message 2: expected the system text as the first message"]),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "model", "content": " "}]},
+     ["f:7: message 1: expected text, got", "f:7: message 2: expected text, thinking or a call, got an empty model"]),
+    ({"messages": [{"role": "user", "content": "\ud800"}, {"role": "model", "content": "y"}]}, ["f:7: message 1: ", "surrogate"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]},
+     ["f:7: message 2: expected a call with a function's name"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "function_call": {"name": "f", "arguments": "[1]"}}]},
+     ["f:7: message 2: f: expected an object, got '[1]'"]),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "model", "content": "y"}], "tools": [{"name": 3}, SPEC, SPEC]},
+     ["f:7: tools: tool 1: expected a name, got '3'", "tool 'get_weather': expected one definition, got several"]),
+    (model_row('<tool_call>{"name": "f", "arguments": {"a": 1, "a": 2}}</tool_call>'),
+     ["f:7: message 2: expected each key once, got 'a' twice; Write each key once."]),
+    (model_row("<tool_call>{'name': 'f', 'arguments': {'a': 1, 'a': 2}}</tool_call>"), ["expected each key once"]),
+    (model_row('<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'), ["message 2: expected a finite number, got NaN"]),
+    (model_row('<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>'), ["expected a finite number, got inf"]),
+    (model_row('<tool_call>{"name": "f", "arguments": [1]}</tool_call>'), ["message 2: f: expected an object, got '[1]'"]),
+    (model_row('<tool_call>{"name": "f", "arguments": {}}'), ["message 2: expected balanced tags, got a <tool_call> that never closes"]),
+    (model_row("<think>hm"), ["message 2: expected balanced tags, got a <think> that never closes"]),
+    (model_row("a </tool_call>"), ["message 2: expected balanced tags, got a tag that opens or closes nothing"]),
+    (model_row("<tool_call>{'name': __import__('os')}</tool_call>"), ["message 2: expected JSON, got"]),
+    ({"conversations": [{"role": "system", "content": "<tools> [{'name': 1}] </tools>"}, *model_row("y")["conversations"]]},
+     ["f:7: message 1: tool 1: expected a name"]),
+    ({"conversations": [{"role": "system", "content": "<tools> [{'name': 'f'}]"}, *model_row("y")["conversations"]]},
+     ["f:7: message 1: expected </tools> after the tools, got the end"]),
+])  # fmt: skip
+def test_broken_rows_are_told_with_their_place(row: Any, messages: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_row(row, "f:7")
+    for message in messages:
+        assert message in str(caught.value)
+    assert all(line.startswith("f:7: ") for line in str(caught.value).split("\n"))
+
+
+SHAPES = [
+    OPENAI_TOOL,
+    {**OPENAI_TOOL, "cache": True, "function": {**SPEC, "strict": True, "returns": {"type": "number"}}},
+    SPEC,
+    {"name": "f", "parameters": {"a": "string", "b": "integer?", "c": ["x", "y"], "d": {"type": "array", "items": {"type": "string"}}}},
+    {"name": "f", "description": "d", "parameters": {"c": [1, 2], "e": {"enum": ["x"], "optional": True}, "type": "string"}},
+    {"name": "f", "parameters": {"a": {"type": "string", "default": "x", "description": "words"}}, "strict": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_tools_are_written_back_as_they_came(shape: dict[str, Any]) -> None:
+    tool = read_tool(shape)
+    assert write_tool(tool) == shape
+    assert json.dumps(write_tool(tool)) == json.dumps(shape)
+    assert tool.parameters["type"] == "object"
+
+
+def test_compact_parameters_become_a_schema() -> None:
+    tool = read_tool(SHAPES[3])
+    assert tool.shape == "compact" and tool.required == ("a", "c", "d")
+    assert tool.parameters["properties"]["c"] == {"type": "string", "enum": ["x", "y"]}
+    with pytest.raises(ValueError, match="f: parameter 'a': expected one of string, .*got \"'text'\""):
+        read_tool({"name": "f", "parameters": {"a": "text"}})
+
+
+def test_types_are_renamed_only_where_they_are_keywords() -> None:
+    schema = {"type": "dict", "properties": {"type": {"type": "float"}, "items": {"type": "tuple", "items": {"type": "dict"}}}}
+    properties = read_tool({"name": "f", "parameters": schema}).parameters["properties"]
+    assert properties["type"] == {"type": "number"}
+    assert properties["items"] == {"type": "array", "items": {"type": "object"}}
+
+
+def test_a_tool_changes_its_shape() -> None:
+    described = {**SPEC, "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}}}
+    assert write_tool(as_shape(read_tool(described), "compact"))["parameters"] == {"city": "string?"}
+    assert write_tool(as_shape(read_tool(SHAPES[3]), "openai"))["function"]["parameters"]["required"] == ["a", "c", "d"]
+
+
+def test_tools_one_after_the_other_are_a_list() -> None:
+    assert len(read_tools(json.dumps(SPEC) + "\n" + json.dumps({**SPEC, "name": "g"}))) == 2
+    assert read_tools(None) == read_tools("") == read_tools("[]") == ()
+
+
+def test_untrained_messages_are_marked() -> None:
+    row = openai_row()
+    row["messages"][1]["weight"] = 0
+    assert [message.trained for message in parse_row(row).messages] == [True, False, True, True]
+
+
+def test_sharegpt_call_messages_join_the_models_turn() -> None:
+    turns = [("human", "q"), ("gpt", "I look."), ("function_call", json.dumps({"name": "f", "arguments": {}})), ("observation", "1")]
+    row = {"conversations": [{"from": role, "value": text} for role, text in turns], "system": "Be brief."}
+    conversation = parse_row(row)
+    assert conversation.system == "Be brief."
+    assert conversation.messages[1] == Message("model", "I look.", calls=(ToolCall("f", {}),))
+
+
+def test_nulls_that_parquet_filled_in_are_dropped() -> None:
+    row = openai_row()
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": None, "amount": None}
+    conversation = parse_row(row)
+    assert conversation.messages[1].calls[0].arguments == {"city": None} and "unknown_null" in conversation.repairs
+
+
+def test_a_prompt_is_built_with_the_words_of_training() -> None:
+    trained = parse_row(course_row()).prompt
+    conversation = conversation_from([SPEC], [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}], trained)
+    assert conversation.prompt == trained and conversation.tools[0].shape == "openai" and conversation.system == "S"
+    assert conversation_from([], [Message("user", "q")]).prompt is None
+    assert conversation_from([SPEC], [Message("user", "q")]).prompt == DEFAULT_PROMPT
+    with pytest.raises(ValueError, match="messages: message 1: expected the role user"):
+        conversation_from([], [Message("model", "q")])
+
+
+@pytest.mark.parametrize(("text", "code"), [
+    ("42", "not_an_object"), ("", "not_an_object"), ("{'a': ...}", "invalid_json"), ("{'a': b''}", "invalid_json"),
+    ("{1: 2}", "invalid_json"), ("[" * 100_000, "too_deep"), ("{" + " " * 300_000 + "}", "too_long"),
+    ('{"a": ' + "1" * 5_000 + "}", "number_too_long"), ('{"a": "\\ud800"}', "invalid_unicode"), ("{'a': 1e999}", "not_finite"),
+    ('{"a": 1', "invalid_json"), ("{'a': -Infinity}", "invalid_json"), ("[" + "-" * 100_000 + "1]", "invalid_json"),
+    ("```" + " " * 150_000 + "x", "not_an_object"),
+])  # fmt: skip
+def test_values_that_are_refused(text: str, code: str) -> None:
+    with pytest.raises(LiteralError) as caught:
+        read_values(text)
+    assert caught.value.code == code
+
+
+def test_values_that_are_accepted() -> None:
+    assert read_values('{"a": "x\ny"}') == ([{"a": "x\ny"}], ["control_character"])
+    assert read_values('{"a": 1} {"b": [2]}') == ([{"a": 1}, {"b": [2]}], ["several_values"])
+    assert read_values("{'a': (1, None), 'b': -2.5}") == ([{"a": [1, None], "b": -2.5}], ["python_literal"])
+    assert find_end('{"a": "}]\\"}"} x', 0) == 14 and find_end('{"a": "', 0) is None
+
+
+def shared_rows(name: str) -> list[Conversation]:
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"needs ../shared/data/{name} beside the repository")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [parse_row(line, f"{name}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def test_every_shared_row_parses() -> None:
+    leaderboard = shared_rows("bfcl_conversations.jsonl")
+    assert len(leaderboard) == 1240 and not any(conversation.repairs for conversation in leaderboard)
+    assert sum(len(conversation.messages[-1].calls) for conversation in leaderboard) == 1746
+    assert {conversation.prompt.before[-27:] for conversation in leaderboard if conversation.prompt} == {"re are the available tools:"}
+    assert all(conversation.tools for conversation in leaderboard)
+    course = shared_rows("hermes_thinking_sample.jsonl")
+    assert [len(conversation.messages) for conversation in course] == [8, 10]
+    assert {conversation.repairs for conversation in course} == {("python_literal", "python_literal")}
+    assert all("<tools></tools> XML tags" in conversation.prompt.before for conversation in course if conversation.prompt)

@@ -1,0 +1,83 @@
+"""The layout that keeps the code readable in one order: who may import whom, and what must not run at import time."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("model", "lora", "data")
+# The reading order. A file that is listed imports only listed files above it; for the others it is enough that there is
+# no cycle. A subpackage stands as one entry.
+ORDER = {
+    "model": "config kernels layers attention transformer loss loader embedding generate runtime".split(),
+    "lora": "config reference kernels ops layer inject adapter state".split(),
+}
+HARDWARE = ("is_available", "device_count", "is_bf16_supported", "get_device", "is_mkldnn", "cpu_count", "mem_get_info")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SOURCES = [*FILES, *(ROOT / name for name in ("train.py", "infer.py") if (ROOT / name).exists())]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever the import stands; `from a import b` counts as a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def run_at_import(node: ast.AST):
+    """The nodes that run when the module is imported: all but function bodies."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [d for d in (*child.args.defaults, *child.args.kw_defaults) if d is not None]
+            for part in (*defaults, *getattr(child, "decorator_list", ())):
+                yield part
+                yield from run_at_import(part)
+        else:
+            yield from run_at_import(child)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_a_file_imports_only_what_it_may(path):
+    used = imports(path)
+    package, *rest = module_name(path).split(".")
+    if package in PACKAGES:
+        forbidden = {*PACKAGES, "train", "infer", "benchmarks"} - {package}
+        foreign = {name for name in used if name.split(".")[0] in forbidden}
+        assert not foreign, f"{path} imports {foreign}"
+    order = ORDER.get(package, [])
+    if rest and rest[0] in order:
+        own = {name.split(".")[1] for name in used if name.startswith(f"{package}.")} & set(order)
+        later = {name for name in own - {rest[0]} if order.index(name) > order.index(rest[0])}
+        assert not later, f"{path} imports what stands below it: {later}"
+    if "kernels" not in path.parts:
+        assert not {name for name in used if name.split(".")[0] == "triton"}, f"{path} imports triton"
+
+
+def test_there_is_no_import_cycle():
+    names = {module_name(path) for path in FILES}
+    TopologicalSorter({module_name(path): imports(path) & names - {module_name(path)} for path in FILES}).prepare()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=module_name)
+def test_init_files_hold_only_a_docstring(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) and len(tree.body) == 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_hardware_is_asked_at_import(path):
+    calls = [node for node in run_at_import(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    asked = [ast.unparse(call) for call in calls if any(word in ast.unparse(call.func) for word in HARDWARE)]
+    assert not asked, f"{path}: {asked}"

@@ -1,0 +1,149 @@
+"""The chunked loss against F.cross_entropy on whole logits: values, every gradient, and what it keeps in memory."""
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model.loss as loss_module
+from lora.config import LoRAConfig
+from lora.inject import add_lora, trainable_parameters
+from model.loss import supervised_loss
+
+HEADS = {
+    "plain": None,
+    "rows, tied": LoRAConfig(rank=3, dropout=0.0, token_ids=(3, 50, 59)),
+    "LoRA on head": LoRAConfig(rank=3, dropout=0.0, adapt="course"),
+}
+
+
+@pytest.fixture
+def problem(make_model, randomized, monkeypatch):
+    """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, of which every third is supervised."""
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)  # four rows: the last chunk is not full
+
+    def make(head, dtype=torch.float32, **changes):
+        model = make_model(dtype=dtype, **changes)
+        model.requires_grad_(False)
+        if HEADS[head] is not None:
+            frozen = {id(p) for p in model.parameters()}
+            add_lora(model, HEADS[head])
+            for parameter in trainable_parameters(model).values():
+                assert id(parameter) not in frozen
+                parameter.data.normal_(std=0.3)
+        hidden = (torch.randn(2, 15, 32) * 2).to(dtype).requires_grad_()
+        targets = torch.randint(0, 60, (2, 15))
+        targets[:, torch.arange(15) % 3 != 0] = -100
+        return model, hidden, targets
+
+    return make
+
+
+def reference(model, hidden, targets):
+    logits = model.logits(hidden)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def gradients(model, hidden, loss):
+    params = [p for p in model.lm_head.parameters() if p.requires_grad]
+    return torch.autograd.grad(loss, [hidden, *params])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("cap", [6.0, None])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_value_and_gradients_equal_cross_entropy_on_whole_logits(problem, relative, head, cap, scale):
+    model, hidden, targets = problem(head, final_logit_softcapping=cap)
+    loss, count = supervised_loss(model, hidden, targets, scale)
+    truth = reference(model, hidden, targets)
+    assert count == 10
+    assert relative(loss, truth) < 1e-6
+    ours, theirs = gradients(model, hidden, loss * scale), gradients(model, hidden, truth * scale)
+    assert len(ours) == {"plain": 1, "rows, tied": 2, "LoRA on head": 3}[head]
+    for mine, right in zip(ours, theirs, strict=True):
+        assert mine.dtype == right.dtype and relative(mine, right) < 1e-5
+    assert ours[0][:, 1].abs().max() == 0  # an unsupervised position
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 10, 11, 1000])
+def test_every_chunk_size_gives_the_same(problem, relative, monkeypatch, rows):
+    model, hidden, targets = problem("LoRA on head")
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", rows * 60 * 4)
+    loss, _ = supervised_loss(model, hidden, targets)
+    truth = reference(model, hidden, targets)
+    assert relative(loss, truth) < 1e-6
+    for mine, right in zip(gradients(model, hidden, loss), gradients(model, hidden, truth), strict=True):
+        assert relative(mine, right) < 1e-5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
+    model, hidden, targets = problem(head)
+    loss, count = supervised_loss(model, hidden, torch.full_like(targets, -100))
+    assert (loss.item(), count) == (0.0, 0)
+    for gradient in gradients(model, hidden, loss):
+        assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, dtype):
+    """fp16 on a CPU goes through the upcast product, whose result the token rows are written into."""
+    model, hidden, targets = problem(head, dtype)
+    targets = torch.randint(0, 60, (4, 15))  # 60 rows in chunks of 40: more than the upcast's least number
+    loss_module.CHUNK_BYTES = 40 * 60 * 4
+    hidden = torch.randn(4, 15, 32).mul(2).to(dtype).requires_grad_()
+    wide, _, _ = problem(head)
+    with torch.no_grad():
+        for into, value in zip(wide.parameters(), model.parameters(), strict=True):
+            into.copy_(value)
+    wide_hidden = hidden.detach().float().requires_grad_()
+    truth = reference(wide, wide_hidden, targets)
+    naive, (loss, _) = reference(model, hidden, targets), supervised_loss(model, hidden, targets)
+    assert (loss - truth).abs() <= 2 * (naive - truth).abs() + 1e-4 * truth
+    groups = (gradients(model, hidden, loss), gradients(model, hidden, naive), gradients(wide, wide_hidden, truth))
+    for mine, other, right in zip(*groups, strict=True):
+        error, allowed = ((g.float() - right).norm() / right.norm() for g in (mine, other))
+        assert mine.dtype == other.dtype
+        assert error <= 2 * allowed + 1e-6, f"{error:.2e} against {allowed:.2e}"
+
+
+def test_a_scaled_fp16_gradient_does_not_underflow(problem):
+    """Divided by 5 million tokens, an unscaled fp16 gradient would be zero."""
+    model, hidden, targets = problem("plain", torch.float16)
+    scale = 65536.0
+    loss, _ = supervised_loss(model, hidden, targets, scale / 5e6)
+    (gradient,) = torch.autograd.grad(loss * (scale / 5e6), hidden)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+def vocabulary_wide_tensors():
+    gc.collect()
+    return [tuple(t.shape) for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-1:] == (60,)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_logits_stay_alive_after_the_forward(problem, head):
+    model, hidden, targets = problem(head)
+    params = [tuple(p.shape) for p in model.lm_head.parameters() if p.requires_grad]
+    before = vocabulary_wide_tensors()
+    inside = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: inside.append(tuple(t.shape)) or t, lambda t: t):
+        loss, _ = supervised_loss(model, hidden, targets)
+    assert vocabulary_wide_tensors() == before
+    # The 10 supervised rows in chunks of 4: autograd keeps no (rows, V) tensor even while a chunk lasts.
+    assert inside and not {(10, 60), (4, 60), (2, 60)} & set(inside)
+    assert [tuple(t.shape) for t in loss.grad_fn.saved_tensors] == [(10, 32), *params]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_evaluation_takes_no_gradient(problem, relative, head):
+    model, hidden, targets = problem(head)
+    modes = []
+    handle = model.lm_head.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        loss, _ = supervised_loss(model, hidden, targets)
+    handle.remove()
+    assert modes and not any(modes)
+    assert not loss.requires_grad and relative(loss, reference(model, hidden, targets)) < 1e-6

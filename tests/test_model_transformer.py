@@ -1,0 +1,148 @@
+"""Gemma-2 against Transformers, through files in both directions; cached against uncached; packed against separate."""
+
+import pytest
+import torch
+
+from model.attention import KVCache
+from model.loader import load_gemma2, save_gemma2
+
+transformers = pytest.importorskip("transformers")
+
+# Transformers wants hidden_size to be a multiple of the heads, though nothing depends on it.
+SHAPES = {
+    "tiny": {},
+    "three heads, one kv": {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 30},
+    "six heads, two kv": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "hidden_size": 30},
+    "five heads, five kv": {
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "hidden_size": 30,
+        "query_pre_attn_scalar": 7,
+    },
+    "no attention cap": {"attn_logit_softcapping": None},
+    "no final cap": {"final_logit_softcapping": None},
+    "no caps, untied": {
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": False,
+    },
+    "window of one": {"sliding_window": 1},
+    "untied, other eps": {"tie_word_embeddings": False, "rms_norm_eps": 1e-3},
+}
+
+
+def hf_load(folder, dtype=torch.float32):
+    return transformers.Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+
+
+def hf_random(config, randomized):
+    """A Transformers model of the same shape that owes nothing to our saving code."""
+    values = {name: value for name, value in vars(config).items() if not name.endswith("_id") and name != "rope_theta"}
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    hf_config = transformers.Gemma2Config(**values, rope_parameters=rope, attn_implementation="eager")
+    model = transformers.Gemma2ForCausalLM(hf_config).eval()
+    randomized(model)
+    return model
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+def test_logits_equal_transformers_through_files_both_ways(make_model, relative, randomized, tmp_path, changes):
+    ours = make_model(**changes)
+    tokens = torch.randint(0, ours.config.vocab_size, (3, 17))  # rows longer than the window of 5
+
+    save_gemma2(ours, tmp_path / "ours")
+    with torch.no_grad():
+        theirs = hf_load(tmp_path / "ours")(tokens).logits
+        assert relative(ours(tokens), theirs) < 1e-5
+        assert theirs.abs().max() > 2  # the numbers are large enough for the caps to matter
+
+    hf = hf_random(ours.config, randomized)
+    hf.save_pretrained(tmp_path / "hf")
+    loaded = load_gemma2(tmp_path / "hf")
+    with torch.no_grad():
+        assert relative(loaded(tokens), hf(tokens).logits) < 1e-5
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == ours.config.tie_word_embeddings
+
+
+def test_shards_of_both_sides_load(make_model, relative, randomized, tmp_path):
+    ours = make_model()
+    tokens = torch.randint(0, 60, (2, 9))
+    save_gemma2(ours, tmp_path / "ours", max_shard_bytes=20_000)
+    hf = hf_random(ours.config, randomized)
+    hf.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        assert relative(hf_load(tmp_path / "ours")(tokens).logits, ours(tokens)) < 1e-5
+        assert relative(load_gemma2(tmp_path / "hf")(tokens), hf(tokens).logits) < 1e-5
+        assert torch.equal(load_gemma2(tmp_path / "ours")(tokens), ours(tokens))
+
+
+def test_bf16_is_as_close_to_the_float64_truth_as_transformers(make_model, tmp_path):
+    save_gemma2(make_model(hidden_size=64, num_hidden_layers=4), tmp_path)
+    tokens = torch.randint(0, 60, (4, 24))
+    with torch.no_grad():
+        narrow = hf_load(tmp_path, torch.bfloat16)
+        # The truth starts from the weights that bf16 can hold, so that only arithmetic is compared.
+        truth = hf_load(tmp_path, torch.bfloat16).double()(tokens).logits
+        ours = load_gemma2(tmp_path, dtype=torch.bfloat16)(tokens)
+        theirs = narrow(tokens).logits
+    assert ours.dtype == torch.float32
+    error, allowed = (ours - truth).square().mean().sqrt(), (theirs - truth).square().mean().sqrt()
+    assert error <= 2 * allowed, f"{error:.2e} against {allowed:.2e}"
+
+
+@pytest.mark.parametrize("chunks", [[1] * 16, [7, 1, 1, 7], [3, 13], [16]], ids=str)
+def test_cached_decoding_equals_uncached_across_the_window(make_model, relative, chunks):
+    model = make_model()
+    tokens = torch.randint(0, 60, (2, 16))  # the window of 5 ends inside
+    cache = KVCache(model.config, 2, 16, "cpu", torch.float32)
+    logits, start = [], 0
+    with torch.no_grad():
+        for size in chunks:
+            part = slice(start, start + size)
+            positions = torch.arange(start, start + size).expand(2, size)
+            logits.append(model(tokens[:, part], positions=positions, cache=cache))
+            start += size
+        assert relative(torch.cat(logits, dim=1), model(tokens)) < 1e-5
+
+
+def test_rows_of_different_lengths_share_a_cache(make_model, relative):
+    """Right-padded prompts of 9 and 4 tokens, then three steps each at its own position."""
+    model = make_model()
+    tokens = torch.randint(0, 60, (2, 12))
+    lengths = torch.tensor([9, 4])
+    cache = KVCache(model.config, 2, 12, "cpu", torch.float32)
+    with torch.no_grad():
+        model(tokens[:, :9], cache=cache)  # row 1's entries 4..8 are padding to it
+        steps = []
+        for step in range(3):
+            positions = (lengths + step)[:, None]
+            steps.append(model(tokens.gather(1, positions), positions=positions, cache=cache))
+        for row, length in enumerate(lengths.tolist()):
+            alone = model(tokens[row : row + 1, : length + 3])[:, length:]
+            assert relative(torch.cat(steps, dim=1)[row : row + 1], alone) < 1e-5
+
+
+def test_a_full_cache_and_documents_with_a_cache_are_refused(make_model):
+    model = make_model()
+    cache = KVCache(model.config, 1, 3, "cpu", torch.float32)
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="cache of 3"):
+        model(tokens, cache=cache)
+    with pytest.raises(ValueError, match="documents"):
+        model(tokens[:, :2], documents=tokens[:, :2], cache=cache)
+
+
+def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(make_model, relative):
+    model = make_model()
+    parts = [torch.randint(0, 60, (1, n)) for n in (9, 1, 12, 4)]
+    padding = torch.full((1, 3), 7)
+    tokens = torch.cat([*parts, padding], dim=1)
+    sizes = [p.shape[1] for p in (*parts, padding)]
+    documents = torch.cat([torch.full((1, n), i) for i, n in enumerate(sizes)], dim=1)
+    positions = torch.cat([torch.arange(n)[None] for n in sizes], dim=1)
+    with torch.no_grad():
+        packed = model(tokens, positions, documents)
+        separate = torch.cat([model(p) for p in parts], dim=1)
+    assert relative(packed[:, : separate.shape[1]], separate) < 1e-5

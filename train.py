@@ -1,0 +1,398 @@
+"""Teaches a Gemma-2 model to call functions: `python train.py [flags]`. Read it from `main` upwards or `train` downwards.
+
+A run: rows -> masked token ids -> packs; checkpoint -> model + LoRA; then optimizer steps whose loss is the sum over
+supervised tokens divided once by the step's number of supervised tokens, over all of its micro-batches.
+"""
+
+import argparse
+import math
+import shutil
+import string
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from data.chat import Example, common_prompt
+from data.dataset import build_examples, load_conversations, split
+from data.flags import real, whole
+from data.masks import mask_text
+from data.messages import Conversation
+from data.packing import Batch, Packing, collate, epoch_order, pack_examples
+from data.progress import Progress, StopSignal
+from data.report import (
+    RUN,
+    append_metrics,
+    describe_run,
+    draw_loss,
+    git_commit,
+    keep_metrics_until,
+    versions,
+    write_json,
+)
+from data.score import describe_shares
+from data.tokenizer import Tokenizer
+from infer import EMBEDDED, evaluate_calls, load_base, model_folder
+from lora.adapter import save_adapter
+from lora.config import SEVEN, LoRAConfig
+from lora.inject import add_lora, trainable_parameters
+from lora.ops import IMPLEMENTATIONS, resolve_impl
+from lora.state import load_checkpoint, make_optimizer, read_counters, save_checkpoint, set_learning_rate
+from model.config import Gemma2Config
+from model.loss import supervised_loss
+from model.runtime import (
+    Precision,
+    describe,
+    peak_memory_bytes,
+    pick_device,
+    pick_precision,
+    rng_state,
+    set_rng_state,
+)
+from model.transformer import Gemma2
+
+console = Console(highlight=False)
+
+# Defaults of a flag that is not given: the course's, and those of the small embedded base, which learns at a higher rate.
+COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "row_lr_scale": 1.0, "alpha": 64.0,
+          "eval_rows": 64, "eval_calls": 16}  # fmt: skip
+SMALL = {"max_length": 1024, "micro_batch": 1, "accumulate": 4, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
+         "eval_rows": 100, "eval_calls": 100}  # fmt: skip
+# A resumed run must agree with its checkpoint on these: they decide which numbers come next.
+FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
+               "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
+               "overlong", "train_on", "epochs", "max_steps")  # fmt: skip
+EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
+CHECKPOINT = "checkpoint"
+RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors", "tokenizer.json",
+             "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json")  # fmt: skip
+NAME_CHARACTERS = set(string.ascii_letters + string.digits + "_.")
+MAX_NEW_TOKENS = 128  # per reply when calls are scored
+
+
+@dataclass
+class Run:
+    """Everything that one training run holds."""
+
+    args: argparse.Namespace
+    output: Path
+    device: torch.device
+    precision: Precision
+    model: Gemma2
+    tokenizer: Tokenizer
+    config: LoRAConfig
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    packing: Packing
+    held_out: list[Conversation]
+    held_out_packs: list[list[Example]]
+    seen_tools: set[str]
+
+    @property
+    def packs_per_step(self) -> int:
+        return self.args.micro_batch * self.args.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.packing.packs) / self.packs_per_step)
+
+    @property
+    def total_steps(self) -> int:
+        return self.args.max_steps or math.ceil(self.args.epochs * self.steps_per_epoch)
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of optimizer step 1, 2, ...; an epoch's last step may be short."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(len(self.packing.packs), self.args.seed, epoch)
+        chosen = [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
+        size = self.args.micro_batch
+        return [collate(chosen[i : i + size], self.tokenizer.pad_id) for i in range(0, len(chosen), size)]
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """Rate of step 1..total: linear up over the first `warmup` share of the steps, then half a cosine down towards zero.
+
+    Source of the cosine: "SGDR" (arXiv:1608.03983), equation 5, without restarts.
+    """
+    rise = math.ceil(warmup * total)
+    if step <= rise:
+        return peak * step / rise
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - 1 - rise) / (total - rise)))  # zero would be a lost step
+
+
+def train_step(run: Run, step: int) -> dict[str, Any]:
+    """One optimizer step; returns its line of metrics. The gradient is that of the mean over the step's supervised tokens."""
+    start = time.perf_counter()
+    batches = run.batches(step)
+    supervised = sum(batch.num_supervised for batch in batches)
+    rate = learning_rate(step, run.total_steps, run.args.lr, run.args.warmup)
+    set_learning_rate(run.optimizer, rate)
+    scale = run.scaler.get_scale() / max(1, supervised)
+    total = torch.zeros((), device=run.device)
+    run.model.train()
+    for batch in batches:
+        loss, _ = batch_loss(run, batch, scale)
+        (loss * scale).backward()
+        total += loss.detach()
+    run.scaler.unscale_(run.optimizer)
+    parameters = trainable_parameters(run.model).values()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.args.clip or math.inf).item()
+    is_finite = math.isfinite(norm)
+    if is_finite or run.scaler.is_enabled():  # the scaler itself skips a step whose gradients overflowed
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    tokens = sum(int((batch.documents >= 0).sum()) for batch in batches)
+    line = {"step": step, "loss": total.item() / max(1, supervised), "grad_norm": norm, "lr": rate, "tokens": tokens,
+            "supervised_tokens": supervised, "tokens_per_second": tokens / (time.perf_counter() - start),
+            "peak_memory_bytes": peak_memory_bytes(run.device)}  # fmt: skip
+    return line if is_finite else line | {"skipped": True}
+
+
+def batch_loss(run: Run, batch: Batch, scale: float = 1.0) -> tuple[torch.Tensor, int]:
+    """Summed loss over a micro-batch's supervised positions, and their number; the logits never exist as a whole."""
+    parts = (batch.tokens, batch.positions, batch.documents, batch.targets)
+    tokens, positions, documents, targets = (part.to(run.device) for part in parts)
+    hidden = run.model.model(tokens, positions, documents)  # (B, T, D)
+    return supervised_loss(run.model, hidden, targets, scale)
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, Any]:
+    """Held-out loss per supervised token and exact-call accuracy; both empty where nothing was held out."""
+    if not run.held_out:
+        return {"eval_loss": None, "tool_call_accuracy": None}
+    run.model.eval()
+    total, supervised = 0.0, 0
+    for packed in run.held_out_packs:
+        loss, count = batch_loss(run, collate([packed], run.tokenizer.pad_id))
+        total, supervised = total + loss.item(), supervised + count
+    scored = run.held_out[: run.args.eval_calls]
+    accuracy = evaluate_calls(run.model, run.tokenizer, scored, run.seen_tools, MAX_NEW_TOKENS) if scored else None
+    return {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": accuracy}
+
+
+def train(run: Run, start: int) -> None:
+    """Steps start + 1 .. total_steps. A first Ctrl-C ends after the running step, with a checkpoint."""
+    if start == 0:
+        record(run, {"step": 0, **evaluate(run)})
+    with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
+        for step in range(start + 1, run.total_steps + 1):
+            line = train_step(run, step)
+            is_broken = not (math.isfinite(line["loss"]) and (math.isfinite(line["grad_norm"]) or line.get("skipped")))
+            if step == run.total_steps and not is_broken:
+                line |= evaluate(run)
+            record(run, line)
+            progress.show(line)
+            if is_broken:
+                raise FloatingPointError(
+                    f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}; the last checkpoint is kept; "
+                    "try a lower --lr, or --dtype bf16 or fp32"
+                )
+            if stop.requested or step == run.total_steps or (run.args.save_every and step % run.args.save_every == 0):
+                save(run, step)
+            if stop.requested:
+                raise KeyboardInterrupt
+
+
+def record(run: Run, line: dict[str, Any]) -> None:
+    """Appends one line of metrics and tells an evaluation."""
+    append_metrics(run.output, line)
+    if line.get("eval_loss") is not None:
+        accuracy = line["tool_call_accuracy"]
+        shares = f"; exact calls: {describe_shares(accuracy)}" if accuracy else ""
+        console.print(f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}", soft_wrap=True)
+
+
+def save(run: Run, step: int) -> None:
+    """The adapter, the tokenizer, the picture, and the checkpoint to resume from."""
+    save_adapter(run.model, run.output, run.config)
+    run.tokenizer.save(run.output)
+    counters = {"step": step, "scaler": run.scaler.state_dict(), "fingerprint": fingerprint(run.args)}
+    save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng_state(run.device), counters)
+    draw_loss(run.output)
+
+
+def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a resumed run must share with its checkpoint."""
+    return {name: getattr(args, name) for name in FINGERPRINT}
+
+
+def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conversation], dict[str, Any]]:
+    """Training rows, held-out rows, and what reading them dropped. The embedded rows have their own held-out file."""
+    training, report = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
+    if args.dataset is None:
+        return training, load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0], report.as_dict()
+    training, held_out = split(training, args.eval_fraction, args.seed)
+    return training, held_out, report.as_dict()
+
+
+def parse_targets(text: str) -> tuple[str, ...] | str:
+    """Comma-separated module names, or one regular expression."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    return names if all(set(name) <= NAME_CHARACTERS for name in names) else text
+
+
+def build(args: argparse.Namespace, output: Path) -> Run:
+    """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
+    device, folder = pick_device(args.device), model_folder(args.model)
+    impl, impl_reason = resolve_impl(args.lora_impl, device)  # refused before anything large is read
+    precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
+    tokenizer = Tokenizer.from_pretrained(folder, args.format)
+    training, held_out, reading = load_data(args)
+    tokenizer.prompt = common_prompt(training) or tokenizer.prompt
+    examples, building = build_examples(training, tokenizer, args.max_length, args.overlong, args.train_on)
+    packing = pack_examples(examples, args.max_length)
+    config = LoRAConfig(rank=args.rank, alpha=args.alpha, dropout=args.dropout, targets=parse_targets(args.targets),
+                        adapt=args.adapt, token_ids=tuple(sorted(tokenizer.tag_ids.values())),
+                        base_model=args.model or EMBEDDED)  # fmt: skip
+    model = load_base(folder, tokenizer, device, precision.dtype, args.seed)
+    add_lora(model, config, args.seed, args.lora_impl)
+    model.model.checkpoint_activations = args.checkpoint_activations == "full"
+    optimizer = make_optimizer(model, args.weight_decay, args.row_lr_scale)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+    held_out_packs = pack_held_out(held_out, tokenizer, args)
+    seen = {name for conversation in training for name in conversation.tool_names}
+    run = Run(args, output, device, precision, model, tokenizer, config, optimizer, scaler, packing, held_out,
+              held_out_packs, seen)  # fmt: skip
+    introduce(run, examples, {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)},
+              {"impl": impl, "reason": impl_reason})  # fmt: skip
+    return run
+
+
+def pack_held_out(held_out: list[Conversation], tokenizer: Tokenizer, args: argparse.Namespace) -> list[list[Example]]:
+    """The first `--eval-rows` held-out rows, packed; over-long ones are cut."""
+    if not held_out or not args.eval_rows:
+        return []
+    examples, _ = build_examples(held_out[: args.eval_rows], tokenizer, args.max_length, "truncate", args.train_on)
+    return pack_examples(examples, args.max_length).packs
+
+
+def introduce(run: Run, examples: list[Example], data: dict[str, Any], kernel: dict[str, str]) -> None:
+    """Says what is about to be trained, prints one example with its mask, and writes `run.json`."""
+    content = {
+        "arguments": vars(run.args),
+        "device": describe(run.device),
+        "precision": {"dtype": run.precision.name, "reason": run.precision.reason},
+        "lora": kernel,
+        "data": data,
+        "packing": {"packs": len(run.packing.packs), "efficiency": run.packing.efficiency},
+        "trainable_parameters": sum(p.numel() for p in trainable_parameters(run.model).values()),
+        "total_steps": run.total_steps,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    write_json(run.output / RUN, content)
+    console.print(mask_text(examples[0], run.tokenizer), soft_wrap=True)
+    for sentence in describe_run(content):
+        console.print(sentence, soft_wrap=True)
+
+
+def prepare_output(args: argparse.Namespace) -> Path:
+    """The output folder: new, or cleared of an earlier run's files with --overwrite, or left as it is with --resume."""
+    output = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if args.resume and not args.output:
+        raise ValueError("--resume needs --output: the folder of the run to go on with")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file; give a folder")
+    if output.is_dir() and any(output.iterdir()) and not args.resume:
+        if not args.overwrite:
+            raise ValueError(f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder")
+        for name in (CHECKPOINT, CHECKPOINT + ".old"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in RUN_FILES:
+            (output / name).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def resume(run: Run) -> int:
+    """Puts the run back to its checkpoint; returns the last step that was done."""
+    counters = read_counters(run.output / CHECKPOINT)
+    now, then = fingerprint(run.args), counters["fingerprint"]
+    other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
+             if now[name] != then.get(name)]  # fmt: skip
+    if other:
+        raise ValueError(f"{run.output}: cannot go on with other settings: {'; '.join(other)}")
+    set_rng_state(load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer), run.device)
+    run.scaler.load_state_dict(counters["scaler"])
+    keep_metrics_until(run.output, counters["step"])
+    return int(counters["step"])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Teaches a Gemma-2 model to call functions with LoRA.")
+    add = parser.add_argument
+    add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the small embedded base")
+    add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
+    add("--output", help="folder of the run; default: runs/<time>")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32, of the frozen weights and the activations")
+    add("--max-length", type=whole(2), help="tokens per pack")
+    add("--micro-batch", type=whole(1), help="packs per forward pass")
+    add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
+    add("--epochs", type=real(0), default=1.0)
+    add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
+    add("--lr", type=real(0), help="peak learning rate")
+    add("--row-lr-scale", type=real(0), help="rate of the new tokens' rows, as a multiple of --lr")
+    add("--warmup", type=real(0, 1), default=0.1, help="share of the steps")
+    add("--weight-decay", type=real(0), default=0.1)
+    add("--clip", type=real(0), default=1.0, help="largest gradient norm; 0 never clips")
+    add("--rank", type=whole(1), default=16)
+    add("--alpha", type=real(0), help="the low-rank term is scaled by alpha / rank")
+    add("--dropout", type=real(0, 1), default=0.05)
+    add("--targets", default=",".join(SEVEN), help="comma-separated module names, or one regular expression")
+    add("--adapt", choices=("rows", "course"), default="rows",
+        help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head")  # fmt: skip
+    add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
+    add("--format", choices=("hermes", "mistral"), help="wire format; default: the model's own, or hermes")
+    add("--checkpoint-activations", choices=("none", "full"), default="none",
+        help="full: recompute each block in the backward pass")  # fmt: skip
+    add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
+    add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken")
+    add("--eval-calls", type=whole(0), help="held-out rows whose calls are generated and scored")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=whole(0), default=100, help="optimizer steps between checkpoints; 0: only at the end")
+    add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="rows over --max-length")
+    add("--train-on", choices=("assistant", "tool-calls"), default="assistant")
+    args = parser.parse_args(argv)
+    for name, value in (COURSE if args.model else SMALL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    args, output = parse_args(argv), None
+    try:
+        output = prepare_output(args)
+        run = build(args, output)
+        train(run, resume(run) if args.resume else 0)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"train.py: out of memory ({error}); try --checkpoint-activations full, a smaller --micro-batch or "
+              "--max-length", file=sys.stderr)  # fmt: skip
+        return 1
+    except FloatingPointError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        saved = output is not None and (output / CHECKPOINT).is_dir()
+        hint = f"go on with --resume --output {output}" if saved else "no checkpoint had been written yet"
+        print(f"interrupted; {hint}", file=sys.stderr)
+        return 130
+    console.print(f'done: adapter in {output}; try: python infer.py --adapter {output} --prompt "..."')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
