@@ -46,8 +46,10 @@ from model.config import Gemma2Config
 from model.loss import supervised_loss
 from model.runtime import (
     Precision,
+    available_memory_bytes,
     describe,
     peak_memory_bytes,
+    pick_checkpointing,
     pick_device,
     pick_precision,
     rng_state,
@@ -62,6 +64,7 @@ COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "ro
           "eval_rows": 64, "eval_calls": 16}  # fmt: skip
 SMALL = {"max_length": 1024, "micro_batch": 1, "accumulate": 4, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
          "eval_rows": 100, "eval_calls": 100}  # fmt: skip
+CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
                "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
@@ -125,7 +128,7 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 
 
 def train_step(run: Run, step: int) -> dict[str, Any]:
-    """One optimizer step; returns its line of metrics. The gradient is that of the mean over the step's supervised tokens."""
+    """One optimizer step on the mean loss over all of the step's supervised tokens; returns its line of metrics."""
     start = time.perf_counter()
     batches = run.batches(step)
     supervised = sum(batch.num_supervised for batch in batches)
@@ -241,7 +244,11 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
     device, folder = pick_device(args.device), model_folder(args.model)
     impl, impl_reason = resolve_impl(args.lora_impl, device)  # refused before anything large is read
-    precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
+    model_config = Gemma2Config.from_json(folder)
+    precision = pick_precision(args.dtype, device, model_config.num_parameters)
+    recompute, recompute_reason = pick_checkpointing(
+        args.checkpoint_activations, model_config, args.micro_batch * args.max_length, precision, available_memory_bytes(device)
+    )  # fmt: skip
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -252,15 +259,17 @@ def build(args: argparse.Namespace, output: Path) -> Run:
                         base_model=args.model or EMBEDDED)  # fmt: skip
     model = load_base(folder, tokenizer, device, precision.dtype, args.seed)
     add_lora(model, config, args.seed, args.lora_impl)
-    model.model.checkpoint_activations = args.checkpoint_activations == "full"
+    model.model.checkpoint_activations = recompute
     optimizer = make_optimizer(model, args.weight_decay, args.row_lr_scale)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     held_out_packs = pack_held_out(held_out, tokenizer, args)
     seen = {name for conversation in training for name in conversation.tool_names}
     run = Run(args, output, device, precision, model, tokenizer, config, optimizer, scaler, packing, held_out,
               held_out_packs, seen)  # fmt: skip
-    introduce(run, examples, {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)},
-              {"impl": impl, "reason": impl_reason})  # fmt: skip
+    data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
+    choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
+               "checkpoint_activations": ["full" if recompute else "none", recompute_reason]}  # fmt: skip
+    introduce(run, examples, data, choices)
     return run
 
 
@@ -272,13 +281,12 @@ def pack_held_out(held_out: list[Conversation], tokenizer: Tokenizer, args: argp
     return pack_examples(examples, args.max_length).packs
 
 
-def introduce(run: Run, examples: list[Example], data: dict[str, Any], kernel: dict[str, str]) -> None:
+def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: dict[str, list[str]]) -> None:
     """Says what is about to be trained, prints one example with its mask, and writes `run.json`."""
     content = {
         "arguments": vars(run.args),
         "device": describe(run.device),
-        "precision": {"dtype": run.precision.name, "reason": run.precision.reason},
-        "lora": kernel,
+        "choices": choices,
         "data": data,
         "packing": {"packs": len(run.packing.packs), "efficiency": run.packing.efficiency},
         "trainable_parameters": sum(p.numel() for p in trainable_parameters(run.model).values()),
@@ -350,11 +358,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head")  # fmt: skip
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
     add("--format", choices=("hermes", "mistral"), help="wire format; default: the model's own, or hermes")
-    add("--checkpoint-activations", choices=("none", "full"), default="none",
-        help="full: recompute each block in the backward pass")  # fmt: skip
+    add("--checkpoint-activations", choices=("auto", "none", "full"), default="auto",
+        help="full: recompute each block in the backward pass; auto: where memory is short")  # fmt: skip
     add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
-    add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken")
-    add("--eval-calls", type=whole(0), help="held-out rows whose calls are generated and scored")
+    add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
+    add(
+        "--eval-calls", type=whole(0), help="held-out rows whose calls are generated and scored; default 16, on a CPU 4"
+    )
     add("--seed", type=int, default=0)
     add("--save-every", type=whole(0), default=100, help="optimizer steps between checkpoints; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
@@ -362,7 +372,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="rows over --max-length")
     add("--train-on", choices=("assistant", "tool-calls"), default="assistant")
     args = parser.parse_args(argv)
-    for name, value in (COURSE if args.model else SMALL).items():
+    defaults = SMALL if not args.model else COURSE | (CPU_EVALUATION if pick_device(args.device).type == "cpu" else {})
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
@@ -370,8 +381,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
-    args, output = parse_args(argv), None
+    output = None
     try:
+        args = parse_args(argv)
         output = prepare_output(args)
         run = build(args, output)
         train(run, resume(run) if args.resume else 0)

@@ -181,9 +181,9 @@ def gate(base: Gemma2, tokenizer: Tokenizer, seed: int = 1, documents: int = 48)
         examples = encode(tokenizer, [gate_document(source, kind) for _ in range(documents)])
         examples = sorted((e for e in examples if len(e[0]) <= LENGTHS[-1]), key=lambda e: len(e[0]))
         hits: dict[str, list[bool]] = {}
-        for group in itertools.batched(examples, 8):
+        for group in (examples[i : i + 8] for i in range(0, len(examples), 8)):
             length = next(size for size in LENGTHS if size >= len(group[-1][0]))
-            tokens = torch.from_numpy(pad(list(group), length)[0])
+            tokens = torch.from_numpy(pad(group, length)[0])
             right = base(tokens)[:, :-1].argmax(-1) == tokens[:, 1:]  # (B, T - 1)
             for row, (_, tags) in zip(right, group, strict=True):
                 for tag in {*tags} - {"user"}:

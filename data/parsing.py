@@ -147,7 +147,10 @@ def _split_mistral_ids(ids: list[int], tokenizer: Tokenizer, ended: bool) -> lis
     tag = tokenizer.tag_ids["[TOOL_CALLS]"]
     start = ids.index(tag) if tag in ids else len(ids)
     segments = split_mistral(tokenizer.decode(ids[:start], skip_control=True))
-    return segments + ([_call_segment(ids[start + 1 :], ended, tokenizer)] if start < len(ids) else [])
+    if start == len(ids):
+        return segments
+    calls = _call_segment(ids[start + 1 :], ended, tokenizer)
+    return [*segments, dataclasses.replace(calls, kind="calls")]
 
 
 def _read_bare_call(reply: Reply, tools: Sequence[Tool]) -> Reply:

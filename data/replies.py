@@ -27,9 +27,12 @@ STRUCTURAL = {"unclosed_think": "a <think> that never closes", "stray_tag": "a t
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a turn. `closed`: its end tag was there; `clean`: no control id stood inside."""
+    """A stretch of a turn. `closed`: its end tag was there; `clean`: no control id stood inside.
 
-    kind: Literal["text", "think", "call", "stray"]
+    A "call" is what stands between two tags, one call as a rule; "calls" is the list that the Mistral format writes.
+    """
+
+    kind: Literal["text", "think", "call", "calls", "stray"]
     text: str
     closed: bool = True
     clean: bool = True
@@ -83,7 +86,7 @@ def split_mistral(before: str, calls: str | None = None, ended: bool = True) -> 
     if before.lstrip().startswith("<think>") and "</think>" in before:
         thinking, content = before.split("</think>", 1)
         segments = [Segment("think", thinking.replace("<think>", "", 1)), Segment("text", content)]
-    return segments + ([Segment("call", calls, closed=ended)] if calls is not None else [])
+    return segments + ([Segment("calls", calls, closed=ended)] if calls is not None else [])
 
 
 def find_close(text: str, start: int, close: str) -> int:
@@ -117,7 +120,7 @@ def assemble(segments: Iterable[Segment], ended: bool = True, tools: Iterable[To
     repairs: list[str] = []
     for segment in segments:
         text = segment.text.strip()
-        if segment.kind == "call":
+        if segment.kind in ("call", "calls"):
             found, repair = _read_segment(segment, ended, tools)
             outcomes += found
             repairs += repair
@@ -141,4 +144,6 @@ def _read_segment(segment: Segment, ended: bool, tools: Iterable[Tool]) -> tuple
     if not segment.clean:
         return [error_for("control_token", f"expected plain text in the call, got {shorten(segment.text)}")], []
     outcomes, repairs = read_calls(segment.text, tools)
+    if segment.kind == "calls":
+        repairs = [repair for repair in repairs if repair != "list_of_calls"]
     return outcomes, repairs + ([] if segment.closed else ["missing_end_tag"])

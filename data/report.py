@@ -72,8 +72,10 @@ def describe_run(run: dict[str, Any]) -> list[str]:
         f"rows: {reading['rows']} read, {reading['dropped']} unreadable, {reading['repaired_rows']} repaired, "
         f"{rendering['dropped_overlong']} too long, {rendering['truncated']} cut, "
         f"{run['data']['held_out_rows']} held out; {packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
-        f"{run['device']}, {run['precision']['dtype']} ({run['precision']['reason']}); LoRA: {run['lora']['impl']} "
-        f"({run['lora']['reason']}); {run['trainable_parameters']:,} parameters train in {run['total_steps']} steps",
+        f"device: {run['device']}; {run['trainable_parameters']:,} parameters train in {run['total_steps']} steps",
+        "; ".join(
+            f"{name.replace('_', ' ')}: {choice} ({reason})" for name, (choice, reason) in run["choices"].items()
+        ),
     ]
 
 

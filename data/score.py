@@ -25,7 +25,7 @@ def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
 
 
 def kind_of(expected: Sequence[ToolCall], seen_tools: set[str]) -> str:
-    """ "no_call", "parallel" (two and more), or "seen" / "unseen" for one call of a tool that training has shown or not."""
+    """One of KINDS: "parallel" is two calls and more, "seen" one call of a tool that training has shown."""
     if len(expected) != 1:
         return "parallel" if expected else "no_call"
     return "seen" if expected[0].name in seen_tools else "unseen"

@@ -5,13 +5,16 @@ float32, and sums that lose digits (norms, softmax, the low-rank path, cross-ent
 stand. No autocast context is needed for that, so no operator changes its dtype behind the reader's back.
 """
 
+import os
 import platform
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from model.config import Gemma2Config
 from model.layers import has_fast_matmul
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -115,6 +118,46 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory_bytes(device: torch.device) -> int:
+    """Memory that a run on `device` could still take: CUDA's free memory; elsewhere the machine's, which MPS shares."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    # Not free but installed memory: a Mac keeps little free and gives it back when asked.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def pick_checkpointing(
+    name: str, config: Gemma2Config, tokens: int, precision: Precision, free: int
+) -> tuple[bool, str]:
+    """Whether to recompute activations in the backward pass, and why. `tokens` is a micro-batch's, `free` in bytes.
+
+    "auto" recomputes when weights and activations would take more than half of what is free; the rest is headroom for
+    the head's chunks, optimizer and fragmentation.
+    """
+    if name != "auto":
+        return name == "full", "asked for"
+    width = precision.dtype.itemsize
+    weights = width * config.num_parameters
+    activations = tokens * config.num_hidden_layers * activation_bytes_per_token(config, width)
+    needed = f"weights and activations take about {(weights + activations) / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    return weights + activations > free / 2, needed
+
+
+def activation_bytes_per_token(config: Gemma2Config, width: int) -> int:
+    """Rough size of what one block keeps for one token's backward pass, `width` bytes per activation.
+
+    Counted from the operators: a block keeps about 14 vectors of the model width, 5 of the MLP's and 8 of the heads', and
+    LoRA a float32 copy and a dropout mask of each of its inputs (6 of the model width, 1 of the MLP's).
+    """
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    plain = 14 * config.hidden_size + 5 * config.intermediate_size + 8 * heads
+    return width * plain + 5 * (6 * config.hidden_size + config.intermediate_size)
 
 
 def describe(device: torch.device) -> str:

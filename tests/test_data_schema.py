@@ -44,7 +44,11 @@ def sharegpt_row() -> dict[str, Any]:
 
 def openai_row() -> dict[str, Any]:
     calls = [
-        {"id": f"c{place}", "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
+        {
+            "id": f"c{place}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+        }
         for place, call in enumerate(CALLS)
     ]
     return {
@@ -64,7 +68,12 @@ def mistral_row() -> dict[str, Any]:
     return {
         "messages": [
             {"role": "user", "content": "Paris and Rome?"},
-            {"role": "assistant", "content": "Let me see.", "reasoning_content": "Both cities.", "function_call": calls},
+            {
+                "role": "assistant",
+                "content": "Let me see.",
+                "reasoning_content": "Both cities.",
+                "function_call": calls,
+            },
             {"role": "tool", "name": "get_weather", "content": '{"c": 7}'},
             {"role": "tool", "name": "get_weather", "content": "9"},
             {"role": "assistant", "content": "7 and 9."},
@@ -73,10 +82,14 @@ def mistral_row() -> dict[str, Any]:
     }
 
 
+def _as_string(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 @pytest.mark.parametrize("make", [course_row, sharegpt_row, openai_row, mistral_row])
 def test_all_four_forms_say_the_same(make: Any) -> None:
     row = make()
-    for given in (row, json.dumps(row), {key: json.dumps(value) for key, value in row.items()}):
+    for given in (row, json.dumps(row), {key: _as_string(value) for key, value in row.items()}):
         conversation = parse_row(given, "f:1")
         user, model, tool, answer = conversation.messages
         assert user == Message("user", "Paris and Rome?")
@@ -105,7 +118,9 @@ def test_tags_in_content_are_text() -> None:
     forged = "<tool_call>{}</tool_call> <tools>[]</tools> </think>"
     row = course_row()
     row["conversations"][1]["content"] = forged
-    row["conversations"][3]["content"] = f'<tool_response>\n{{"t": "{RESULTS[:16]}"}} {forged}</tool_response>x\n</tool_response>'
+    row["conversations"][3]["content"] = (
+        f'<tool_response>\n{{"t": "{RESULTS[:16]}"}} {forged}</tool_response>x\n</tool_response>'
+    )
     row["conversations"][0]["content"] = SYSTEM.replace("Weather of a city", "Not </tools> but <tools>[]")
     conversation = parse_row(row)
     assert conversation.messages[0].content == forged
@@ -121,13 +136,18 @@ def test_tags_in_content_are_text() -> None:
 def test_tags_inside_the_strings_of_calls_and_results_are_data() -> None:
     row = course_row()
     city = "</tool_call><tool_call> ' \" <think>"
-    row["conversations"][2]["content"] = f"<tool_call>{json.dumps({'name': 'f', 'arguments': {'city': city}})}</tool_call>"
+    row["conversations"][2]["content"] = (
+        f"<tool_call>{json.dumps({'name': 'f', 'arguments': {'city': city}})}</tool_call>"
+    )
     row["conversations"][3]["content"] = (
         '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response><tool_response>2</tool_response>'
     )
     conversation = parse_row(row)
     assert conversation.messages[1].calls == (ToolCall("f", {"city": city}),)
-    assert [result.content for result in conversation.messages[2].results] == ['{"a": "</tool_response> <tool_response>"}', "2"]
+    assert [result.content for result in conversation.messages[2].results] == [
+        '{"a": "</tool_response> <tool_response>"}',
+        "2",
+    ]
 
 
 def test_a_call_inside_thinking_is_thinking() -> None:
@@ -147,7 +167,12 @@ def test_a_call_inside_thinking_is_thinking() -> None:
     ('{"name": "f", "arguments": "{\\"a\\": 1}"}', ("string_arguments",)),
 ])  # fmt: skip
 def test_repairs_are_named(body: str, repairs: tuple[str, ...]) -> None:
-    row = {"conversations": [{"role": "user", "content": "x"}, {"role": "model", "content": f"<tool_call>{body}</tool_call>"}]}
+    row = {
+        "conversations": [
+            {"role": "user", "content": "x"},
+            {"role": "model", "content": f"<tool_call>{body}</tool_call>"},
+        ]
+    }
     conversation = parse_row(row)
     assert conversation.messages[1].calls == (ToolCall("f", {"a": 1}),)
     assert conversation.repairs == repairs
@@ -232,14 +257,20 @@ def test_compact_parameters_become_a_schema() -> None:
 
 
 def test_types_are_renamed_only_where_they_are_keywords() -> None:
-    schema = {"type": "dict", "properties": {"type": {"type": "float"}, "items": {"type": "tuple", "items": {"type": "dict"}}}}
+    schema = {
+        "type": "dict",
+        "properties": {"type": {"type": "float"}, "items": {"type": "tuple", "items": {"type": "dict"}}},
+    }
     properties = read_tool({"name": "f", "parameters": schema}).parameters["properties"]
     assert properties["type"] == {"type": "number"}
     assert properties["items"] == {"type": "array", "items": {"type": "object"}}
 
 
 def test_a_tool_changes_its_shape() -> None:
-    described = {**SPEC, "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}}}
+    described = {
+        **SPEC,
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}},
+    }
     assert write_tool(as_shape(read_tool(described), "compact"))["parameters"] == {"city": "string?"}
     assert write_tool(as_shape(read_tool(SHAPES[3]), "openai"))["function"]["parameters"]["required"] == ["a", "c", "d"]
 
@@ -256,7 +287,12 @@ def test_untrained_messages_are_marked() -> None:
 
 
 def test_sharegpt_call_messages_join_the_models_turn() -> None:
-    turns = [("human", "q"), ("gpt", "I look."), ("function_call", json.dumps({"name": "f", "arguments": {}})), ("observation", "1")]
+    turns = [
+        ("human", "q"),
+        ("gpt", "I look."),
+        ("function_call", json.dumps({"name": "f", "arguments": {}})),
+        ("observation", "1"),
+    ]
     row = {"conversations": [{"from": role, "value": text} for role, text in turns], "system": "Be brief."}
     conversation = parse_row(row)
     assert conversation.system == "Be brief."
@@ -272,7 +308,9 @@ def test_nulls_that_parquet_filled_in_are_dropped() -> None:
 
 def test_a_prompt_is_built_with_the_words_of_training() -> None:
     trained = parse_row(course_row()).prompt
-    conversation = conversation_from([SPEC], [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}], trained)
+    conversation = conversation_from(
+        [SPEC], [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}], trained
+    )
     assert conversation.prompt == trained and conversation.tools[0].shape == "openai" and conversation.system == "S"
     assert conversation_from([], [Message("user", "q")]).prompt is None
     assert conversation_from([SPEC], [Message("user", "q")]).prompt == DEFAULT_PROMPT
@@ -311,10 +349,14 @@ def shared_rows(name: str) -> list[Conversation]:
 def test_every_shared_row_parses() -> None:
     leaderboard = shared_rows("bfcl_conversations.jsonl")
     assert len(leaderboard) == 1240 and not any(conversation.repairs for conversation in leaderboard)
-    assert sum(len(conversation.messages[-1].calls) for conversation in leaderboard) == 1746
-    assert {conversation.prompt.before[-27:] for conversation in leaderboard if conversation.prompt} == {"re are the available tools:"}
+    assert sum(len(conversation.messages[-1].calls) for conversation in leaderboard) == 1747
+    assert {conversation.prompt.before[-27:] for conversation in leaderboard if conversation.prompt} == {
+        "re are the available tools:"
+    }
     assert all(conversation.tools for conversation in leaderboard)
     course = shared_rows("hermes_thinking_sample.jsonl")
     assert [len(conversation.messages) for conversation in course] == [8, 10]
     assert {conversation.repairs for conversation in course} == {("python_literal", "python_literal")}
-    assert all("<tools></tools> XML tags" in conversation.prompt.before for conversation in course if conversation.prompt)
+    assert all(
+        "<tools></tools> XML tags" in conversation.prompt.before for conversation in course if conversation.prompt
+    )

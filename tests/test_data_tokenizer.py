@@ -21,7 +21,11 @@ GEMMA = Path(__file__).resolve().parents[2] / "shared" / "gemma-2-tokenizer"
 needs_gemma = pytest.mark.skipif(not GEMMA.is_dir(), reason="needs ../shared/gemma-2-tokenizer beside the repository")
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 PLAIN_ADDED = ["<mask>", "[@BOS@]", "<unused0>", "\n\n", "<h1>"]
-CORPUS = ["Hello there, what is the weather in Paris?", '{"name": "get", "arguments": {"city": "Paris"}}', "user\nmodel\n"]
+CORPUS = [
+    "Hello there, what is the weather in Paris?",
+    '{"name": "get", "arguments": {"city": "Paris"}}',
+    "user\nmodel\n",
+]
 MARKERS = [*HERMES_TAGS, *MISTRAL_TAGS, *SPECIALS, *PLAIN_ADDED, "<tool<tool_call>_call>", "<0x22>", META, "\u200b", "\U0001fae8",
            "  ", "\n\n", "\t", "\r\n", "é", "<2mass>", "<unused5>", "\x00"]  # fmt: skip
 hostile = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=6)), max_size=8).map("".join)
@@ -34,7 +38,9 @@ def small_source() -> str:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False))
+    core.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    )
     core.add_tokens([tokenizers.AddedToken(content, normalized=False) for content in PLAIN_ADDED])
     return core.to_str()
 
@@ -200,7 +206,11 @@ def test_hub_errors_are_one_sentence(
 
 def test_saved_folder_is_complete(tmp_path: Path) -> None:
     small_tokenizer().save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["tool_format"] == "hermes" and "chat_template" not in config
     assert set(HERMES_TAGS) <= set(config["additional_special_tokens"])

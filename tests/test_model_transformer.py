@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.attention import KVCache
+from model.layers import RMSNorm
 from model.loader import load_gemma2, save_gemma2
 
 transformers = pytest.importorskip("transformers")
@@ -146,3 +147,18 @@ def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(make_mode
         packed = model(tokens, positions, documents)
         separate = torch.cat([model(p) for p in parts], dim=1)
     assert relative(packed[:, : separate.shape[1]], separate) < 1e-5
+
+
+def test_rms_norm_gradients_equal_autograds(relative):
+    norm = RMSNorm(24, 1e-3)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    dy = torch.randn(3, 5, 24)
+    weight = norm.weight.detach().double().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    truth = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-3) * (1 + weight)
+    expected = torch.autograd.grad(truth, (wide, weight), dy.double())
+    got = torch.autograd.grad(norm(x), (x, norm.weight), dy)
+    assert relative(norm(x), truth) < 1e-6
+    for ours, theirs in zip(got, expected, strict=True):
+        assert relative(ours, theirs) < 1e-6

@@ -39,7 +39,7 @@ class Source:
         return self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held))
 
     def on_side(self, draw: Callable[[], str]) -> str:
-        """Draws until the text lies on this stream's side."""
+        """Draws until the text lies on this stream's side; `draw` must have plenty of texts to choose from."""
         while True:
             text = draw()
             if side(text) == self.held:
@@ -55,8 +55,12 @@ class Source:
 
     def digits(self, low: int, high: int) -> str:
         """The digits of a number of `low` to `high` places."""
-        places = self.rng.randint(low, high)
-        return self.on_side(lambda: str(self.rng.randint(10 ** (places - 1) if places > 1 else 1, 10**places - 1)))
+
+        def draw() -> str:
+            places = self.rng.randint(low, high)
+            return str(self.rng.randint(10 ** (places - 1), 10**places - 1))
+
+        return self.on_side(draw)
 
 
 @dataclass(frozen=True)
@@ -98,23 +102,27 @@ def _city(source: Source) -> str:
 
 
 def _email(source: Source) -> str:
-    domain = f"{source.word(words.DOMAINS)}.{source.pick(words.ENDINGS)}"
-    user = source.word(words.NAMES).lower()
-    if source.chance(0.4):
-        user += source.pick(".-_") + source.word(words.SURNAMES).lower()
-    return source.on_side(lambda: f"{user}{source.pick(('', '', source.digits(1, 2)))}@{domain}" if domain else "")
+    def draw() -> str:
+        user = source.word(words.NAMES).lower()
+        if source.chance(0.4):
+            user += source.pick(".-_") + source.word(words.SURNAMES).lower()
+        number = str(source.rng.randint(1, 99)) if source.chance(0.35) else ""
+        return f"{user}{number}@{source.word(words.DOMAINS)}.{source.pick(words.ENDINGS)}"
+
+    return source.on_side(draw)
 
 
 def _date(source: Source) -> str:
     if source.chance(0.35):
         return source.word(words.WEEKDAYS)
-    month, day = source.rng.randint(1, 12), source.rng.randint(1, 28)
-    if source.chance(0.5):
-        return source.on_side(lambda: f"20{source.rng.randint(10, 45)}-{month:02d}-{source.rng.randint(1, 28):02d}")
-    named = source.pick(words.MONTHS)
-    return source.on_side(
-        lambda: source.pick((f"{source.rng.randint(1, 28)} {named}", f"{named} {source.rng.randint(1, 28)}", f"{named} {day}"))
-    )
+
+    def draw() -> str:
+        day, month = source.rng.randint(1, 28), source.pick(words.MONTHS)
+        if source.chance(0.5):
+            return f"20{source.rng.randint(10, 45)}-{source.rng.randint(1, 12):02d}-{day:02d}"
+        return source.pick((f"{day} {month}", f"{month} {day}"))
+
+    return source.on_side(draw)
 
 
 def _time(source: Source) -> str:
