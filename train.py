@@ -46,7 +46,6 @@ from model.config import Gemma2Config
 from model.loss import supervised_loss
 from model.runtime import (
     Precision,
-    available_memory_bytes,
     describe,
     peak_memory_bytes,
     pick_checkpointing,
@@ -246,9 +245,8 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     impl, impl_reason = resolve_impl(args.lora_impl, device)  # refused before anything large is read
     model_config = Gemma2Config.from_json(folder)
     precision = pick_precision(args.dtype, device, model_config.num_parameters)
-    recompute, recompute_reason = pick_checkpointing(
-        args.checkpoint_activations, model_config, args.micro_batch * args.max_length, precision, available_memory_bytes(device)
-    )  # fmt: skip
+    micro_tokens = args.micro_batch * args.max_length
+    recompute, why = pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device)
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -268,7 +266,7 @@ def build(args: argparse.Namespace, output: Path) -> Run:
               held_out_packs, seen)  # fmt: skip
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
     choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
-               "checkpoint_activations": ["full" if recompute else "none", recompute_reason]}  # fmt: skip
+               "checkpoint_activations": ["full" if recompute else "none", why]}  # fmt: skip
     introduce(run, examples, data, choices)
     return run
 

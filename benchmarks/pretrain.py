@@ -256,7 +256,7 @@ def train(args: argparse.Namespace) -> None:
         state.tokens, state.steps = state.tokens + num_tokens, state.steps + 1
         state.seconds += time.perf_counter() - clock
         losses.append(loss)
-        if state.steps % 50 == 0:
+        if state.steps % 25 == 0:
             log(args.out / "log.jsonl", tokens=state.tokens, steps=state.steps, loss=round(float(np.mean(losses)), 4),
                 rate=round(rate_scale(args, state, start), 3), seconds=round(state.seconds),
                 tokens_per_second=round((state.tokens - start.tokens) / (state.seconds - start.seconds)))  # fmt: skip

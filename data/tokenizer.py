@@ -73,8 +73,7 @@ class Tokenizer:
         self._content = self._content_tokenizer(data, control)
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
         self._check_lossless()
-        prompt = config.get("tool_prompt")
-        self.prompt: SystemPrompt | None = SystemPrompt(**prompt) if prompt else None
+        self.prompt = _read_prompt(config.get("tool_prompt"), where)
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, format: str | None = None) -> "Tokenizer":
@@ -246,6 +245,17 @@ _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized"
 
 def _is_text(entry: dict[str, Any]) -> bool:
     return not entry.get("special") and bool(_TEXT_TOKEN.fullmatch(entry["content"]))
+
+
+def _read_prompt(value: Any, where: str) -> SystemPrompt | None:
+    if value is None:
+        return None
+    try:
+        return SystemPrompt(**value)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: expected tool_prompt with before, after and shape in the config ({error})"
+        ) from None
 
 
 def _load_object(text: str, where: str | Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from test_data_tokenizer import gemma_tokenizer, hostile, needs_gemma, small_tok
 from data.chat import Example, common_prompt, parse_reply, parse_tool_calls, render, render_prompt
 from data.masks import GIVEN_STYLE, TRAINED_STYLE, mask_text
 from data.messages import Conversation, Message, SystemPrompt, ToolCall, ToolResult
-from data.schema import conversation_from, parse_row, read_tool, write_tool
+from data.schema import read_tool, write_tool
 from data.tokenizer import Tokenizer
 
 TOOL = {
@@ -48,9 +47,11 @@ ROME_JSON = '{"name": "get_weather", "arguments": {"city": "Röm", "unit": "C"}}
 HERMES_TEXT = (
     "<bos><start_of_turn>user\nBe kind.\n\nTools within <tools></tools> tags: <tools>\n"
     + json.dumps([TOOL], ensure_ascii=False)
-    + "\n</tools> Call in <tool_call></tool_call>.\n\nParis and Rome?<end_of_turn>\n<start_of_turn>model\n<think>Two cities."
-    + f"</think>I look.<tool_call>\n{PARIS_JSON}\n</tool_call><tool_call>\n{ROME_JSON}\n</tool_call><end_of_turn>\n"
-    + '<start_of_turn>tool\n<tool_response>\n7\n</tool_response><tool_response>\n{"c": 9}\n</tool_response><end_of_turn>\n'
+    + "\n</tools> Call in <tool_call></tool_call>.\n\nParis and Rome?<end_of_turn>\n<start_of_turn>model\n"
+    + f"<think>Two cities.</think>I look.<tool_call>\n{PARIS_JSON}\n</tool_call><tool_call>\n{ROME_JSON}\n</tool_call>"
+    + "<end_of_turn>\n"
+    + "<start_of_turn>tool\n<tool_response>\n7\n</tool_response>"
+    + '<tool_response>\n{"c": 9}\n</tool_response><end_of_turn>\n'
     + "<start_of_turn>model\n7 and 9.<end_of_turn>\n<start_of_turn>user\nThanks<end_of_turn>\n"
     + "<start_of_turn>model\nWelcome<end_of_turn>\n"
 )
@@ -187,110 +188,6 @@ def test_every_prompt_is_a_prefix_of_what_continues_it() -> None:
             )
 
 
-GOOD = f"<tool_call>\n{PARIS_JSON}\n</tool_call>"
-
-
-def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text in which «tag» is a control id and everything else is text."""
-    known = {"end": tokenizer.end_of_turn_id, "eos": tokenizer.eos_id, "start": tokenizer.start_of_turn_id}
-    known |= {tag.strip("<>"): id for tag, id in tokenizer.tag_ids.items()}
-    ids: list[int] = []
-    for part in text.replace("»", "«").split("«"):
-        ids += [known[part]] if part in known else tokenizer.encode(part)
-    return ids
-
-
-CALL = f"«tool_call»{PARIS_JSON}«/tool_call»"
-BAD_OUTPUTS = {
-    1: ("«tool_call»{'name': 'f', 'arguments': {'a': True, 'b': None}}«/tool_call»«end»", 1, [], ("python_literal",)),
-    2: ('«tool_call»{"name": "f", "arguments": {"a": 1,},}«/tool_call»«end»', 1, [], ("python_literal",)),
-    3: ('«tool_call»{"name": "f", "arguments": {"a": "x & <y"}}«/tool_call»«end»', 1, [], ()),
-    4: ('«tool_call»{"name": "f", "arguments": {"a": "x', 0, ["truncated"], ()),
-    5: (f"«tool_call»{PARIS_JSON}«end»", 1, [], ("missing_end_tag",)),
-    6: (f"«tool_call»```json\n{PARIS_JSON}\n```«/tool_call»«end»", 1, [], ("code_fence",)),
-    7: (f"{PARIS_JSON}«end»", 0, [], ()),
-    8: ('«tool_call»{"name": "f", "arguments": "{\\"a\\": 1}"}«/tool_call»«end»', 1, [], ("string_arguments",)),
-    9: ('«tool_call»{"name": "f", "parameters": {"a": 1}}«/tool_call»«end»', 0, ["missing_arguments"], ()),
-    10: ('«tool_call»{"name": "f"}«/tool_call»«tool_call»{"name": "get_weather"}«/tool_call»«end»', 1,
-         ["missing_arguments"], ("no_arguments",)),
-    11: ('«tool_call»{"name": "f", "arguments": [1]}«/tool_call»«end»', 0, ["arguments_not_object"], ()),
-    12: ('«tool_call»{"arguments": {}}«/tool_call»«end»', 0, ["missing_name"], ()),
-    20: ('«tool_call»{"name": "f", "arguments": {"a": 1, "a": 2}}«/tool_call»«end»', 0, ["duplicate_key"], ()),
-    21: ('«tool_call»{"name": "f", "arguments": {"a": -Infinity}}«/tool_call»«end»', 0, ["not_finite"], ()),
-    22: ('«tool_call»{"name": "f", "arguments": {"a": "x\ny"}}«/tool_call»«end»', 1, [], ("control_character",)),
-    23: (f"«tool_call»{PARIS_JSON}\n{ROME_JSON}«/tool_call»«end»", 2, [], ("several_values",)),
-    24: (f"«tool_call»[{PARIS_JSON}, {ROME_JSON}]«/tool_call»«end»", 2, [], ("list_of_calls",)),
-    25: ("«tool_call»42«/tool_call»«tool_call»«/tool_call»«end»", 0, ["not_an_object", "not_an_object"], ()),
-    26: (f"«tool_call»{{oops}}«/tool_call»{CALL}«end»", 1, ["invalid_json"], ()),
-    27: ('«tool_call»{"name": "f", "arguments": {"a": "</tool_call><tool_call>"}}«/tool_call»«end»', 1, [], ()),
-    270: ('«tool_call»{"name": "f", "arguments": {"a": "«tool_call»"}}«/tool_call»«end»', 0, ["control_token"], ()),
-    271: ('«tool_call»{"name": "f", "arguments": {"a": "«think»"}}«/tool_call»«end»', 0, ["control_token"], ()),
-    28: (f"«think»maybe {CALL}«/think»No.«end»", 0, [], ()),
-    29: (f"{CALL}«tool_response»7«/tool_response»{CALL}«end»", 1, [], ()),
-    30: ("«tool_call»" + "[" * 20_000 + "«/tool_call»«end»", 0, ["too_deep"], ()),
-    31: ('«tool_call»{"name": "f", "arguments": {"a": ' + "7" * 5_000 + "}}«/tool_call»«end»", 0, ["number_too_long"], ()),
-    34: (f"I look.{CALL}«end»", 1, [], ()),
-    35: ("«end»", 0, [], ()),
-    40: (f"{GOOD}«eos»", 0, [], ()),
-    100: (f"«tool_call»{PARIS_JSON}«tool_call»{ROME_JSON}«/tool_call»«end»", 2, [], ("stray_tag",)),
-    101: (f"{CALL}«start»model\n{CALL}«end»", 1, [], ()),
-    102: (f"«/tool_call»{CALL}«/think»", 1, [], ("stray_tag", "stray_tag")),
-    103: ("«tool_call»[" + ", ".join([PARIS_JSON] * 70) + "]«/tool_call»«end»", 64, ["too_many_calls"], ("list_of_calls",)),
-    104: ("«think»on and on", 0, [], ("unclosed_think",)),
-    105: (f"«tool_call»{PARIS_JSON}", 0, ["truncated"], ()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("number", BAD_OUTPUTS)
-def test_bad_outputs(number: int) -> None:
-    text, num_calls, codes, repairs = BAD_OUTPUTS[number]
-    tokenizer = small_tokenizer()
-    reply = parse_reply(ids_of(text, tokenizer), tokenizer, [read_tool(TOOL)])
-    assert (len(reply.calls), [error.code for error in reply.errors], reply.repairs) == (num_calls, codes, repairs)
-    assert all(error.message and error.hint for error in reply.errors)
-    assert parse_tool_calls(ids_of(text, tokenizer), tokenizer)[: len(reply.calls)] == list(reply.calls)
-
-
-def test_calls_and_errors_keep_their_order_and_prose_is_kept() -> None:
-    tokenizer = small_tokenizer()
-    reply = parse_reply(ids_of(f"A «tool_call»{{oops}}«/tool_call» B {CALL} C«end»", tokenizer), tokenizer)
-    assert reply.outcomes == (*reply.errors, *reply.calls) and reply.content == "A\n\nB\n\nC" and reply.ended
-    assert not parse_reply(ids_of("so", tokenizer), tokenizer).ended
-
-
-def test_a_bare_call_counts_only_when_asked_for() -> None:
-    tokenizer, tools = small_tokenizer(), [read_tool(TOOL)]
-    ids = ids_of(f"{PARIS_JSON}«end»", tokenizer)
-    assert parse_reply(ids, tokenizer, tools).content == PARIS_JSON
-    assert parse_reply(ids, tokenizer, tools, lenient=True).calls == (PARIS,)
-    assert parse_reply(ids, tokenizer, [], lenient=True).calls == ()
-    assert parse_reply(ids_of(f"So: {PARIS_JSON}«end»", tokenizer), tokenizer, tools, lenient=True).calls == ()
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.one_of(st.integers(0, 320), st.sampled_from(range(310, 330))), max_size=40),
-    st.sampled_from(["hermes", "mistral"]),
-)
-def test_any_ids_are_survived(ids: list[int], format: str) -> None:
-    tokenizer = small_tokenizer(format)
-    ids = [id % len(tokenizer) for id in ids]
-    parse_reply(ids, tokenizer, lenient=True)
-    parse_tool_calls(tokenizer.decode(ids))
-
-
-def test_calls_from_text() -> None:
-    assert parse_tool_calls(f"I look.{GOOD}\n<tool_call>oops</tool_call>") == [PARIS]
-    assert parse_tool_calls('<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>')[
-        0
-    ].arguments == {"a": "</tool_call>"}
-    assert parse_tool_calls(HERMES_TEXT) == [PARIS, ROME]
-    assert parse_tool_calls(f"[TOOL_CALLS][{PARIS_JSON}]<end_of_turn>", small_tokenizer("mistral")) == [PARIS]
-    assert parse_tool_calls("") == parse_tool_calls([], small_tokenizer()) == []
-    with pytest.raises(TypeError, match="expected a tokenizer with ids"):
-        parse_tool_calls([1, 2])
-
-
 def test_the_common_prompt_is_the_most_common_one() -> None:
     other = dataclasses.replace(CONVERSATION, prompt=SystemPrompt("x", shape="compact"))
     assert common_prompt([other, CONVERSATION, CONVERSATION, dataclasses.replace(other, prompt=None)]) == PROMPT
@@ -304,63 +201,3 @@ def test_the_mask_has_two_colours() -> None:
     trained = [text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED_STYLE]
     assert trained == trained_texts(render(CONVERSATION, tokenizer), tokenizer)
     assert {str(span.style) for span in text.spans} == {TRAINED_STYLE, GIVEN_STYLE}
-
-
-MESSAGES: list[dict[str, Any]] = [
-    {"role": "system", "content": " Be kind. "},
-    {"role": "user", "content": "Paris, and Rome? "},
-    {"role": "assistant", "content": "I look.", "tool_calls": [
-        {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris é"}}},
-        {"id": "2", "type": "function", "function": {"name": "get_weather", "arguments": {"n": [1, None, 2.5]}}},
-    ]},
-    {"role": "tool", "tool_call_id": "1", "name": "get_weather", "content": " 7\n"},
-    {"role": "tool", "tool_call_id": "2", "name": "get_weather", "content": '{"c": 9}'},
-    {"role": "assistant", "content": "\n7 **and** 9. "},
-    {"role": "user", "content": "Thanks"},
-]  # fmt: skip
-PLAIN = SystemPrompt("It's {{ here }} %} \\ \U0001f600\r\n@AFTER@: ", "\n{%- end -%} '\"", "openai")
-
-
-@pytest.mark.parametrize(("make", "format"), [
-    (small_tokenizer, "hermes"), (small_tokenizer, "mistral"), pytest.param(gemma_tokenizer, "hermes", marks=needs_gemma),
-])  # fmt: skip
-def test_transformers_renders_the_same_ids(make: Any, format: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
-    tokenizer = make(format)
-    for shape in ("openai", "function", "compact") if make is small_tokenizer else ("compact",):
-        prompt = dataclasses.replace(PLAIN, shape=shape)
-        tokenizer.save(tmp_path, prompt)
-        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-        assert len(theirs) == len(tokenizer)
-        conversation = conversation_from([TOOL], MESSAGES, prompt)
-        got = theirs.apply_chat_template(MESSAGES, tools=[TOOL], add_generation_prompt=True, return_dict=False)
-        assert got == render_prompt(conversation, tokenizer)
-    plain = theirs.apply_chat_template(MESSAGES[1:2], add_generation_prompt=True, return_dict=False)
-    assert plain == render_prompt(conversation_from([], MESSAGES[1:2]), tokenizer)
-    default = parse_row({"messages": MESSAGES, "tools": [TOOL]})
-    tokenizer.save(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.apply_chat_template(MESSAGES, tools=[TOOL], return_dict=False) == render(default, tokenizer).tokens
-
-
-def test_transformers_renders_the_same_thinking(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
-    tokenizer = small_tokenizer()
-    turns = [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "<think>\n hm </think>\n\nYes"},
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "reasoning_content": "ok\n", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
-    ]  # fmt: skip
-    conversation = parse_row({"messages": turns})
-    # The request for thinking quotes the tags, which Transformers cannot keep apart from control: same text, other ids
-    tokenizer.save(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    system = [{"role": "system", "content": conversation.system}]
-    assert theirs.apply_chat_template(system + turns, tokenize=False) == tokenizer.decode(
-        render(conversation, tokenizer).tokens
-    )
-    without = dataclasses.replace(conversation, system="")
-    assert theirs.apply_chat_template(turns, return_dict=False) == render(without, tokenizer).tokens

@@ -1,4 +1,4 @@
-"""Files are read whole or refused with their place; what is dropped, cut or equal is counted; held-out rows stay out."""
+"""Files are read whole or refused with their place; what is dropped or cut is counted; held-out rows stay out."""
 
 import json
 from pathlib import Path

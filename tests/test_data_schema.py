@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from data.literals import LiteralError, find_end, read_values
 from data.messages import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Message, ToolCall
-from data.schema import conversation_from, parse_row, read_tool, read_tools, write_tool
-from data.tools import as_shape
+from data.schema import conversation_from, parse_row
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPEC = {
@@ -25,7 +23,8 @@ SYSTEM = (
 )
 CALLS = (ToolCall("get_weather", {"city": "Paris"}), ToolCall("get_weather", {"city": "Rome"}))
 HERMES_REPLY = (
-    "<think>\nBoth cities.\n</think>\nLet me see.\n<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n"
+    "<think>\nBoth cities.\n</think>\nLet me see.\n<tool_call>\n"
+    "{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n"
     '</tool_call>\n<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
 )
 RESULTS = '<tool_response>\n{"c": 7}\n</tool_response>\n<tool_response>\n9\n</tool_response>'
@@ -99,6 +98,12 @@ def test_all_four_forms_say_the_same(make: Any) -> None:
         assert answer == Message("model", "7 and 9.")
         assert [tool.name for tool in conversation.tools] == ["get_weather"]
         assert conversation.prompt is not None and conversation.prompt.after.endswith("\n" + THINK_REQUEST)
+
+
+def test_tools_keep_the_shape_of_their_column() -> None:
+    for row, shape in ((openai_row(), "openai"), (mistral_row(), "function")):
+        conversation = parse_row(row)
+        assert conversation.prompt is not None and conversation.prompt.shape == conversation.tools[0].shape == shape
 
 
 def test_results_find_their_call_by_id() -> None:
@@ -178,8 +183,20 @@ def test_repairs_are_named(body: str, repairs: tuple[str, ...]) -> None:
     assert conversation.repairs == repairs
 
 
-def model_row(text: str) -> dict[str, Any]:
-    return {"conversations": [{"role": "user", "content": "x"}, {"role": "model", "content": text}]}
+def openai(*turns: str, **keys: Any) -> dict[str, Any]:
+    """A row of "role text" turns; `keys` join the last message."""
+    messages: list[dict[str, Any]] = [dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns]
+    messages[-1].update(keys)
+    return {"messages": messages}
+
+
+def model_row(text: str, system: str = "") -> dict[str, Any]:
+    turns = [("system", system)] * bool(system) + [("user", "x"), ("model", text)]
+    return {"conversations": [{"role": role, "content": content} for role, content in turns]}
+
+
+def call_row(body: str) -> dict[str, Any]:
+    return model_row(f"<tool_call>{body}</tool_call>")
 
 
 @pytest.mark.parametrize(("row", "messages"), [
@@ -189,37 +206,37 @@ def model_row(text: str) -> dict[str, Any]:
     ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
     ({"messages": [5, {"role": "user", "content": "x"}]},
      ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "pope", "content": "y"}]},
+    (openai("user x", "pope y"),
      ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}, {"role": "model", "content": "z"}]},
+    (openai("user x", "user y", "model z"),
      ["f:7: message 2: expected the role model after a user message, got 'user'"]),
-    ({"messages": [{"role": "model", "content": "z"}]}, ["f:7: message 1: expected the role user as the first turn"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "model", "content": "z"}, {"role": "tool", "content": "1"}]},
+    (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
+    (openai("user x", "model z", "tool 1"),
      ["f:7: message 3: expected the role user or tool after a model message, got 'tool'"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "s"}, {"role": "model", "content": "z"}]},
+    (openai("user x", "system s", "model z"),
      ["f:7: message 2: expected the system text as the first message"]),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "model", "content": " "}]},
      ["f:7: message 1: expected text, got", "f:7: message 2: expected text, thinking or a call, got an empty model"]),
-    ({"messages": [{"role": "user", "content": "\ud800"}, {"role": "model", "content": "y"}]}, ["f:7: message 1: ", "surrogate"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]},
+    (openai("user \ud800", "model y"), ["f:7: message 1: ", "surrogate"]),
+    (openai("user x", "model y", tool_calls=[{"function": {"name": ""}}]),
      ["f:7: message 2: expected a call with a function's name"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "function_call": {"name": "f", "arguments": "[1]"}}]},
+    (openai("user x", "model y", function_call={"name": "f", "arguments": "[1]"}),
      ["f:7: message 2: f: expected an object, got '[1]'"]),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "model", "content": "y"}], "tools": [{"name": 3}, SPEC, SPEC]},
+    ({**openai("user x", "model y"), "tools": [{"name": 3}, SPEC, SPEC]},
      ["f:7: tools: tool 1: expected a name, got '3'", "tool 'get_weather': expected one definition, got several"]),
-    (model_row('<tool_call>{"name": "f", "arguments": {"a": 1, "a": 2}}</tool_call>'),
+    (call_row('{"name": "f", "arguments": {"a": 1, "a": 2}}'),
      ["f:7: message 2: expected each key once, got 'a' twice; Write each key once."]),
-    (model_row("<tool_call>{'name': 'f', 'arguments': {'a': 1, 'a': 2}}</tool_call>"), ["expected each key once"]),
-    (model_row('<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'), ["message 2: expected a finite number, got NaN"]),
-    (model_row('<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>'), ["expected a finite number, got inf"]),
-    (model_row('<tool_call>{"name": "f", "arguments": [1]}</tool_call>'), ["message 2: f: expected an object, got '[1]'"]),
-    (model_row('<tool_call>{"name": "f", "arguments": {}}'), ["message 2: expected balanced tags, got a <tool_call> that never closes"]),
+    (call_row("{'name': 'f', 'arguments': {'a': 1, 'a': 2}}"), ["expected each key once"]),
+    (call_row('{"name": "f", "arguments": {"a": NaN}}'), ["message 2: expected a finite number, got NaN"]),
+    (call_row('{"name": "f", "arguments": {"a": 1e999}}'), ["expected a finite number, got inf"]),
+    (call_row('{"name": "f", "arguments": [1]}'), ["message 2: f: expected an object, got '[1]'"]),
+    (model_row('<tool_call>{"name": "f", "arguments": {}}'), ["message 2: expected balanced tags, got a <tool_call>"]),
     (model_row("<think>hm"), ["message 2: expected balanced tags, got a <think> that never closes"]),
     (model_row("a </tool_call>"), ["message 2: expected balanced tags, got a tag that opens or closes nothing"]),
-    (model_row("<tool_call>{'name': __import__('os')}</tool_call>"), ["message 2: expected JSON, got"]),
-    ({"conversations": [{"role": "system", "content": "<tools> [{'name': 1}] </tools>"}, *model_row("y")["conversations"]]},
+    (call_row("{'name': __import__('os')}"), ["message 2: expected JSON, got"]),
+    (model_row("y", "<tools> [{'name': 1}] </tools>"),
      ["f:7: message 1: tool 1: expected a name"]),
-    ({"conversations": [{"role": "system", "content": "<tools> [{'name': 'f'}]"}, *model_row("y")["conversations"]]},
+    (model_row("y", "<tools> [{'name': 'f'}]"),
      ["f:7: message 1: expected </tools> after the tools, got the end"]),
 ])  # fmt: skip
 def test_broken_rows_are_told_with_their_place(row: Any, messages: list[str]) -> None:
@@ -228,56 +245,6 @@ def test_broken_rows_are_told_with_their_place(row: Any, messages: list[str]) ->
     for message in messages:
         assert message in str(caught.value)
     assert all(line.startswith("f:7: ") for line in str(caught.value).split("\n"))
-
-
-SHAPES = [
-    OPENAI_TOOL,
-    {**OPENAI_TOOL, "cache": True, "function": {**SPEC, "strict": True, "returns": {"type": "number"}}},
-    SPEC,
-    {"name": "f", "parameters": {"a": "string", "b": "integer?", "c": ["x", "y"], "d": {"type": "array", "items": {"type": "string"}}}},
-    {"name": "f", "description": "d", "parameters": {"c": [1, 2], "e": {"enum": ["x"], "optional": True}, "type": "string"}},
-    {"name": "f", "parameters": {"a": {"type": "string", "default": "x", "description": "words"}}, "strict": False},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
-def test_tools_are_written_back_as_they_came(shape: dict[str, Any]) -> None:
-    tool = read_tool(shape)
-    assert write_tool(tool) == shape
-    assert json.dumps(write_tool(tool)) == json.dumps(shape)
-    assert tool.parameters["type"] == "object"
-
-
-def test_compact_parameters_become_a_schema() -> None:
-    tool = read_tool(SHAPES[3])
-    assert tool.shape == "compact" and tool.required == ("a", "c", "d")
-    assert tool.parameters["properties"]["c"] == {"type": "string", "enum": ["x", "y"]}
-    with pytest.raises(ValueError, match="f: parameter 'a': expected one of string, .*got \"'text'\""):
-        read_tool({"name": "f", "parameters": {"a": "text"}})
-
-
-def test_types_are_renamed_only_where_they_are_keywords() -> None:
-    schema = {
-        "type": "dict",
-        "properties": {"type": {"type": "float"}, "items": {"type": "tuple", "items": {"type": "dict"}}},
-    }
-    properties = read_tool({"name": "f", "parameters": schema}).parameters["properties"]
-    assert properties["type"] == {"type": "number"}
-    assert properties["items"] == {"type": "array", "items": {"type": "object"}}
-
-
-def test_a_tool_changes_its_shape() -> None:
-    described = {
-        **SPEC,
-        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}},
-    }
-    assert write_tool(as_shape(read_tool(described), "compact"))["parameters"] == {"city": "string?"}
-    assert write_tool(as_shape(read_tool(SHAPES[3]), "openai"))["function"]["parameters"]["required"] == ["a", "c", "d"]
-
-
-def test_tools_one_after_the_other_are_a_list() -> None:
-    assert len(read_tools(json.dumps(SPEC) + "\n" + json.dumps({**SPEC, "name": "g"}))) == 2
-    assert read_tools(None) == read_tools("") == read_tools("[]") == ()
 
 
 def test_untrained_messages_are_marked() -> None:
@@ -316,26 +283,6 @@ def test_a_prompt_is_built_with_the_words_of_training() -> None:
     assert conversation_from([SPEC], [Message("user", "q")]).prompt == DEFAULT_PROMPT
     with pytest.raises(ValueError, match="messages: message 1: expected the role user"):
         conversation_from([], [Message("model", "q")])
-
-
-@pytest.mark.parametrize(("text", "code"), [
-    ("42", "not_an_object"), ("", "not_an_object"), ("{'a': ...}", "invalid_json"), ("{'a': b''}", "invalid_json"),
-    ("{1: 2}", "invalid_json"), ("[" * 100_000, "too_deep"), ("{" + " " * 300_000 + "}", "too_long"),
-    ('{"a": ' + "1" * 5_000 + "}", "number_too_long"), ('{"a": "\\ud800"}', "invalid_unicode"), ("{'a': 1e999}", "not_finite"),
-    ('{"a": 1', "invalid_json"), ("{'a': -Infinity}", "invalid_json"), ("[" + "-" * 100_000 + "1]", "invalid_json"),
-    ("```" + " " * 150_000 + "x", "not_an_object"),
-])  # fmt: skip
-def test_values_that_are_refused(text: str, code: str) -> None:
-    with pytest.raises(LiteralError) as caught:
-        read_values(text)
-    assert caught.value.code == code
-
-
-def test_values_that_are_accepted() -> None:
-    assert read_values('{"a": "x\ny"}') == ([{"a": "x\ny"}], ["control_character"])
-    assert read_values('{"a": 1} {"b": [2]}') == ([{"a": 1}, {"b": [2]}], ["several_values"])
-    assert read_values("{'a': (1, None), 'b': -2.5}") == ([{"a": [1, None], "b": -2.5}], ["python_literal"])
-    assert find_end('{"a": "}]\\"}"} x', 0) == 14 and find_end('{"a": "', 0) is None
 
 
 def shared_rows(name: str) -> list[Conversation]:

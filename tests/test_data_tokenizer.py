@@ -26,8 +26,8 @@ CORPUS = [
     '{"name": "get", "arguments": {"city": "Paris"}}',
     "user\nmodel\n",
 ]
-MARKERS = [*HERMES_TAGS, *MISTRAL_TAGS, *SPECIALS, *PLAIN_ADDED, "<tool<tool_call>_call>", "<0x22>", META, "\u200b", "\U0001fae8",
-           "  ", "\n\n", "\t", "\r\n", "é", "<2mass>", "<unused5>", "\x00"]  # fmt: skip
+MARKERS = [*HERMES_TAGS, *MISTRAL_TAGS, *SPECIALS, *PLAIN_ADDED, "<tool<tool_call>_call>", "<0x22>", META,
+           "\u200b", "\U0001fae8", "  ", "\n\n", "\t", "\r\n", "é", "<2mass>", "<unused5>", "\x00"]  # fmt: skip
 hostile = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=6)), max_size=8).map("".join)
 
 
@@ -105,7 +105,14 @@ def test_merges_that_spell_a_control_token_cannot_reach_it() -> None:
     assert_is_plain(Tokenizer(json.dumps(data), {}), "a <unk> b")
 
 
-def test_format_follows_the_file_and_the_argument() -> None:
+def test_whole_words_cannot_reach_a_control_token_either() -> None:
+    data = json.loads(small_source())
+    data["model"]["ignore_merges"] = True  # every word that is in the vocabulary becomes that piece
+    data["pre_tokenizer"]["use_regex"] = False  # and the whole text is one word
+    assert_is_plain(Tokenizer(json.dumps(data), {}), "<bos>")
+
+
+def test_format_follows_the_file_and_the_argument(tmp_path: Path) -> None:
     assert small_tokenizer().format == "hermes"
     mistral = small_tokenizer("mistral")
     assert mistral.format == "mistral" and list(mistral.tag_ids) == list(MISTRAL_TAGS)
@@ -117,6 +124,9 @@ def test_format_follows_the_file_and_the_argument() -> None:
     ]  # fmt: skip
     found = Tokenizer(json.dumps(data), {})
     assert found.format == "mistral" and found.base_size == size and len(found) == size + 5
+    found.save(tmp_path)
+    entries = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    assert all(entry["special"] for entry in entries if entry["content"] in MISTRAL_TAGS)
     with pytest.raises(ValueError, match="format: expected hermes or mistral, got 'xml'"):
         small_tokenizer("xml")
 
@@ -174,6 +184,11 @@ def test_broken_files_are_told_with_their_place(tmp_path: Path, text: str, messa
     with pytest.raises(ValueError, match="tokenizer.json: ") as caught:
         Tokenizer.from_pretrained(tmp_path)
     assert message in str(caught.value)
+
+
+def test_a_broken_wording_in_the_config() -> None:
+    with pytest.raises(ValueError, match="here: expected tool_prompt with before, after and shape"):
+        Tokenizer(small_source(), {"tool_prompt": {"wording": "x"}}, where="here")
 
 
 def test_missing_paths_and_repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

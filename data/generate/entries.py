@@ -62,6 +62,11 @@ def new_fields(source: Source, count: int) -> tuple[Field, ...]:
     return tuple(fields.values())
 
 
+def article(word: str, noun: str) -> str:
+    """`word` and `noun`, with "an" for "a" before a vowel."""
+    return ("an " if word == "a " and noun[:1] in "aeio" else word) + noun
+
+
 def new_entry(source: Source, near: Entry | None = None) -> Entry:
     """A random entry; with `near`, one that shares its verb or its noun and so is easily mistaken for it."""
     verb, bare = source.word(words.VERBS), source.word(words.NOUNS)
@@ -81,8 +86,8 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
     elif style < 0.29:
         name = bare.replace(" ", "_")
     tail = source.pick(NOUN_TAILS)
-    tail = tail.format(w=source.word(words.NOUNS).replace("_", " ")) if tail else ""
-    noun = source.pick(("a ", "a ", "the ", "")) + bare
+    tail = tail.format(w=source.word(words.NOUNS).replace("_", " ")).replace(" a a", " an a").replace(" a e", " an e") if tail else ""
+    noun = article(source.pick(("a ", "a ", "the ", "")), bare)
     return Entry(name, verb.replace("_", " "), noun, tail, new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3))))
 
 
@@ -141,7 +146,7 @@ def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
     if entry.bare_noun.split()[-1] not in heads and source.chance(0.15):  # the noun alone tells which entry is meant
         return source.template(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
-    noun = entry.noun if source.chance(0.6) else source.pick(("a ", "the ", "my ", "this ", "our ")) + entry.bare_noun
+    noun = entry.noun if source.chance(0.6) else article(source.pick(("a ", "the ", "my ", "this ", "our ")), entry.bare_noun)
     return source.template(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
 
 

@@ -17,8 +17,8 @@ from data.generate.values import Source
 
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 NUM_PIECES = 2048
-# Runs of lower-case letters; single capitals, digits and underscores; runs of anything else.
-PIECES = r"[a-z]+|[A-Z]|[0-9]|_|[^a-zA-Z0-9_]+"
+# Runs of lower-case letters; single capitals, digits, underscores and line ends; runs of anything else.
+PIECES = r"[a-z]+|[A-Z]|[0-9]|_|\n|[^a-zA-Z0-9_\n]+"
 
 
 def training_text(seed: int, documents: int) -> Iterator[str]:

@@ -205,8 +205,8 @@ def new_field(source: Source, kind_name: str | None = None) -> Field:
         name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
     if kind.type != "option":
         return Field(name, kind, kind.type, known)
-    options = {source.word(words.OPTIONS) for _ in range(source.rng.randint(2, 4))}
-    return Field(name, kind, tuple(sorted(options, key=lambda _: source.rng.random())), known)
+    options = dict.fromkeys(source.word(words.OPTIONS) for _ in range(source.rng.randint(2, 4)))
+    return Field(name, kind, tuple(options), known)
 
 
 def new_value(source: Source, field: Field) -> Scalar:

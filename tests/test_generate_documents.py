@@ -1,0 +1,123 @@
+"""Pretraining documents and the tokenizer: reproducible, free of the course's tags, lossless."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from data.generate import phrases
+from data.generate.batches import LENGTHS, batches, encode
+from data.generate.documents import FORBIDDEN, WEIGHTS, gate_document, new_document
+from data.generate.tokenizer import NUM_PIECES, SPECIALS, train_tokenizer, training_text
+from data.generate.values import KINDS, Source, new_field, new_value
+from data.generate.words import NOUNS, mine, side, templates
+
+FOLDER = Path(__file__).parents[1] / "model" / "default"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+
+def texts(seed: int, count: int, held: bool = False) -> list[str]:
+    source = Source(random.Random(seed), held)
+    return ["".join(text for text, _ in new_document(source)) for _ in range(count)]
+
+
+def test_documents_are_a_function_of_the_seed() -> None:
+    assert texts(3, 50) == texts(3, 50)
+    assert texts(3, 50) != texts(4, 50)
+
+
+def test_no_document_holds_a_tag_or_the_words_of_a_call() -> None:
+    for text in texts(0, 1500) + texts(0, 300, held=True):
+        assert not any(tag in text for tag in FORBIDDEN)
+        assert '"arguments"' not in text and '"parameters"' not in text
+
+
+def test_documents_do_not_repeat() -> None:
+    made = [text for text in texts(1, 2000) if len(text) > 300]
+    assert len(set(made)) == len(made)
+
+
+def test_turns_alternate_and_only_the_model_is_weighted_fully() -> None:
+    source = Source(random.Random(5))
+    for _ in range(200):
+        document = new_document(source)
+        text = "".join(text for text, _ in document)
+        assert text.startswith("<start_of_turn>user\n") and text.endswith("<end_of_turn>\n")
+        assert text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2 * text.count("<start_of_turn>model\n")
+        assert {tag for _, tag in document} <= set(WEIGHTS)
+        assert all("<start_of_turn>" not in text for text, tag in document if tag != "user")
+
+
+def test_every_list_has_two_disjoint_sides() -> None:
+    assert not {*mine(NOUNS, True)} & {*mine(NOUNS, False)}
+    lists = [value for value in vars(phrases).values() if isinstance(value, tuple)]
+    lists += [kind.phrases for kind in KINDS.values() if kind.phrases]
+    for texts_ in lists:
+        assert not {t for t in templates(texts_, True) if t.strip()} & {*templates(texts_, False)}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_values_lie_on_their_side(held: bool) -> None:
+    source = Source(random.Random(0), held)
+    for _ in range(500):
+        field = new_field(source)
+        value = new_value(source, field)
+        if field.type in ("integer", "number"):
+            assert side(str(value)) == held
+        elif isinstance(value, str) and " " not in value:
+            assert side(value) == held or value.capitalize() == value
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_tokenizer_is_lossless(text: str) -> None:
+    reader = Tokenizer.from_file(str(FOLDER / "tokenizer.json")) if not _READER else _READER[0]
+    _READER[:] = [reader]
+    assert reader.decode(reader.encode(text).ids, skip_special_tokens=False) == text
+
+
+_READER: list[Tokenizer] = []
+
+
+def test_tokenizer_layout(tokenizer: Tokenizer) -> None:
+    assert tokenizer.get_vocab_size() == NUM_PIECES
+    assert [tokenizer.token_to_id(text) for text in SPECIALS] == list(range(len(SPECIALS)))
+
+
+@pytest.mark.parametrize("word", ["Oslo", "table", "tumiplo", "anna.berg7@mail.com", "A7-4421"])
+def test_a_word_has_the_same_pieces_everywhere(tokenizer: Tokenizer, word: str) -> None:
+    pieces = tokenizer.encode(word).tokens
+    for text in (f"in {word}", f'"{word}"', f"x_{word}", f'": "{word}", "'):
+        found = tokenizer.encode(text).tokens
+        assert any(found[i : i + len(pieces)] == pieces for i in range(len(found)))
+
+
+def test_tokenizer_training_is_deterministic() -> None:
+    first, second = (train_tokenizer(training_text(0, 600), 600).to_str() for _ in range(2))
+    assert first == second
+
+
+def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
+    document = gate_document(Source(random.Random(2)), "fill")
+    ((ids, tags),) = encode(tokenizer, [document])
+    assert len(ids) == len(tags)
+    for tags_ in (("pick", "list"), ("fill",)):
+        said = tokenizer.decode([i for i, t in zip(ids, tags, strict=True) if t in tags_], skip_special_tokens=False)
+        assert said == "".join(text for text, tag in document if tag in tags_)
+
+
+def test_batches_have_known_shapes_and_weights(tokenizer: Tokenizer) -> None:
+    stream = batches(tokenizer, 0, 1024)
+    for _ in range(20):
+        tokens, weights = next(stream)
+        assert tokens.shape == weights.shape and tokens.shape[1] in LENGTHS and tokens.size <= 1024
+        assert set(np.unique(weights).tolist()) <= {0.0, np.float32(0.12).item(), 1.0}
+        assert (weights[tokens == 0] == 0).all() and (tokens[:, 0] == 2).all()

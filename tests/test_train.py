@@ -1,0 +1,211 @@
+"""The whole job on a tiny random base: what a run leaves behind, resuming, accumulation, wrong inputs."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from data.tokenizer import Tokenizer
+from model.config import Gemma2Config
+from model.loader import save_gemma2
+from model.transformer import Gemma2
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = ROOT / "model" / "default"
+LEFT_BEHIND = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+               "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json", "checkpoint"}  # fmt: skip
+TOOLS = '<tools> [{"name": "get_time", "description": "the time", "parameters": {"city": "string"}}] </tools>'
+CITIES = ["Oslo", "Rome", "Lima", "Cairo", "Quito", "Paris", "Delhi", "Tokyo", "Kyiv", "Bern", "Riga", "Accra"]
+
+
+def row(city: str) -> dict:
+    call = json.dumps({"name": "get_time", "arguments": {"city": city}})
+    return {"conversations": [
+        {"role": "system", "content": f"You can call functions. {TOOLS}"},
+        {"role": "human", "content": f"What time is it in {city}?"},
+        {"role": "model", "content": f"<think>I need the time.</think><tool_call>\n{call}\n</tool_call>"},
+    ]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    size = len(Tokenizer.from_pretrained(TOKENIZER)) - 8
+    config = Gemma2Config(vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                          num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=16,
+                          max_position_embeddings=1024)  # fmt: skip
+    save_gemma2(Gemma2(config), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row(city)) + "\n" for city in CITIES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(base, rows, tmp_path):
+    """run(*flags, output=...) -> (exit code, output folder); the flags come after the tiny defaults."""
+
+    def start(*flags: str, output: str = "out") -> tuple[int, Path]:
+        folder = tmp_path / output
+        defaults = ["--model", base, "--dataset", rows, "--output", folder, "--device", "cpu", "--max-length", "256",
+                    "--eval-calls", "0", "--eval-fraction", "0.2", "--rank", "4", "--lr", "0.01"]  # fmt: skip
+        return train.main([str(flag) for flag in (*defaults, *flags)]), folder
+
+    return start
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_every_file_and_a_line_per_step(run):
+    code, folder = run("--max-steps", "3", "--accumulate", "2", "--eval-calls", "2")
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} == LEFT_BEHIND
+    first, *steps = metrics(folder)
+    assert first["step"] == 0 and first["eval_loss"] > 0
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    wanted = {"step", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory_bytes"}
+    assert all(wanted <= set(line) for line in steps)
+    assert set(steps[-1]["tool_call_accuracy"]) == {"overall", "seen", "unseen", "no_call", "parallel", "n"}
+    content = json.loads((folder / "run.json").read_text())
+    assert content["arguments"]["rank"] == 4 and content["data"]["reading"]["dropped"] == 0
+    assert content["choices"]["lora"][0] == "reference" and content["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(range(2048, 2056))
+    assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("flags", [("--dtype", "fp32"), ("--dtype", "bf16"), ("--dtype", "fp16"), ("--adapt", "course"),
+                                   ("--format", "mistral"), ("--train-on", "tool-calls"),
+                                   ("--checkpoint-activations", "full")], ids=" ".join)  # fmt: skip
+def test_the_loss_falls(run, flags):
+    code, folder = run("--max-steps", "12", "--accumulate", "1", *flags)
+    assert code == 0
+    losses = [line["loss"] for line in metrics(folder)[1:]]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_one_batch_of_four_equals_four_of_one(run):
+    common = ("--max-steps", "1", "--dropout", "0", "--max-length", "128")
+    _, whole = run(*common, "--micro-batch", "4", "--accumulate", "1", output="whole")
+    _, parts = run(*common, "--micro-batch", "1", "--accumulate", "4", output="parts")
+    (a, b) = (metrics(folder)[1] for folder in (whole, parts))
+    assert a["supervised_tokens"] == b["supervised_tokens"]
+    for name in ("loss", "grad_norm"):
+        assert a[name] == pytest.approx(b[name], rel=1e-5)
+
+
+def test_a_short_last_step_weighs_its_tokens_alike(run, base):
+    """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean over its own tokens."""
+    code, folder = run("--max-length", "120", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0")
+    assert code == 0
+    steps = metrics(folder)[1:]
+    assert len(steps) == 3 and steps[2]["supervised_tokens"] < steps[0]["supervised_tokens"]
+    assert steps[2]["loss"] == pytest.approx(steps[0]["loss"], rel=0.05)
+    assert steps[2]["grad_norm"] == pytest.approx(steps[0]["grad_norm"], rel=0.5)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, monkeypatch, capsys):
+    flags = ("--max-steps", "6", "--accumulate", "1")
+    _, straight = run(*flags, output="straight")
+    real = train.record
+
+    def record_and_interrupt(a_run, line):
+        real(a_run, line)
+        if line["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "record", record_and_interrupt)
+    code, stopped = run(*flags, output="stopped")
+    assert code == 130 and f"--resume --output {stopped}" in capsys.readouterr().err
+    assert [line["step"] for line in metrics(stopped)] == [0, 1, 2, 3]
+    monkeypatch.setattr(train, "record", real)
+    assert run(*flags, "--resume", output="stopped")[0] == 0
+    for a, b in zip(metrics(straight), metrics(stopped), strict=True):
+        assert [a.get(key) for key in ("step", "loss", "grad_norm", "lr", "eval_loss")] == [
+            b.get(key) for key in ("step", "loss", "grad_norm", "lr", "eval_loss")
+        ]
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (straight, stopped))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_resuming_with_other_settings_is_refused(run, capsys):
+    run("--max-steps", "2", "--accumulate", "1")
+    code, folder = run("--max-steps", "2", "--accumulate", "1", "--resume", "--rank", "8")
+    assert code == 2 and "--rank was 4 and is 8" in capsys.readouterr().err
+    assert len(metrics(folder)) == 3
+
+
+def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
+    _, folder = run("--max-steps", "1")
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    assert run("--max-steps", "1")[0] == 2 and "not empty" in capsys.readouterr().err
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert run("--max-steps", "2", "--overwrite")[0] == 0
+    assert len(metrics(folder)) == 3 and (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, monkeypatch, capsys):
+    real = train.supervised_loss
+    monkeypatch.setattr(train, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1]))
+    code, folder = run("--max-steps", "3", "--eval-rows", "0", "--eval-fraction", "0")
+    assert code == 1 and "lower --lr" in capsys.readouterr().err
+    assert str(metrics(folder)[-1]["loss"]) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--dataset", "missing.jsonl"), "missing.jsonl"),
+        (("--model", "missing/folder/here"), "missing/folder/here"),
+        (("--targets", "q_prj"), "did you mean"),
+        (("--targets", ".*("), "regular expression"),
+        (("--lora-impl", "triton"), "triton"),
+        (("--max-length", "8"), "--max-length"),
+        (("--overlong", "error", "--max-length", "64"), "rows.jsonl:"),
+        (("--eval-fraction", "0.99"), "row"),
+        (("--device", "cuda:99"), "--device"),
+        (("--resume",), "no checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_input_is_one_sentence_and_code_2(run, capsys, flags, words):
+    code, _ = run("--max-steps", "1", *flags)
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("flags", [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "-1"), ("--lr", "x")])
+def test_a_number_out_of_range_is_refused_by_the_command_line(run, flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def test_no_supervised_token_is_an_error(run, tmp_path, capsys):
+    silent = row("Oslo")
+    silent["conversations"][2]["weight"] = 0
+    path = tmp_path / "silent.jsonl"
+    path.write_text((json.dumps(silent) + "\n") * 5)
+    assert run("--dataset", path, "--eval-fraction", "0")[0] == 2
+    assert "supervised" in capsys.readouterr().err
+
+
+def test_the_rate_rises_then_falls_and_never_loses_a_step():
+    rates = [train.learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.02
