@@ -6,10 +6,13 @@ Without --prompt it chats. `--evaluate FILE` scores held-out rows, `--merge DIR`
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from data.flags import real, whole
 from data.functions import ToolBox, call_error
 from data.messages import Conversation, Message, ToolCall, ToolResult
 from data.schema import conversation_from
-from data.score import Accuracy, is_exact, kind_of
+from data.score import Accuracy, call_key, is_exact, kind_of
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, merge_adapter, read_config
 from model.config import Gemma2Config
@@ -37,14 +40,20 @@ from model.transformer import Gemma2
 EMBEDDED = "embedded"  # the name of the shipped base in adapter_config.json
 EMBEDDED_MODEL = Path(__file__).parent / "model" / "default"
 MAX_ROUNDS = 8  # replies with calls before the loop gives up on an answer
-MAX_CALLS = 8  # calls that one reply may make
+MAX_CALLS = 8  # calls of one reply that are run
+MAX_REPEATS = 3  # replies to one question whose same call is run; after that the model has to answer
 MAX_RESULT_CHARACTERS = 8000
 EVAL_BATCH = 32
 # The tags that a model itself writes, in either format; the others are the chat's.
-WRITTEN_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]")
+THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
 NO_TOOLS = call_error("unknown_tool", "there are no tools in this chat", "answer without a call")
+TOO_MANY = call_error("too_many_calls", f"at most {MAX_CALLS} calls at once are run", "make fewer calls at once")
+REPEATED = call_error("repeated_call", "this call was made before; its result stands above", "answer with that result")
+# What could move a terminal's cursor or change its state; line ends and tabs may stay.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
+errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,8 @@ def load_base(folder: Path, tokenizer: Tokenizer, device: torch.device, dtype: t
             f"{folder}: the model has {size} rows, but its tokenizer {tokenizer.base_size} entries without the tags and "
             f"{len(tokenizer)} with them; give the tokenizer that belongs to the model"
         )
-    tags = sorted(tokenizer.tag_ids, key=lambda tag: tokenizer.tag_ids[tag])
+    new = [tag for tag in tokenizer.tag_ids if tokenizer.tag_ids[tag] >= size]  # a base may know some of them
+    tags = sorted(new, key=lambda tag: tokenizer.tag_ids[tag])
     resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in tags], seed))
     return model
 
@@ -132,73 +142,139 @@ def first_question(conversation: Conversation) -> Conversation:
 
 
 class Agent:
-    """One chat with a model and, optionally, tools. `ask` yields what happens until the model has answered."""
+    """One chat with a model and, optionally, tools. `ask` yields what happens until the model has answered.
+
+    The chat is kept as ids: what the model wrote goes on standing exactly as it wrote it, broken calls too.
+    """
 
     def __init__(self, model: Gemma2, tokenizer: Tokenizer, toolbox: ToolBox | None, args: argparse.Namespace) -> None:
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
         self.max_new_tokens = args.max_new_tokens
-        # Ids that only the chat itself may place: a model that writes its own tool result would believe it.
-        allowed = {tokenizer.tag_ids[t] for t in tokenizer.tag_ids if t in WRITTEN_TAGS} | set(tokenizer.stop_ids)
-        forbidden = tuple(sorted(tokenizer.control_ids - allowed))
-        self.sampling = Sampling(args.temperature, args.top_p, args.seed, forbidden)
-        self.messages: list[Message] = []
+        self.sampling = Sampling(args.temperature, args.top_p, args.seed)
+        self.ids: list[int] = []
+        self.num_answered = 0  # ids up to the last answer; what comes after belongs to a question without one
+        self.num_replies = 0
+
+    def forget(self) -> None:
+        """Starts a new chat."""
+        self.num_answered = 0
 
     def ask(self, text: str) -> Iterator[Event]:
-        """Events of one question: thoughts, calls, their results, the answer."""
-        self.messages.append(Message("user", text))
-        for _ in range(MAX_ROUNDS):
-            reply = self._reply()
+        """Events of one question: thoughts, calls, their results, the answer. A question without an answer is forgotten.
+
+        Raises: ValueError for a question that is too long for the model, or that no tokenizer can encode.
+        """
+        del self.ids[self.num_answered :]
+        self._add(Message("user", text))
+        if self.room < 1:
+            raise ValueError(f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
+                             f"{self.limit} positions; shorten it, or start anew with /new")  # fmt: skip
+        made: Counter[str] = Counter()
+        for number in range(MAX_ROUNDS + 1):
+            # The last reply cannot call: it has to answer with what it knows.
+            may_call = number < MAX_ROUNDS and max(made.values(), default=0) <= MAX_REPEATS
+            reply = self._reply(may_call)
             if reply.thinking:
                 yield Event("think", reply.thinking)
-            self.messages.append(Message("model", reply.content, reply.thinking, reply.calls))
-            if not reply.outcomes:
-                yield (
-                    Event("answer", reply.content) if reply.content else Event("error", "the model gave an empty reply")
-                )
+            if not reply.outcomes or not may_call:
+                yield from self._finish(reply)
                 return
-            results = []
-            for outcome in reply.outcomes[:MAX_CALLS]:
-                result = yield from self._run(outcome)
-                results.append(result)
-            self.messages.append(Message("tool", results=tuple(results)))
-        yield Event("error", f"no answer after {MAX_ROUNDS} rounds of calls")
+            made.update({call_key(call) for call in reply.calls})
+            yield from self._run_all(reply.outcomes, made)
+            if self.room < 1:
+                break
+        yield Event("error", f"the calls' results filled the model's {self.limit} positions; ask for less at once")
 
-    def _reply(self) -> Reply:
+    def _finish(self, reply: Reply) -> Iterator[Event]:
+        """The answer, or why there is none."""
+        if reply.content:
+            self.num_answered = len(self.ids)
+            yield Event("answer", reply.content)
+        if not reply.ended:
+            yield Event("error", "the reply was cut; raise --max-new-tokens, or start anew with /new")
+        elif not reply.content:
+            yield Event("error", "no answer: the model " + ("only made more calls" if reply.calls else "wrote nothing"))
+
+    @property
+    def limit(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    @property
+    def room(self) -> int:
+        """How many tokens the model can still write."""
+        return self.limit - len(self.ids)
+
+    def _add(self, message: Message) -> None:
+        """Appends a turn and the header of the model's next one; the first turn brings the system text and the tools."""
         tools = self.toolbox.tools if self.toolbox else []
-        prompt = render_prompt(conversation_from(tools, self.messages, self.tokenizer.prompt), self.tokenizer)
-        room = self.model.config.max_position_embeddings - len(prompt)
-        if room < 1:
-            raise ValueError(f"the conversation has grown to {len(prompt)} tokens, more than the model's "
-                             f"{self.model.config.max_position_embeddings} positions; start a new chat")  # fmt: skip
-        new = generate(self.model, [prompt], min(room, self.max_new_tokens), self.tokenizer.stop_ids, self.sampling)[0]
-        return parse_reply(new, self.tokenizer, tools)
+        is_first = not self.ids
+        turn = conversation_from(tools, [message], self.tokenizer.prompt) if is_first else Conversation((message,))
+        self.ids += render_prompt(turn, self.tokenizer)[0 if is_first else 1 :]  # <bos> stands once
 
-    def _run(self, outcome: Outcome) -> Generator[Event, None, ToolResult]:
-        """Calls one tool, or tells the model what is wrong with its call."""
-        if isinstance(outcome, ToolCall):
-            yield Event("tool_call", {"name": outcome.name, "arguments": outcome.arguments})
-            result = self.toolbox.call(outcome.name, outcome.arguments) if self.toolbox else NO_TOOLS
-        else:
-            yield Event("error", f"{outcome.code}: {outcome.message}")
-            result = call_error(outcome.code, outcome.message, outcome.hint)
+    def _reply(self, may_call: bool) -> Reply:
+        """The model's next turn, appended to the chat."""
+        tokenizer = self.tokenizer
+        tags = (*THINK_TAGS, *CALL_TAGS) if may_call else THINK_TAGS
+        # Ids that only the chat itself may place: a model that writes its own tool result would believe it.
+        allowed = {tokenizer.tag_ids[tag] for tag in tags if tag in tokenizer.tag_ids} | set(tokenizer.stop_ids)
+        forbidden = tuple(sorted(tokenizer.control_ids - allowed))
+        seed = self.sampling.seed + self.num_replies  # else every reply would draw the same numbers
+        sampling = dataclasses.replace(self.sampling, seed=seed, forbidden=forbidden)
+        new = generate(self.model, [self.ids], min(self.room, self.max_new_tokens), tokenizer.stop_ids, sampling)[0]
+        self.num_replies += 1
+        written = [id for id in new if id not in tokenizer.stop_ids]
+        self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+        return parse_reply(new, tokenizer, self.toolbox.tools if self.toolbox else ())
+
+    def _run_all(self, outcomes: Sequence[Outcome], made: Counter[str]) -> Iterator[Event]:
+        """Runs the calls in their order and appends the tools' turn: one result per call, broken ones too."""
+        results = []
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, ToolCall):
+                yield Event("tool_call", {"name": outcome.name, "arguments": outcome.arguments})
+            result = TOO_MANY if number >= MAX_CALLS else self._run(outcome, made)
+            # All results together may fill half of what is left.
+            text = self._shorten(result, max(0, self.room // (2 * len(outcomes))))
+            results.append(ToolResult(text, outcome.name))
+            yield Event("tool_response", {"name": outcome.name, "content": text})
+        self._add(Message("tool", results=tuple(results)))
+
+    def _run(self, outcome: Outcome, made: Counter[str]) -> Any:
+        """What one tool gives, or what is wrong with its call."""
+        if not isinstance(outcome, ToolCall):
+            return call_error(outcome.code, outcome.message, outcome.hint)
+        if made[call_key(outcome)] > MAX_REPEATS:
+            return REPEATED
+        return self.toolbox.call(outcome.name, outcome.arguments) if self.toolbox else NO_TOOLS
+
+    def _shorten(self, result: Any, most: int) -> str:
+        """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        if len(text) > MAX_RESULT_CHARACTERS:
-            text = text[:MAX_RESULT_CHARACTERS] + f" ... [cut: {len(text)} characters]"
-        yield Event("tool_response", {"name": outcome.name, "content": text})
-        return ToolResult(text, outcome.name)
+        kept = text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()  # half a surrogate pair is no character
+        ids = self.tokenizer.encode(kept)
+        kept = kept if len(ids) <= most else self.tokenizer.decode(ids[:most])
+        return kept if len(kept) == len(text) else f"{kept} ... [cut: {len(text)} characters]"
 
 
 def show(event: Event, as_json: bool) -> None:
-    """Prints an event: one JSON object per line, or text for people."""
+    """Prints an event: one JSON object per line, or text for people. Errors go to standard error."""
+    if event.kind == "error":
+        return errors.print(f"infer.py: {event.content}", style="red", soft_wrap=True)
     if as_json:
-        print(json.dumps({"type": event.kind, "content": event.content}, ensure_ascii=False), flush=True)
-        return
-    style = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "error": "red"}.get(
-        event.kind, "bold"
-    )
+        return print(json.dumps({"type": event.kind, "content": event.content}, ensure_ascii=False), flush=True)
+    style = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green"}.get(event.kind, "bold")
     content = event.content if isinstance(event.content, str) else json.dumps(event.content, ensure_ascii=False)
     label = "" if event.kind == "answer" else f"{event.kind}: "
-    console.print(label + content, style=style, markup=False, soft_wrap=True)
+    console.print(label + CONTROL.sub("\ufffd", content), style=style, soft_wrap=True)
+
+
+def answer(agent: Agent, text: str, as_json: bool) -> bool:
+    """Asks and shows what happens; True if there was an answer."""
+    kinds = set()
+    for event in agent.ask(text):
+        show(event, as_json)
+        kinds.add(event.kind)
+    return "answer" in kinds
 
 
 def chat(agent: Agent, as_json: bool) -> None:
@@ -206,34 +282,46 @@ def chat(agent: Agent, as_json: bool) -> None:
     is_terminal = sys.stdin.isatty()
     while True:
         if is_terminal:
-            console.print("you: ", style="bold blue", end="")
+            errors.print("you: ", style="bold blue", end="")
         line = sys.stdin.readline()
         text = line.strip()
         if not line or text == "/quit":
             return
         if text == "/new":
-            agent.messages.clear()
+            agent.forget()
         elif text:
-            for event in agent.ask(text):
-                show(event, as_json)
+            try:
+                answer(agent, text, as_json)
+            except ValueError as error:  # this question cannot be asked; the next one may be
+                show(Event("error", str(error)), as_json)
 
 
-def evaluate_file(model: Gemma2, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+def evaluate_file(args: argparse.Namespace) -> None:
     """Prints the accuracy on the rows of a file as JSON; no tool counts as seen, since the training rows are not known."""
-    conversations, report = load_conversations(args.evaluate)
+    conversations, report = load_conversations(args.evaluate)  # refused before a model is loaded
+    model, tokenizer = load_agent(args)
+    limit = model.config.max_position_embeddings
+    if args.max_new_tokens >= limit:
+        raise ValueError(
+            f"--max-new-tokens {args.max_new_tokens}: the model has {limit} positions for prompt and reply"
+        )
     result = evaluate_calls(model, tokenizer, conversations, set(), args.max_new_tokens)
     print(json.dumps({"file": str(args.evaluate), "rows_dropped": len(report.dropped), "tool_call_accuracy": result}))
 
 
-def merge(model: Gemma2, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+def merge(args: argparse.Namespace) -> None:
     """Writes the merged model and its tokenizer as Transformers, vLLM and llama.cpp load them."""
     if not args.adapter:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
-    if args.merge.exists() and any(args.merge.iterdir()):
-        raise ValueError(f"--merge {args.merge}: not empty; give a new folder")
-    save_gemma2(merge_adapter(model), args.merge)
+    if args.merge.exists() and (not args.merge.is_dir() or any(args.merge.iterdir())):
+        raise ValueError(f"--merge {args.merge}: not an empty folder; give a new one")
+    model, tokenizer = load_agent(args)
+    model = merge_adapter(model)
+    # The base's own config may lack the end of a turn, and a program that reads only it would never stop.
+    model.replace_config(dataclasses.replace(model.config, eos_token_id=tokenizer.stop_ids))
+    save_gemma2(model, args.merge)
     tokenizer.save(args.merge)
-    console.print(f"merged model written to {args.merge}")
+    console.print(f"merged model written to {args.merge}", soft_wrap=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -243,57 +331,56 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--adapter", type=Path, help="folder that train.py wrote")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
-    add("--prompt", help="one question; without it, a chat on standard input")
     add("--tools", type=Path, help="Python file whose public functions become tools")
     add("--json", action="store_true", help="one JSON object per event on stdout")
     add("--max-new-tokens", type=whole(1), default=512, help="at most so many tokens per reply")
     add("--temperature", type=real(0), default=0.0, help="0 takes the most probable token")
-    add(
-        "--top-p",
-        type=real(0, 1.000001),
-        default=1.0,
-        help="sample from the smallest set of tokens that holds this probability",
-    )
+    add("--top-p", type=real(0), default=1.0, help="sample from the smallest set of tokens that holds this probability")
     add("--seed", type=int, default=0, help="of the sampling")
-    add("--merge", type=Path, metavar="DIR", help="write base and adapter as one plain model")
-    add("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
+    job = parser.add_mutually_exclusive_group()
+    job.add_argument("--prompt", help="one question; without it, a chat on standard input")
+    job.add_argument("--merge", type=Path, metavar="DIR", help="write base and adapter as one plain model")
+    job.add_argument("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the flags ask. Raises: ValueError, FileNotFoundError for wrong inputs."""
+def run(args: argparse.Namespace) -> bool:
+    """Does what the flags ask; False if a question got no answer. Raises: ValueError, OSError for wrong inputs."""
     seed_everything(args.seed)
     Sampling(args.temperature, args.top_p)  # refused before a model is loaded
-    model, tokenizer = load_agent(args)
     if args.merge:
-        merge(model, tokenizer, args)
+        merge(args)
     elif args.evaluate:
-        evaluate_file(model, tokenizer, args)
-    elif args.tools:
-        with ToolBox(args.tools) as toolbox:
-            talk(Agent(model, tokenizer, toolbox, args), args)
+        evaluate_file(args)
     else:
-        talk(Agent(model, tokenizer, None, args), args)
+        return talk(args)
+    return True
 
 
-def talk(agent: Agent, args: argparse.Namespace) -> None:
-    """One question, or a chat."""
-    if args.prompt is None:
-        return chat(agent, args.json)
-    for event in agent.ask(args.prompt):
-        show(event, args.json)
+def talk(args: argparse.Namespace) -> bool:
+    """One question, or a chat; False if the question got no answer."""
+    if args.prompt is not None and not args.prompt.strip():
+        raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
+    with ToolBox(args.tools) if args.tools else contextlib.nullcontext() as toolbox:
+        agent = Agent(*load_agent(args), toolbox, args)
+        if args.prompt is not None:
+            return answer(agent, args.prompt, args.json)
+        chat(agent, args.json)
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
+    """Returns the exit code: 0 done, 2 wrong input, 1 anything else, such as no answer, 130 interrupted."""
     try:
-        run(parse_args(argv))
-    except (ValueError, FileNotFoundError) as error:
+        return 0 if run(parse_args(argv)) else 1
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 2
+    except (OSError, torch.OutOfMemoryError) as error:
+        print(f"infer.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from model.runtime import (
     pick_device,
     pick_precision,
     rng_state,
+    seed_everything,
     set_rng_state,
 )
 from model.transformer import Gemma2
@@ -138,7 +139,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     run.model.train()
     for batch in batches:
         loss, _ = batch_loss(run, batch, scale)
-        (loss * scale).backward()
+        run.scaler.scale(loss / max(1, supervised)).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
     parameters = trainable_parameters(run.model).values()
@@ -241,6 +242,7 @@ def parse_targets(text: str) -> tuple[str, ...] | str:
 
 def build(args: argparse.Namespace, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
+    seed_everything(args.seed)
     device, folder = pick_device(args.device), model_folder(args.model)
     impl, impl_reason = resolve_impl(args.lora_impl, device)  # refused before anything large is read
     model_config = Gemma2Config.from_json(folder)

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 import model.attention
 import model.layers
-from data.generate.batches import LENGTHS, Ids, Weights, batches, encode, pad
+from data.generate.batches import Batch, Example, batches, encode, pack, to_batch
 from data.generate.documents import gate_document
 from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
 from data.generate.values import Source
@@ -74,12 +75,12 @@ def compute_dtype() -> torch.dtype:
 
 
 def compile_blocks(base: Gemma2) -> None:
-    """Compiles each block, for static shapes. The hardware question breaks the graph, so it is answered beforehand."""
+    """Compiles each block for one shape. The hardware question breaks the graph, so it is answered beforehand."""
     def always(x: Tensor) -> bool:
         return True
 
     model.layers.has_fast_matmul = model.attention.has_fast_matmul = always
-    torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
+    torch._inductor.config.cpp.dynamic_threads = True
     for layer in base.model.layers:
         layer.compile(dynamic=False)
 
@@ -136,7 +137,7 @@ class Optimizers:
         """The optimizers' state by master name and entry."""
         names = {id(p): name for name, p in self.masters.items()}
         states = [(names[id(p)], state) for o in self.optimizers for p, state in o.state.items()]
-        return {f"{name}|{key}": torch.as_tensor(value).contiguous() for name, state in states for key, value in state.items()}
+        return {f"{name}|{key}": torch.as_tensor(value) for name, state in states for key, value in state.items()}
 
     def load(self, masters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -171,37 +172,73 @@ def load_checkpoint(folder: Path, optimizers: Optimizers) -> State:
 
 
 @torch.no_grad()
-def gate(base: Gemma2, tokenizer: Tokenizer, seed: int = 1, documents: int = 48) -> dict[str, float]:
+def gate(base: Gemma2, tokenizer: Tokenizer, rows: int, length: int, documents: int = 64, seed: int = 1) -> dict[str, float]:
     """Exact accuracy on unseen words, values and templates: choice, field list, filled record, and the whole answer.
 
     Teacher-forced: an answer whose every token is the most likely one is the answer that greedy decoding gives.
     """
-    source, scores = Source(random.Random(seed), held=True), {}
+    source = Source(random.Random(seed), held=True)
+    scores: dict[str, float] = {}
     for kind in ("fill", "double", "none"):
-        examples = encode(tokenizer, [gate_document(source, kind) for _ in range(documents)])
-        examples = sorted((e for e in examples if len(e[0]) <= LENGTHS[-1]), key=lambda e: len(e[0]))
+        packs = pack(encode(tokenizer, [gate_document(source, kind) for _ in range(documents)]), length)
+        packs += [packs[-1]] * (-len(packs) % rows)  # whole batches: another shape would cost a compilation
         hits: dict[str, list[bool]] = {}
-        for group in (examples[i : i + 8] for i in range(0, len(examples), 8)):
-            length = next(size for size in LENGTHS if size >= len(group[-1][0]))
-            tokens = torch.from_numpy(pad(group, length)[0])
-            right = base(tokens)[:, :-1].argmax(-1) == tokens[:, 1:]  # (B, T - 1)
-            for row, (_, tags) in zip(right, group, strict=True):
-                for tag in {*tags} - {"user"}:
-                    hits.setdefault(tag, []).append(all(row[i - 1] for i, t in enumerate(tags) if t == tag))
-                hits.setdefault("whole", []).append(all(row[i - 1] for i, t in enumerate(tags) if t not in ("user", "say")))
-        scores |= {f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items() if tag != "say"}
-    return {k: v for k, v in scores.items() if k != "none_pick"}
+        for i in range(0, len(packs), rows):
+            batch = to_batch(packs[i : i + rows], length)
+            guesses = base.logits(hidden_states(base, batch)).argmax(-1).numpy()  # (B, T)
+            for row, examples in enumerate(packs[i : i + rows]):
+                _score(examples, guesses[row], hits)
+        scores |= {f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items()}
+    return scores
+
+
+def _score(examples: list[Example], guesses: NDArray[np.int64], hits: dict[str, list[bool]]) -> None:
+    """Adds to `hits`, by tag, whether each example of a pack was guessed without a mistake."""
+    start = 0
+    for ids, tags in examples:
+        right = [True, *(guesses[start : start + len(ids) - 1] == ids[1:]).tolist()]
+        spoken = {*tags} - {"", "user", "say"}
+        for tag in spoken:
+            hits.setdefault(tag, []).append(all(r for r, t in zip(right, tags, strict=True) if t == tag))
+        hits.setdefault("whole", []).append(all(r for r, t in zip(right, tags, strict=True) if t in spoken))
+        start += len(ids)
+
+
+def hidden_states(base: Gemma2, batch: Batch) -> Tensor:
+    tokens, positions, documents = (torch.from_numpy(a) for a in (batch.tokens, batch.positions, batch.documents))
+    return base.model(tokens, positions, documents)  # (B, T, D)
+
+
+class Threads:
+    """The number of threads that is fastest now: on a shared machine a second thread that must wait slows the first."""
+
+    def __init__(self, most: int) -> None:
+        self.taken = dict.fromkeys(range(1, most + 1), 0.0)  # seconds of the last step with so many threads
+        self.now = most
+
+    def choose(self, step: int, every: int = 20) -> None:
+        """Mostly the best so far; now and then one of the others, to notice a change."""
+        best = min(self.taken, key=lambda n: self.taken[n])
+        self.now = 1 + step // every % len(self.taken) if step % every == 0 else best
+        torch.set_num_threads(self.now)
+
+    def measured(self, seconds: float) -> None:
+        self.taken[self.now] = seconds
 
 
 def train_step(
-    base: Gemma2, head: Callable[..., tuple[Tensor, Tensor]], optimizers: Optimizers, made: list[tuple[Ids, Weights]], scale: float
+    base: Gemma2,
+    head: Callable[..., tuple[Tensor, Tensor]],
+    optimizers: Optimizers,
+    made: list[Batch],
+    scale: float,
 ) -> tuple[int, float]:
     """One update on some batches; returns its tokens and its mean loss on what the model writes."""
     num_tokens, weight, spoken, num_spoken = 0, 0.0, 0.0, 0
-    for tokens, weights in made:
-        ids, w = torch.from_numpy(tokens), torch.from_numpy(weights)
+    for batch in made:
+        ids, w = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
         w = F.pad(w[:, 1:], (0, 1))  # the weight of each target
-        loss, model_loss = head(base, base.model(ids), torch.roll(ids, -1, 1), w)
+        loss, model_loss = head(base, hidden_states(base, batch), torch.roll(ids, -1, 1), w)
         loss.backward()
         optimizers.take_gradients()
         num_tokens += ids.numel()
@@ -247,28 +284,34 @@ def train(args: argparse.Namespace) -> None:
     compile_blocks(base)
     head = torch.compile(head_loss, dynamic=False)
     # A new seed for each start: a resumed run must not meet the same documents again.
-    stream = batches(tokenizer, args.seed * 1_000_003 + state.steps, args.batch_tokens)
+    stream = batches(tokenizer, args.seed * 1_000_003 + state.steps, args.rows, args.length)
+    threads = Threads(args.threads)
     losses: list[float] = []
     saved = gated = state.tokens
     while not is_over(args, state, start):
         clock = time.perf_counter()
-        num_tokens, loss = train_step(base, head, optimizers, list(itertools.islice(stream, args.micro)), rate_scale(args, state, start))
+        threads.choose(state.steps)
+        made = list(itertools.islice(stream, args.micro))
+        num_tokens, loss = train_step(base, head, optimizers, made, rate_scale(args, state, start))
         state.tokens, state.steps = state.tokens + num_tokens, state.steps + 1
-        state.seconds += time.perf_counter() - clock
+        taken = time.perf_counter() - clock
+        threads.measured(taken)
+        state.seconds += taken
         losses.append(loss)
         if state.steps % 25 == 0:
             log(args.out / "log.jsonl", tokens=state.tokens, steps=state.steps, loss=round(float(np.mean(losses)), 4),
                 rate=round(rate_scale(args, state, start), 3), seconds=round(state.seconds),
+                threads=threads.now,
                 tokens_per_second=round((state.tokens - start.tokens) / (state.seconds - start.seconds)))  # fmt: skip
             losses = []
         if state.tokens - gated >= args.gate_every:
             gated = state.tokens
-            log(args.out / "log.jsonl", tokens=state.tokens, **gate(base, tokenizer))
+            log(args.out / "log.jsonl", tokens=state.tokens, **gate(base, tokenizer, args.rows, args.length))
         if state.tokens - saved >= args.save_every:
             saved = state.tokens
             save_checkpoint(args.out / "last", optimizers, state)
     save_checkpoint(args.out / "last", optimizers, state)
-    scores = gate(base, tokenizer, documents=96)
+    scores = gate(base, tokenizer, args.rows, args.length, documents=128)
     log(args.out / "log.jsonl", tokens=state.tokens, **scores)
     if not args.no_export:
         export(base, args, state, scores)
@@ -280,7 +323,7 @@ def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[st
     recipe = {
         "tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds), "seed": args.seed,
         "decay_tokens": args.decay_tokens, "muon_lr": args.muon_lr, "adam_lr": args.adam_lr,
-        "tokens_per_step": args.micro * args.batch_tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "tokens_per_step": args.micro * args.rows * args.length, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "held_out_accuracy": scores,
     }  # fmt: skip
     (args.export / "pretrain.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
@@ -297,8 +340,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tokens", type=int, default=30_000_000, help="tokens of the trunk, counted from the start of this run")
     add("--decay-tokens", type=int, default=0, help="decay the rate to zero over so many tokens instead, then stop")
     add("--minutes", type=float, default=0.0, help="stop, or end the decay, after so many minutes of training at the latest")
-    add("--batch-tokens", type=int, default=2048, help="tokens of a forward pass")
-    add("--micro", type=int, default=3, help="forward passes of a step")
+    add("--rows", type=int, default=4, help="packs of a forward pass")
+    add("--length", type=int, default=512, help="tokens of a pack")
+    add("--micro", type=int, default=2, help="forward passes of a step")
     add("--muon-lr", type=float, default=0.02, help="0: AdamW alone")
     add("--adam-lr", type=float, default=3e-3)
     add("--gate-every", type=int, default=1_000_000, help="tokens between measurements of held-out accuracy")

@@ -3,15 +3,19 @@
 The functions run in a child process (`data/tool_worker.py`), which is killed and started anew when a call takes too long.
 """
 
+import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from data.schema import Tool
+from data.literals import shorten
+from data.messages import Tool
 
 WORKER = Path(__file__).with_name("tool_worker.py")
 START_SECONDS = 60.0
@@ -42,29 +46,40 @@ class ToolBox:
         self.close()
 
     def close(self) -> None:
-        """Ends the child process."""
-        self.process.kill()
+        """Ends the child process, and what its tools have started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        with contextlib.suppress(OSError):  # what was not yet written has no reader any more
+            self.process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
 
     def _start(self) -> list[dict[str, Any]]:
         command = [sys.executable, str(WORKER), str(self.path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        # A session of its own: Ctrl-C is for the parent, and a kill reaches what a tool has started.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
+        )
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read_lines, args=(self.process.stdout, self.lines), daemon=True).start()
-        greeting = self._receive(START_SECONDS)
-        if greeting is None or "error" in greeting:
+        try:
+            greeting = self._receive(START_SECONDS)
+            if greeting is None or "error" in greeting:
+                slow = f"{self.path}: running it took over {START_SECONDS:.0f} s; make it define functions only"
+                raise ValueError((greeting or {}).get("error", slow))
+        except BaseException:  # Ctrl-C too: no way out of here leaves a process behind
             self.close()
-            raise ValueError((greeting or {}).get("error", f"{self.path}: loading it took over {START_SECONDS:.0f} s"))
+            raise
         tools: list[dict[str, Any]] = greeting["tools"]
         return tools
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """The worker's next line; None if none comes in time or the process has ended."""
+        """The worker's next line; None if none comes in time, {"error": sentence} if the process has ended."""
         try:
-            line = self.lines.get(timeout=seconds)
+            message: dict[str, Any] = json.loads(self.lines.get(timeout=seconds))
         except queue.Empty:
             return None
-        message: dict[str, Any] = json.loads(line) if line else {"error": f"{self.path}: the tool process ended"}
+        except json.JSONDecodeError:  # the empty line after the last one, or one that was cut
+            return {"error": f"{self.path}: the process that runs it ended"}
         return message
 
     def call(self, name: str, arguments: dict[str, Any]) -> Any:
@@ -72,6 +87,8 @@ class ToolBox:
         tool = self.by_name.get(name)
         if tool is None:
             return call_error("unknown_tool", f"there is no tool {name!r}", f"use one of: {', '.join(self.by_name)}")
+        # A null for an argument that may be left out says that it is left out.
+        arguments = {key: value for key, value in arguments.items() if value is not None or _takes_null(tool, key)}
         problems = check_arguments(tool.parameters, arguments)
         if problems:
             return call_error("invalid_arguments", "; ".join(problems), "correct the arguments and call again")
@@ -80,7 +97,7 @@ class ToolBox:
             self.process.stdin.write(json.dumps({"name": name, "arguments": arguments}) + "\n")
             self.process.stdin.flush()
             reply = self._receive(self.timeout)
-        except OSError:
+        except (OSError, ValueError):  # the pipe broke, or an earlier restart failed and it is closed
             reply = {"error": "the tool process ended"}
         if reply is None or isinstance(reply.get("error"), str):
             return self._restart(reply)
@@ -88,18 +105,26 @@ class ToolBox:
 
     def _restart(self, reply: dict[str, Any] | None) -> dict[str, Any]:
         self.close()
-        self._start()
+        try:
+            self._start()
+        except ValueError as error:  # the next call tries again
+            return call_error("tool_failed", f"the tools could not be started again: {error}", "answer without them")
         if reply is None:
-            return call_error(
-                "timeout", f"the tool took longer than {self.timeout:g} s", "try again or answer without it"
-            )
+            message = f"the tool took longer than {self.timeout:g} s"
+            return call_error("timeout", message, "try again or answer without it")
         return call_error("tool_failed", "the tool's process ended", "answer without it")
 
 
 def _read_lines(stream: Any, lines: "queue.Queue[str]") -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put("")
+
+
+def _takes_null(tool: Tool, name: str) -> bool:
+    schema = tool.parameters.get("properties", {}).get(name)
+    return name in tool.required or schema is None or not _check_value(name, schema, None)
 
 
 def call_error(code: str, message: str, hint: str) -> dict[str, Any]:
@@ -109,25 +134,37 @@ def call_error(code: str, message: str, hint: str) -> dict[str, Any]:
 
 def check_arguments(schema: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
     """Every way in which `arguments` does not fit the JSON schema of a tool's parameters, as sentences."""
+    return _check_object("", schema, arguments)
+
+
+def _check_object(where: str, schema: dict[str, Any], value: dict[str, Any]) -> list[str]:
     properties: dict[str, Any] = schema.get("properties", {})
-    problems = [f"missing argument {name!r}" for name in schema.get("required", ()) if name not in arguments]
-    problems += [f"unknown argument {name!r}" for name in arguments if name not in properties]
-    for name, value in arguments.items():
-        if name in properties:
-            problems += _check_value(name, properties[name], value)
+    # An object without listed properties takes any; one with them takes no other, unless the schema describes those.
+    others = schema.get("additionalProperties", not properties if where else False)
+    problems = [f"missing argument {where}{name!r}" for name in schema.get("required", ()) if name not in value]
+    for name, item in value.items():
+        rule = properties.get(name, others)
+        if isinstance(rule, dict):
+            problems += _check_value(f"{where}{name}", rule, item)
+        elif not rule:
+            problems.append(f"unknown argument {where}{name!r}")
     return problems
 
 
 def _check_value(where: str, schema: dict[str, Any], value: Any) -> list[str]:
     if "anyOf" in schema:
-        return min((_check_value(where, option, value) for option in schema["anyOf"]), key=len)
-    if "enum" in schema and value not in schema["enum"]:
-        return [f"{where} must be one of {', '.join(map(json.dumps, schema['enum']))}, got {json.dumps(value)}"]
+        tries = [_check_value(where, option, value) for option in schema["anyOf"]]
+        return ["; or ".join(problems[0] for problems in tries)] if all(tries) else []
+    text = json.dumps(value, ensure_ascii=False)
+    choices = [json.dumps(choice, ensure_ascii=False) for choice in schema.get("enum", ())]
+    # As JSON, because to Python True == 1 == 1.0.
+    if choices and text not in choices:
+        return [f"{where} must be one of {', '.join(choices)}, got {shorten(text)}"]
     kinds = schema.get("type", list(JSON_TYPES))
     allowed = [kind for name in ([kinds] if isinstance(kinds, str) else kinds) for kind in JSON_TYPES.get(name, ())]
     # type() and not isinstance: to Python a bool is an int.
     if allowed and type(value) not in allowed:
-        return [f"{where} must be {kinds if isinstance(kinds, str) else ' or '.join(kinds)}, got {json.dumps(value)}"]
+        return [f"{where} must be {kinds if isinstance(kinds, str) else ' or '.join(kinds)}, got {shorten(text)}"]
     if isinstance(value, list) and "items" in schema:
         return [p for i, item in enumerate(value) for p in _check_value(f"{where}[{i}]", schema["items"], item)]
-    return check_arguments(schema, value) if isinstance(value, dict) and schema.get("properties") else []
+    return _check_object(f"{where}.", schema, value) if isinstance(value, dict) else []

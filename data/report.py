@@ -13,8 +13,12 @@ PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file in one step: a stop leaves the old or the new one, never half of one."""
+    _write_text(path, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -25,15 +29,16 @@ def append_metrics(directory: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; empty without the file."""
+    """The lines of `metrics.jsonl`; empty without the file. A last line that a stop cut is left out."""
     path = directory / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def keep_metrics_until(directory: Path, step: int) -> None:
     """Drops the lines after `step`: a resumed run writes them again."""
     kept = [line for line in read_metrics(directory) if line["step"] <= step]
-    (directory / METRICS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    _write_text(directory / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def versions() -> dict[str, str | None]:
@@ -81,20 +86,21 @@ def describe_run(run: dict[str, Any]) -> list[str]:
 
 def draw_loss(directory: Path) -> None:
     """Draws `loss.png` from `metrics.jsonl`: every step's loss, and each evaluation's loss and exact-call accuracy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     lines = read_metrics(directory)
-    steps = [line for line in lines if "loss" in line]
-    evaluated = [line for line in lines if "eval_loss" in line]
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    axis.plot([line["step"] for line in steps], [line["loss"] for line in steps], lw=1, label="training")
-    axis.plot([line["step"] for line in evaluated], [line["eval_loss"] for line in evaluated], "o-", label="held out")
+    steps = [line for line in lines if line.get("loss") is not None]
+    evaluated = [line for line in lines if line.get("eval_loss") is not None]
+    scored = [line for line in lines if (line.get("tool_call_accuracy") or {}).get("overall") is not None]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    mark = "." if len(steps) < 2 else ""  # a line needs two points to be seen
+    axis.plot([line["step"] for line in steps], [line["loss"] for line in steps], lw=1, marker=mark, label="training")
+    if evaluated:
+        losses = [line["eval_loss"] for line in evaluated]
+        axis.plot([line["step"] for line in evaluated], losses, "o-", label="held out")
     axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
     axis.grid(alpha=0.3)
-    scored = [line for line in evaluated if (line.get("tool_call_accuracy") or {}).get("overall") is not None]
     if scored:
         other = axis.twinx()
         shares = [100 * line["tool_call_accuracy"]["overall"] for line in scored]
@@ -102,5 +108,6 @@ def draw_loss(directory: Path) -> None:
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", color="tab:green", label="exact calls")
     axis.legend()
-    figure.savefig(directory / PICTURE, dpi=120)
-    plt.close(figure)
+    partial = directory / (PICTURE + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(directory / PICTURE)

@@ -5,6 +5,7 @@ by writing the tools' schemas, made from type hints and docstrings; the parent n
 sandbox: the file is the user's own code and runs with the user's rights.
 """
 
+import asyncio
 import enum
 import importlib.util
 import inspect
@@ -18,37 +19,87 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
+         tuple: "array", set: "array", type(None): "null"}  # fmt: skip
+UNIONS = (typing.Union, types.UnionType)
+MODULE = "user_tools"
 
 
 def type_schema(hint: Any) -> dict[str, Any]:
     """JSON schema of a type hint. Raises: ValueError for a hint that JSON cannot express."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in PLAIN:
-        return {"type": PLAIN[hint]}
+    if (origin or hint) in PLAIN and not arguments:
+        return {"type": PLAIN[origin or hint]}
     if origin is typing.Literal:
-        return {"type": PLAIN.get(type(arguments[0]), "string"), "enum": list(arguments)}
+        return _enum_schema(list(arguments))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return {"type": "string", "enum": [member.value for member in hint]}
+        return _enum_schema([member.value for member in hint])
     if origin in (list, tuple, set):
-        return {"type": "array", **({"items": type_schema(arguments[0])} if arguments else {})}
-    if origin is dict:
-        return {"type": "object"}
-    if origin in (typing.Union, types.UnionType):
-        inner = [a for a in arguments if a is not type(None)]
-        return type_schema(inner[0]) if len(inner) == 1 else {"anyOf": [type_schema(a) for a in inner]}
+        # A tuple's items may differ in kind; then the list is described without them.
+        items = [type_schema(argument) for argument in arguments if argument is not ...]
+        return {"type": "array", **({"items": items[0]} if items and items.count(items[0]) == len(items) else {})}
+    if origin is dict and arguments:
+        inner = type_schema(arguments[1])
+        return {"type": "object", **({"additionalProperties": inner} if inner else {})}
+    if origin in UNIONS:
+        return {"anyOf": [type_schema(argument) for argument in arguments]}
     if hint is Any:
         return {}
-    raise ValueError(f"type hint {hint!r}: use str, int, float, bool, list, dict, Literal or Optional")
+    raise ValueError(f"type hint {hint!r}: use str, int, float, bool, list, dict, Literal, Enum or Optional")
+
+
+def _enum_schema(values: list[Any]) -> dict[str, Any]:
+    """The schema of a choice; its type stands there if all values share one that JSON has."""
+    kinds = {PLAIN.get(type(value)) for value in values}
+    if not kinds <= set(PLAIN.values()):
+        raise ValueError(f"choice of {values!r}: use strings, numbers or booleans")
+    return {"type": kinds.pop(), "enum": values} if len(kinds) == 1 else {"enum": values}
+
+
+def convert(hint: Any, value: Any) -> Any:
+    """A JSON value as the type hint promises it: Enum members, tuples and sets; anything else stays as it is.
+
+    Raises: ValueError, TypeError where the value does not fit.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return hint(value)
+    if hint in (tuple, set):
+        return hint(value)
+    if origin in (list, tuple, set):
+        items = [*arguments[:1]] * len(value) if origin is not tuple or ... in arguments else arguments
+        return origin(convert(item, part) for item, part in zip(items, value, strict=True)) if arguments else value
+    if origin is dict and arguments:
+        return {key: convert(arguments[1], part) for key, part in value.items()}
+    return _convert_union(arguments, value) if origin in UNIONS else value
+
+
+def _convert_union(hints: tuple[Any, ...], value: Any) -> Any:
+    """The value as the first hint that takes it; plain types come first, as they need no conversion."""
+    if type(value) in hints:
+        return value
+    for hint in hints:
+        try:
+            if hint not in PLAIN:
+                return convert(hint, value)
+        except (ValueError, TypeError, AttributeError):
+            continue
+    return value
 
 
 def argument_descriptions(doc: str) -> dict[str, str]:
     """Texts of the arguments in a Google-style (`Args:`) or Sphinx-style (`:param x:`) docstring."""
-    found = dict(re.findall(r"^\s*:param\s+(\w+)\s*:\s*(.+)$", doc, re.MULTILINE))
-    section = re.search(r"^\s*(?:Args|Arguments|Parameters):\s*\n((?:[ \t]+.+\n?)+)", doc, re.MULTILINE)
-    if section:
-        found |= dict(re.findall(r"^\s*(\w+)\s*(?:\([^)]*\))?:\s*(.+)$", section.group(1), re.MULTILINE))
-    return {name: text.strip() for name, text in found.items()}
+    sphinx = re.findall(r"^:param\s+(?:[^:\n]*\s)?(\w+)\s*:(.*(?:\n[ \t]+.*)*)", doc, re.MULTILINE)
+    section = re.search(r"^(?:Args|Arguments|Parameters):[ \t]*\n((?:[ \t]+.*\n?)+)", doc, re.MULTILINE)
+    lines = inspect.cleandoc("\n" + section.group(1)) if section else ""
+    google = re.findall(r"^(\w+)\s*(?:\(.*?\))?:(.*(?:\n[ \t]+.*)*)", lines, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in sphinx + google}
+
+
+def summary(doc: str) -> str:
+    """The first paragraph, without the arguments where no blank line parts them from it."""
+    text = re.split(r"^(?::\w+|(?:Args|Arguments|Parameters|Returns?|Raises):)|\n\s*\n", doc, maxsplit=1, flags=re.M)[0]
+    return " ".join(text.split())
 
 
 def function_schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
@@ -64,27 +115,40 @@ def function_schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
             )
         if argument.name not in hints:
             raise ValueError(f"parameter {argument.name} has no type hint; the model needs one")
-        properties[argument.name] = type_schema(hints[argument.name])
+        properties[argument.name] = _parameter_schema(hints[argument.name], argument.default)
         if argument.name in texts:
             properties[argument.name]["description"] = texts[argument.name]
         if argument.default is argument.empty:
             required.append(argument.name)
     parameters = {"type": "object", "properties": properties, "required": required}
-    return {"name": name, "description": doc.split("\n\n")[0].replace("\n", " ").strip(), "parameters": parameters}
+    return {"name": name, "description": summary(doc), "parameters": parameters}
+
+
+def _parameter_schema(hint: Any, default: Any) -> dict[str, Any]:
+    """`X | None = None` is an X that may be left out; any other None is a value of its own."""
+    rest = tuple(argument for argument in typing.get_args(hint) if argument is not type(None))
+    if default is None and typing.get_origin(hint) in UNIONS and rest:
+        hint = typing.Union[rest]  # noqa: UP007 (built at run time)
+    return type_schema(hint)
 
 
 def load_functions(path: Path) -> dict[str, Callable[..., Any]]:
-    """The public functions that the file itself defines, in order. Raises whatever running the file raises."""
-    spec = importlib.util.spec_from_file_location("user_tools", path)
+    """The public functions that the file itself defines, in order. Raises whatever running the file raises.
+
+    The file may import modules that lie beside it, as a script may.
+    """
+    sys.path[0] = str(path.resolve().parent)  # was this file's own folder, whose names are not the user's
+    spec = importlib.util.spec_from_file_location(MODULE, path.resolve())
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["user_tools"] = module
+    sys.modules[MODULE] = module
     spec.loader.exec_module(module)
     return {
         name: value
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == "user_tools" and not name.startswith("_")
+        # A routine: functools.cache makes something else of a function.
+        if inspect.isroutine(value) and getattr(value, "__module__", "") == MODULE and not name.startswith("_")
     }
 
 
@@ -92,7 +156,7 @@ def describe(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]
     """The functions and the first line to send: {"tools": [...]} or {"error": sentence}."""
     try:
         functions = load_functions(path)
-    except Exception as error:  # a user's file can raise anything; the parent reports it
+    except (Exception, SystemExit) as error:  # a user's file can raise anything; the parent reports it
         return {}, {"error": f"{path}: running it failed: {type(error).__name__}: {error}"}
     schemas, problems = [], []
     for name, function in functions.items():
@@ -110,22 +174,38 @@ def describe(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]
 
 
 def run(functions: dict[str, Callable[..., Any]], request: dict[str, Any]) -> dict[str, Any]:
-    """{"result": JSON value} or {"error": {code, message}}; a result that JSON cannot hold comes as its text."""
+    """{"result": JSON value} or {"error": {"code", "message", "hint"}}."""
     try:
-        result = functions[request["name"]](**request["arguments"])
-        return {"result": json.loads(json.dumps(result, default=str, allow_nan=False))}
-    except Exception as error:  # the model gets to read it
-        return {"error": {"code": "tool_failed", "message": f"{type(error).__name__}: {error}"}}
+        function = functions[request["name"]]
+        hints = typing.get_type_hints(function)
+        arguments = {name: convert(hints[name], value) for name, value in request["arguments"].items()}
+        result = function(**arguments)
+        return {"result": as_json(asyncio.run(result) if inspect.iscoroutine(result) else result)}
+    except (Exception, SystemExit) as error:  # the model gets to read it
+        message = f"{type(error).__name__}: {error}"
+        return {
+            "error": {"code": "tool_failed", "message": message, "hint": "try other arguments or answer without it"}
+        }
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON holds it: an object that it does not know comes as its text, a set as a list."""
+    try:
+        return json.loads(
+            json.dumps(value, default=lambda x: list(x) if isinstance(x, set) else str(x), allow_nan=False)
+        )
+    except (TypeError, ValueError, RecursionError):  # odd keys, NaN, a circle
+        return str(value)
 
 
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What a tool prints must not mix with the answers.
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    # What a tool prints must not mix with the answers, and what it reads, or a program that it starts, not be a request.
     os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     functions, greeting = describe(Path(sys.argv[1]))
     print(json.dumps(greeting), file=channel, flush=True)
-    requests = os.fdopen(os.dup(0), encoding="utf-8")
-    sys.stdin = open(os.devnull, encoding="utf-8")
     for line in requests:
         print(json.dumps(run(functions, json.loads(line))), file=channel, flush=True)
 

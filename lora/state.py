@@ -52,6 +52,8 @@ def save_checkpoint(
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.detach().cpu()
     partial, old = directory.with_name(directory.name + ".partial"), directory.with_name(directory.name + ".old")
+    if old.exists() and not directory.exists():
+        old.rename(directory)  # an earlier stop left only this one
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -4,6 +4,7 @@ Shapes: B rows, T prompt positions, V vocabulary. Rows of different lengths are 
 the cache lies in the future of its row's last token, so the causal mask hides it until a new token overwrites it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from torch import Tensor
 from model.attention import KVCache
 from model.transformer import Gemma2
 
+# Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would overflow.
+MIN_TEMPERATURE = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -20,7 +24,7 @@ class Sampling:
 
     `forbidden` ids are never produced. Source of top_p: "The Curious Case of Neural Text Degeneration"
     (arXiv:1904.09751), section 3.1.
-    Raises: ValueError for a negative temperature or a top_p outside (0, 1].
+    Raises: ValueError for a negative or infinite temperature or a top_p outside (0, 1].
     """
 
     temperature: float = 0.0
@@ -29,17 +33,17 @@ class Sampling:
     forbidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Next ids (B,) from logits (B, V)."""
+    """Next ids (B,) from logits (B, V), which stay as they are."""
     if sampling.forbidden:
-        logits[:, list(sampling.forbidden)] = float("-inf")
-    if sampling.temperature == 0:
+        logits = logits.index_fill(-1, torch.tensor(sampling.forbidden, device=logits.device), float("-inf"))
+    if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(-1)
     probabilities, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
     # A token stays while the mass before it is below p: the one that crosses p is kept.

@@ -49,10 +49,12 @@ def pick_device(name: str) -> torch.device:
     kind = name.split(":")[0]
     if kind not in available:
         raise ValueError(f"--device: expected auto, cuda, mps or cpu, got {name!r}")
-    if not available[kind]:
+    index = name.removeprefix(kind).removeprefix(":") or "0"
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available[kind] or not index.isdecimal() or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here; there is {there}")
-    return torch.device(name)
+    return torch.device(name.removesuffix(":"))
 
 
 def pick_precision(name: str, device: torch.device, num_parameters: int) -> Precision:
@@ -89,7 +91,12 @@ def _mps_precision() -> Precision:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds PyTorch's generators of every device; dropout masks and sampling follow from it."""
+    """Seeds PyTorch's generators of every device; dropout masks and sampling follow from it.
+
+    Raises: ValueError for a seed that does not fit into 64 bits.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"--seed: expected a number that fits into 64 bits, got {seed}")
     torch.manual_seed(seed)
 
 

@@ -64,7 +64,8 @@ def test_heldout_shares_no_value_and_unseen_no_name(splits: tuple[list[Row], lis
     train, heldout = splits
 
     def values(rows: list[Row]) -> set[str]:
-        return {str(v).lower() for row in rows for call in calls_of(row) for v in call["arguments"].values() if not isinstance(v, bool)}
+        given = [v for row in rows for call in calls_of(row) for v in call["arguments"].values()]
+        return {str(v).lower() for v in given if not isinstance(v, bool)}
 
     assert not values(train) & values(heldout)
     names = {name for row in train for name in tools_of(row)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data.generate import phrases
-from data.generate.batches import LENGTHS, batches, encode
+from data.generate.batches import batches, encode, pack
 from data.generate.documents import FORBIDDEN, WEIGHTS, gate_document, new_document
 from data.generate.tokenizer import NUM_PIECES, SPECIALS, train_tokenizer, training_text
 from data.generate.values import KINDS, Source, new_field, new_value
@@ -114,10 +114,20 @@ def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
         assert said == "".join(text for text, tag in document if tag in tags_)
 
 
-def test_batches_have_known_shapes_and_weights(tokenizer: Tokenizer) -> None:
-    stream = batches(tokenizer, 0, 1024)
-    for _ in range(20):
-        tokens, weights = next(stream)
-        assert tokens.shape == weights.shape and tokens.shape[1] in LENGTHS and tokens.size <= 1024
-        assert set(np.unique(weights).tolist()) <= {0.0, np.float32(0.12).item(), 1.0}
-        assert (weights[tokens == 0] == 0).all() and (tokens[:, 0] == 2).all()
+def test_packs_restart_positions_and_weigh_no_first_token(tokenizer: Tokenizer) -> None:
+    stream = batches(tokenizer, 0, rows=2, length=512)
+    for _ in range(10):
+        batch = next(stream)
+        assert batch.tokens.shape == batch.weights.shape == (2, 512)
+        assert ((batch.tokens == 2) == ((batch.positions == 0) & (batch.documents > 0))).all()
+        assert (batch.weights[batch.tokens == 2] == 0).all() and (batch.weights[batch.documents == 0] == 0).all()
+        assert set(np.unique(batch.weights).tolist()) <= {0.0, np.float32(0.12).item(), 1.0}
+
+
+def test_packs_hold_every_short_example_once(tokenizer: Tokenizer) -> None:
+    source = Source(random.Random(0))
+    examples = encode(tokenizer, [new_document(source) for _ in range(60)])
+    packs = pack(examples, 300)
+    kept = [example for example in examples if len(example[0]) <= 300]
+    assert sorted(ids for group in packs for ids, _ in group) == sorted(ids for ids, _ in kept)
+    assert all(sum(len(ids) for ids, _ in group) <= 300 for group in packs)

@@ -83,7 +83,7 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run):
     assert set(steps[-1]["tool_call_accuracy"]) == {"overall", "seen", "unseen", "no_call", "parallel", "n"}
     content = json.loads((folder / "run.json").read_text())
     assert content["arguments"]["rank"] == 4 and content["data"]["reading"]["dropped"] == 0
-    assert content["choices"]["lora"][0] == "reference" and content["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert content["choices"]["lora"][0] == "reference" and content["versions"]["torch"] == torch.__version__
     assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(range(2048, 2056))
     assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
 
@@ -99,7 +99,7 @@ def test_the_loss_falls(run, flags):
 
 
 def test_one_batch_of_four_equals_four_of_one(run):
-    common = ("--max-steps", "1", "--dropout", "0", "--max-length", "128")
+    common = ("--max-steps", "1", "--dropout", "0", "--max-length", "200")
     _, whole = run(*common, "--micro-batch", "4", "--accumulate", "1", output="whole")
     _, parts = run(*common, "--micro-batch", "1", "--accumulate", "4", output="parts")
     (a, b) = (metrics(folder)[1] for folder in (whole, parts))
@@ -110,7 +110,7 @@ def test_one_batch_of_four_equals_four_of_one(run):
 
 def test_a_short_last_step_weighs_its_tokens_alike(run, base):
     """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean over its own tokens."""
-    code, folder = run("--max-length", "120", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0")
+    code, folder = run("--max-length", "200", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0")
     assert code == 0
     steps = metrics(folder)[1:]
     assert len(steps) == 3 and steps[2]["supervised_tokens"] < steps[0]["supervised_tokens"]
@@ -174,10 +174,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, mon
         (("--model", "missing/folder/here"), "missing/folder/here"),
         (("--targets", "q_prj"), "did you mean"),
         (("--targets", ".*("), "regular expression"),
-        (("--lora-impl", "triton"), "triton"),
+        (("--lora-impl", "triton"), "Triton"),
         (("--max-length", "8"), "--max-length"),
         (("--overlong", "error", "--max-length", "64"), "rows.jsonl:"),
-        (("--eval-fraction", "0.99"), "row"),
         (("--device", "cuda:99"), "--device"),
         (("--resume",), "no checkpoint"),
     ],

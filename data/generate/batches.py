@@ -1,13 +1,14 @@
-"""Documents -> padded batches of token ids with a loss weight for each, never the same document twice.
+"""Documents -> packed batches of token ids with a loss weight for each, never the same document twice.
 
-Batches hold documents of like length, so that padding is small, no document mask is needed and the quadratic part of
-attention stays short. Sequences are padded to one of a few lengths: each length is compiled once.
-Shapes: B documents of a batch, T padded length.
+A pack holds whole documents; attention is kept inside each by the document ids, and positions restart. Every batch has
+one shape, so that a compiled model is compiled once.
+Shapes: B packs of a batch, T pack length.
 """
 
 import random
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,48 +17,77 @@ from tokenizers import Tokenizer
 from data.generate.documents import WEIGHTS, Segment, new_document
 from data.generate.values import Source
 
-LENGTHS = (64, 128, 192, 256, 320, 384, 448)
 PAD, BOS = 0, 2
-# Documents that are sorted by length together.
-POOL = 640
-Ids = NDArray[np.int64]
-Weights = NDArray[np.float32]
+# Documents that are packed together: enough that nearly every pack is filled.
+POOL = 256
+Example = tuple[list[int], list[str]]
 
 
-def encode(tokenizer: Tokenizer, documents: list[list[Segment]]) -> list[tuple[list[int], list[str]]]:
-    """Ids and tags of each document: a piece has the tag of the segment in which it ends; <bos> belongs to the user."""
+@dataclass(frozen=True)
+class Batch:
+    """Ids, positions and document ids (B, T), int64, and the loss weight of each id as a target (B, T), float32.
+
+    tokens     2 a b 2 c d e 0        (2 is <bos>, 0 padding)
+    positions  0 1 2 0 1 2 3 0
+    documents  1 1 1 2 2 2 2 0
+    weights    0 u m 0 u u m 0        (u a user's token, m a model's)
+    """
+
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def encode(tokenizer: Tokenizer, documents: list[list[Segment]]) -> list[Example]:
+    """Ids and tags of each document: a piece has the tag of the segment in which it ends; <bos> has none."""
     encodings = tokenizer.encode_batch(["".join(text for text, _ in document) for document in documents])
     examples = []
     for document, encoding in zip(documents, encodings, strict=True):
         ends = np.cumsum([len(text) for text, _ in document]).tolist()
         tags = [document[bisect_left(ends, end)][1] for _, end in encoding.offsets]
-        examples.append(([BOS, *encoding.ids], ["user", *tags]))
+        examples.append(([BOS, *encoding.ids], ["", *tags]))
     return examples
 
 
-def pad(examples: list[tuple[list[int], list[str]]], length: int) -> tuple[Ids, Weights]:
-    """Ids (B, T) and the loss weight of each id as a target (B, T); padding weighs nothing."""
-    tokens = np.full((len(examples), length), PAD, dtype=np.int64)
-    weights = np.zeros((len(examples), length), dtype=np.float32)
-    for row, (ids, tags) in enumerate(examples):
-        tokens[row, : len(ids)] = ids
-        weights[row, : len(ids)] = [WEIGHTS[tag] for tag in tags]
-    return tokens, weights
+def pack(examples: list[Example], length: int) -> list[list[Example]]:
+    """Groups of examples of at most `length` tokens together: longest first, each into the first pack with room."""
+    packs: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda e: -len(e[0])):
+        size = len(example[0])
+        if size > length:
+            continue
+        i = next((i for i, free in enumerate(room) if free >= size), len(packs))
+        if i == len(packs):
+            packs.append([])
+            room.append(length)
+        packs[i].append(example)
+        room[i] -= size
+    return packs
 
 
-def batches(tokenizer: Tokenizer, seed: int, batch_tokens: int) -> Iterator[tuple[Ids, Weights]]:
-    """Endless batches of about `batch_tokens` tokens, padding included, in random order of length."""
+def to_batch(packs: list[list[Example]], length: int) -> Batch:
+    """Lays packs out as arrays."""
+    tokens = np.full((len(packs), length), PAD, dtype=np.int64)
+    positions, documents = np.zeros_like(tokens), np.zeros_like(tokens)
+    weights = np.zeros(tokens.shape, dtype=np.float32)
+    for row, examples in enumerate(packs):
+        start = 0
+        for number, (ids, tags) in enumerate(examples, start=1):
+            part = slice(start, start + len(ids))
+            tokens[row, part], positions[row, part], documents[row, part] = ids, range(len(ids)), number
+            weights[row, part] = [WEIGHTS[tag] for tag in tags]
+            start = part.stop
+    return Batch(tokens, positions, documents, weights)
+
+
+def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int) -> Iterator[Batch]:
+    """Endless batches of `rows` packs, in random order."""
     source = Source(random.Random(seed))
     while True:
-        examples = encode(tokenizer, [new_document(source) for _ in range(POOL)])
-        by_length: dict[int, list[tuple[list[int], list[str]]]] = {length: [] for length in LENGTHS}
-        for example in examples:
-            if len(example[0]) <= LENGTHS[-1]:
-                by_length[LENGTHS[bisect_left(LENGTHS, len(example[0]))]].append(example)
-        made = []
-        for length, group in by_length.items():
-            size = batch_tokens // length
-            # A rest that does not fill a batch is dropped: a new shape would cost a compilation.
-            made += [pad(group[i : i + size], length) for i in range(0, len(group) - size + 1, size)]
-        source.rng.shuffle(made)
-        yield from made
+        packs = pack(encode(tokenizer, [new_document(source) for _ in range(POOL)]), length)
+        source.rng.shuffle(packs)
+        # A rest that does not fill a batch is dropped: another shape would cost a compilation.
+        for i in range(0, len(packs) - rows + 1, rows):
+            yield to_batch(packs[i : i + rows], length)

@@ -19,10 +19,12 @@ Row = dict[str, Any]
 Message = dict[str, str]
 
 SYSTEMS = (
-    "You can call functions.", "You have these tools.", "Use a tool where one fits.", "You are an assistant with tools.", "Tools on hand:",
-    "You may call these functions.", "Here are your tools.", "You are a function calling model.", "Answer or call a tool.", "Functions you may use:",
-    "These tools are yours.", "You work with tools.", "Call a function if it helps.", "You are given some functions.", "What you can call:",
-    "Some functions are available.", "Help the user with these tools.", "You know these functions.", "Available tools:", "Choose among these:",
+    "You can call functions.", "You have these tools.", "Use a tool where one fits.",
+    "You are an assistant with tools.", "Tools on hand:", "You may call these functions.", "Here are your tools.",
+    "You are a function calling model.", "Answer or call a tool.", "Functions you may use:", "These tools are yours.",
+    "You work with tools.", "Call a function if it helps.", "You are given some functions.", "What you can call:",
+    "Some functions are available.", "Help the user with these tools.", "You know these functions.",
+    "Available tools:", "Choose among these:",
 )  # fmt: skip
 TRAIN_SHARES = {"one": 0.50, "two": 0.30, "none": 0.13, "missing": 0.07}
 NUM_TRAIN = 3000
@@ -61,14 +63,15 @@ def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] 
     """One message of the user and what follows it."""
     if kind == "none":
         text, answer = unfit_request(source, tools)
-        return [{"role": "human", "content": text}, {"role": "model", "content": f"<think>{phrases.NONE_FITS}</think>{answer}"}]
+        answer = f"<think>{phrases.NONE_FITS}</think>{answer}"
+        return [{"role": "human", "content": text}, {"role": "model", "content": answer}]
     chosen = chosen or source.rng.sample(tools, 2 if kind == "two" else 1)
     if kind == "missing":
         request = new_request(source, chosen[0], tools, lacking=True)
         lack, ask = missing_text(source, request)
         answer = f"<think>{thought(request.entry)} {lack}</think>{ask}"
         return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
-    requests = new_double(source, *chosen, tools) if kind == "two" else (new_request(source, chosen[0], tools),)
+    requests = new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
     messages = [{"role": "human", "content": requests[0].text}, {"role": "model", "content": _calls(requests)}]
     return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
 

@@ -25,29 +25,49 @@ from data.generate.values import Source, new_field, new_value
 
 Segment = tuple[str, str]
 Turn = tuple[str, list[Segment]]
-FORBIDDEN = ("<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-WEIGHTS = {"user": 0.12, "pick": 1.0, "list": 1.0, "fill": 1.0, "say": 1.0}
+FORBIDDEN = (
+    "<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+    "</tool_response>",
+)  # fmt: skip
+WEIGHTS = {"": 0.0, "user": 0.12, "pick": 1.0, "list": 1.0, "fill": 1.0, "say": 1.0}
 
 INTROS = (
-    "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.", "The {e}s on offer:", "Below is what there is.",
-    "Use one of these {e}s.", "Study this list.", "A list of {e}s follows.", "All {e}s:", "You know these {e}s.", "Keep these in mind.",
-    "Work with this.", "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:", "Your {e}s today:",
-    "This is all we have.",
+    "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.",
+    "The {e}s on offer:", "Below is what there is.", "Use one of these {e}s.", "Study this list.",
+    "A list of {e}s follows.", "All {e}s:", "You know these {e}s.", "Keep these in mind.", "Work with this.",
+    "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:",
+    "Your {e}s today:", "This is all we have.",
 )  # fmt: skip
-ASK_PICK = ("Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}", "Choose without filling: {r}",
-            "Just say which one fits. {r}", "Which one is meant: {r}", "Find the right {e}: {r}", "Pick one for this: {r}", "Point at the right one. {r}")
-ASK_LIST = ("What does {x} need?", "Which parts has {x}?", "List what {x} takes.", "Tell me what {x} needs.", "What goes into {x}?",
-            "What must I give for {x}?", "And {x}, what does it need?", "{x} needs what?", "Read me the parts of {x}.", "What is asked for in {x}?")
-ASK_BOTH = ("Which {e} fits, and what does it need: {r}", "Pick and list: {r}", "Name the {e} and its needs: {r}", "Plan this, but don't fill it: {r}",
-            "What fits, and what is needed: {r}")
-RESULTS = ("Result: {r}", "It returned {r}", "Outcome: {r}", "Here is what came back: {r}", "The record says {r}", "Answer: {r}", "We got {r}",
-           "Reply: {r}", "Back came {r}", "Output: {r}")
-COPY_ASKS = ("Repeat this: {x}", "Say {x}", "Write {x}", "Copy: {x}", "Echo {x}", "Print the following: {x}", "Type this again: {x}", "Once more: {x}",
-             "Reproduce {x}", "Give back {x}")
-LOOKUP_ASKS = ("What is {k}?", "{k}?", "Give me {k}.", "Which value has {k}?", "Look up {k}.", "Tell me {k}.", "Read {k}.", "And {k}?", "The value of {k}?",
-               "Find {k}.")
-RECORD_ASKS = ("Write this as a record: {x}", "Make a record of {x}", "As a record: {x}", "Note down {x}", "Turn this into a record: {x}",
-               "Store {x}", "Put this in order: {x}", "Enter {x}", "Take down {x}", "File {x}")  # fmt: skip
+ASK_PICK = (
+    "Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}",
+    "Choose without filling: {r}", "Just say which one fits. {r}", "Which one is meant: {r}",
+    "Find the right {e}: {r}", "Pick one for this: {r}", "Point at the right one. {r}",
+)  # fmt: skip
+ASK_LIST = (
+    "What does {x} need?", "Which parts has {x}?", "List what {x} takes.", "Tell me what {x} needs.",
+    "What goes into {x}?", "What must I give for {x}?", "And {x}, what does it need?", "{x} needs what?",
+    "Read me the parts of {x}.", "What is asked for in {x}?",
+)  # fmt: skip
+ASK_BOTH = (
+    "Which {e} fits, and what does it need: {r}", "Pick and list: {r}", "Name the {e} and its needs: {r}",
+    "Plan this, but don't fill it: {r}", "What fits, and what is needed: {r}",
+)  # fmt: skip
+RESULTS = (
+    "Result: {r}", "It returned {r}", "Outcome: {r}", "Here is what came back: {r}", "The record says {r}",
+    "Answer: {r}", "We got {r}", "Reply: {r}", "Back came {r}", "Output: {r}",
+)  # fmt: skip
+COPY_ASKS = (
+    "Repeat this: {x}", "Say {x}", "Write {x}", "Copy: {x}", "Echo {x}", "Print the following: {x}",
+    "Type this again: {x}", "Once more: {x}", "Reproduce {x}", "Give back {x}",
+)  # fmt: skip
+LOOKUP_ASKS = (
+    "What is {k}?", "{k}?", "Give me {k}.", "Which value has {k}?", "Look up {k}.", "Tell me {k}.", "Read {k}.",
+    "And {k}?", "The value of {k}?", "Find {k}.",
+)  # fmt: skip
+RECORD_ASKS = (
+    "Write this as a record: {x}", "Make a record of {x}", "As a record: {x}", "Note down {x}",
+    "Turn this into a record: {x}", "Store {x}", "Put this in order: {x}", "Enter {x}", "Take down {x}", "File {x}",
+)  # fmt: skip
 
 
 def pick_text(entry: Entry) -> str:
@@ -77,7 +97,8 @@ def result_turn(source: Source) -> tuple[dict[str, object], str]:
     if source.chance(0.15):
         problem = " ".join(source.word(words.NOUNS).replace("_", " ") for _ in range(2))
         return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
-    fields = {source.word(phrases.RESULT_FIELDS): new_value(source, new_field(source)) for _ in range(source.pick((1, 1, 2, 3)))}
+    count = source.pick((1, 1, 2, 3))
+    fields = {source.word(phrases.RESULT_FIELDS): new_value(source, new_field(source)) for _ in range(count)}
     if source.chance(0.15):
         return {"status": "ok"}, done
     name, value = source.pick([(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")])
@@ -201,7 +222,10 @@ def chat_document(source: Source) -> list[Turn]:
 
 
 # By number of documents; the entries documents are three times as long as the others.
-BUILDERS = ((entries_document, 62), (copy_document, 8), (lookup_document, 12), (record_document, 8), (story_document, 5), (chat_document, 5))
+BUILDERS = (
+    (entries_document, 62), (copy_document, 8), (lookup_document, 12), (record_document, 8), (story_document, 5),
+    (chat_document, 5),
+)  # fmt: skip
 
 
 def render(turns: list[Turn]) -> list[Segment]:

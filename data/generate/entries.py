@@ -10,7 +10,7 @@ from typing import Any
 from data.generate import phrases, words
 from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
-NOUN_TAILS = ("", "", "", "", "", "", " for a {w}", " in the {w}", " of the {w}", " by {w}", " from the {w}", " with a {w}")
+NOUN_TAILS = ("", "", "", "", "", "", " for {w}", " in {w}", " of {w}", " by {w}", " from {w}", " with {w}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
     elif style < 0.29:
         name = bare.replace(" ", "_")
     tail = source.pick(NOUN_TAILS)
-    tail = tail.format(w=source.word(words.NOUNS).replace("_", " ")).replace(" a a", " an a").replace(" a e", " an e") if tail else ""
+    if tail:
+        whose = article(source.pick(("a ", "the ")), source.word(words.NOUNS).replace("_", " "))
+        tail = tail.format(w=whose)
     noun = article(source.pick(("a ", "a ", "the ", "")), bare)
     return Entry(name, verb.replace("_", " "), noun, tail, new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3))))
 
@@ -127,18 +129,20 @@ def can_stand_bare(field: Field, bare: list[Field], lacking: bool) -> bool:
 
 def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> list[str]:
     """How the request mentions each value, in random order."""
-    phrases_, bare = [], []
+    mentions: list[str] = []
+    bare: list[Field] = []
     for field in source.rng.sample(entry.fields, len(entry.fields)):
         if field.name not in values:
             continue
-        value, texts = values[field.name], phrases.LABELLED
+        value = values[field.name]
+        texts: tuple[str, ...] = phrases.LABELLED
         if isinstance(value, bool):
             texts = phrases.YES if value else phrases.NO
         elif can_stand_bare(field, bare, len(values) < len(entry.fields)) and source.chance(0.6):
             texts = field.kind.phrases
             bare.append(field)
-        phrases_.append(source.template(texts).format(v=value, f=field.spoken))
-    return phrases_
+        mentions.append(source.template(texts).format(v=value, f=field.spoken))
+    return mentions
 
 
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
@@ -146,7 +150,8 @@ def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
     if entry.bare_noun.split()[-1] not in heads and source.chance(0.15):  # the noun alone tells which entry is meant
         return source.template(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
-    noun = entry.noun if source.chance(0.6) else article(source.pick(("a ", "the ", "my ", "this ", "our ")), entry.bare_noun)
+    words_ = ("a ", "the ", "my ", "this ", "our ")
+    noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)
     return source.template(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
 
 

@@ -27,9 +27,10 @@ class Layout:
 
 # name key, description key, fields key, and the key of the filled fields
 KEYS = (
-    ("name", "description", "fields", "values"), ("form", "about", "blanks", "filled"), ("title", "use", "needs", "given"),
-    ("entry", "purpose", "slots", "set"), ("card", "note", "parts", "parts"), ("job", "does", "inputs", "input"),
-    ("name", "description", "inputs", "inputs"), ("id", "summary", "properties", "properties"), ("task", "goal", "details", "details"),
+    ("name", "description", "fields", "values"), ("form", "about", "blanks", "filled"),
+    ("title", "use", "needs", "given"), ("entry", "purpose", "slots", "set"), ("card", "note", "parts", "parts"),
+    ("job", "does", "inputs", "input"), ("name", "description", "inputs", "inputs"),
+    ("id", "summary", "properties", "properties"), ("task", "goal", "details", "details"),
     ("name", "help", "columns", "row"),
 )  # fmt: skip
 
@@ -41,7 +42,8 @@ def _json_layout(keys: tuple[str, str, str, str], separator: str) -> Layout:
         items = [compact({name: e.name, about: e.action, fields: schema(e)}) for e in entries]
         return "[" + separator.join(items) + "]" if separator == ", " else separator.join(items)
 
-    return Layout("item" if name in ("name", "id", "entry") else name, listing, lambda e, v: compact({name: e.name, filled: v}))
+    noun = "item" if name in ("name", "id", "entry") else name
+    return Layout(noun, listing, lambda e, v: compact({name: e.name, filled: v}))
 
 
 def _types(entry: Entry) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Letters never share a piece with a space or a mark, and digits and capitals are single: `Oslo` splits alike after a space,
 a quote or an underscore, which makes copying a value from a question into JSON the copying of ids. Runs of marks and
-spaces such as `": "` do merge: JSON takes a third fewer pieces that way. All 256 bytes are pieces, so every string survives. Source: "Neural Machine Translation of Rare Words with Subword Units" (arXiv:1508.07909).
+spaces such as `": "` do merge: JSON takes a third fewer pieces that way. All 256 bytes are pieces, so every string
+survives. Source: "Neural Machine Translation of Rare Words with Subword Units" (arXiv:1508.07909).
 """
 
 import json

@@ -126,10 +126,12 @@ def _date(source: Source) -> str:
 
 
 def _time(source: Source) -> str:
-    rng = source.rng
-    return source.on_side(
-        lambda: source.pick((f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}", f"{rng.randint(1, 12)} {source.pick(('am', 'pm'))}"))
-    )
+    def draw() -> str:
+        if source.chance(0.5):
+            return f"{source.rng.randint(1, 12)} {source.pick(('am', 'pm'))}"
+        return f"{source.rng.randint(0, 23):02d}:{source.rng.randint(0, 59):02d}"
+
+    return source.on_side(draw)
 
 
 def _code(source: Source) -> str:
@@ -162,7 +164,8 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
 
 KINDS = {
     "city": Kind(("city", "town", "place", "location", "destination", "region", "venue"), "string", _city,
-                 ("in {v}", "near {v}", "around {v}", "over in {v}", "somewhere in {v}", "for the {v} area", "close to {v}")),
+                 ("in {v}", "near {v}", "around {v}", "over in {v}", "somewhere in {v}", "for the {v} area",
+                  "close to {v}")),
     "person": Kind(("name", "person", "guest", "contact", "client", "patient", "owner", "customer", "author"), "string",
                    _person, ("for {v}", "under the name {v}", "on behalf of {v}", "for our friend {v}", "with {v}",
                              "for my colleague {v}", "in the name of {v}")),

@@ -30,7 +30,8 @@ VERBS = tuple(
     walk train cook bake grill brew mix serve taste draw design sketch photograph frame hang map locate measure weigh
     predict estimate summarize describe explain define spell decode encode compress draft format highlight join leave
     follow block mute swap trade lend borrow hire host organize prepare renew extend shorten adjust set tune
-    dim brighten heat cool monitor water harvest plant fetch look_up turn_on turn_off set_up pick_up drop_off check_in""".split()
+    dim brighten heat cool monitor water harvest plant fetch look_up turn_on turn_off set_up pick_up drop_off
+    check_in""".split()
 )
 NOUNS = tuple(
     """table room flight ticket hotel taxi train bus ferry bicycle car van truck boat cabin tent seat desk office
@@ -111,7 +112,9 @@ FLAGS = tuple(
 DOMAINS = tuple("mail post inbox office shop school north blue river data works cloud garden studio".split())
 ENDINGS = tuple("com org net io de fr eu info".split())
 
-ONSETS = tuple("b c d f g h j k l m n p r s t v w z b d f g k l m n p r s t br ch cl dr fl gr pl qu sh sk sl st th tr y".split())
+ONSETS = tuple(
+    """b c d f g h j k l m n p r s t v w z b d f g k l m n p r s t br ch cl dr fl gr pl qu sh sk sl st th tr y""".split()
+)
 VOWELS = tuple("a e i o u a e i o u a e i o ai ee oo ou".split())
 CODAS = (*("",) * 14, *"ck d g l m n n nd nk p r rn s st t x".split())
 
