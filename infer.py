@@ -8,6 +8,7 @@ Without --prompt it chats. `--evaluate FILE` scores held-out rows, `--merge DIR`
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -371,6 +372,9 @@ def talk(args: argparse.Namespace) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, such as no answer, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show must not end the program
     try:
         return 0 if run(parse_args(argv)) else 1
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:

@@ -244,9 +244,9 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
     seed_everything(args.seed)
     device, folder = pick_device(args.device), model_folder(args.model)
-    impl, impl_reason = resolve_impl(args.lora_impl, device)  # refused before anything large is read
     model_config = Gemma2Config.from_json(folder)
     precision = pick_precision(args.dtype, device, model_config.num_parameters)
+    impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
     recompute, why = pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device)
     tokenizer = Tokenizer.from_pretrained(folder, args.format)

@@ -47,8 +47,9 @@ class ToolBox:
 
     def close(self) -> None:
         """Ends the child process, and what its tools have started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.returncode is None:  # once waited for, its number may be another's
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the second of a dead group
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         with contextlib.suppress(OSError):  # what was not yet written has no reader any more
             self.process.stdin.close()  # type: ignore[union-attr]  # it is a pipe

@@ -4,12 +4,14 @@ Shapes: B batch, T positions, K in, N out, r rank, V vocabulary, D model width, 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.ops import lora_linear
+from lora.fused import fused_linears
+from lora.ops import lora_linear, resolve_impl
 
 
 def _scale(embedding: nn.Embedding) -> Tensor:
@@ -42,6 +44,21 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return lora_linear(x, self.base.weight, self.lora_A, self.lora_B, self.scaling, self.dropout, self.training,
                            self.impl, self.base)  # fmt: skip
+
+    def forward_group(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
+        """The outputs of several linears that read the same x, this one among them, with one pass over x for all.
+
+        Fused ways share one dropout mask among the group; the reference draws one for each linear, as PEFT does.
+        """
+        adapted = [linear for linear in linears if isinstance(linear, LoRALinear)]
+        impl, _ = resolve_impl(self.impl, x.device, x.dtype)
+        if impl == "reference" or len({(linear.dropout, linear.training) for linear in adapted}) > 1:
+            return [linear(x) for linear in linears]
+        weights: list[Tensor] = [linear.get_parameter("base.weight" if linear in adapted else "weight") for linear in linears]
+        lora_a = [linear.lora_A if isinstance(linear, LoRALinear) else None for linear in linears]
+        lora_b = [linear.lora_B if isinstance(linear, LoRALinear) else None for linear in linears]
+        scalings = [linear.scaling if isinstance(linear, LoRALinear) else 0.0 for linear in linears]
+        return fused_linears(x, weights, lora_a, lora_b, scalings, self.dropout if self.training else 0.0, impl)
 
 
 class LoRAEmbedding(nn.Module):

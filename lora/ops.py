@@ -1,4 +1,4 @@
-"""`lora_linear`: one function, one dispatch point for every implementation of the low-rank path."""
+"""`lora_linear` and its grouped form: the one dispatch point for every implementation of the low-rank path."""
 
 from collections.abc import Callable
 
@@ -6,23 +6,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora.fused import fused_linears
 from lora.reference import lora_linear_reference
 
-IMPLEMENTATIONS = ("auto", "reference", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
 
 
-def resolve_impl(impl: str, device: torch.device | str) -> tuple[str, str]:
-    """The implementation that `impl` stands for on `device`, and why.
+@torch.compiler.assume_constant_result  # the arguments and the machine alone decide
+def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+    """The implementation that `impl` stands for with activations of `dtype` on `device`, and why.
 
     Raises: ValueError for an unknown name, or for one that cannot run here; nothing falls back silently.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"lora impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "triton":
-        kind = torch.device(device).type
-        raise ValueError(f"lora impl: this version has no Triton kernel for {kind}; use auto or reference")
-    reason = "asked for" if impl == "reference" else "the only implementation of this version"
-    return "reference", reason
+    device = torch.device(device)
+    has_triton, triton_reason = _triton(device)
+    if impl == "triton" and not has_triton:
+        raise ValueError(f"lora impl: triton cannot run here ({triton_reason}); use auto, torch or reference")
+    if impl in ("torch", "triton") and dtype == torch.float64:
+        raise ValueError(f"lora impl: {impl} computes in at most float32, got {dtype}; use reference")
+    if impl != "auto":
+        return impl, "asked for"
+    if dtype == torch.float64:
+        return "reference", "float64 is only for checks"
+    if has_triton:
+        return "triton", triton_reason
+    if device.type == "cpu" and dtype != torch.float32 and not _has_cpu_matmul(dtype):
+        return "reference", f"this CPU does not multiply {str(dtype).removeprefix('torch.')} in hardware"
+    return "torch", f"fused in plain PyTorch: {triton_reason}"
+
+
+def _triton(device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"no Triton on {device.type}"
+    try:
+        from lora.kernels.tiles import supported
+    except ImportError as error:
+        return False, f"Triton is not installed ({error})"
+    return supported(torch.cuda.get_device_capability(device))
+
+
+def _has_cpu_matmul(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def lora_linear(
@@ -39,9 +65,15 @@ def lora_linear(
     """x W^T + scaling * dropout(x) A^T B^T.
 
     x (..., K) and weight (N, K) in one dtype; lora_a (r, K) and lora_b (N, r), float32 in training -> (..., N) in x's
-    dtype. `linear` computes the frozen product where the caller knows a better way than `F.linear(x, weight)`.
+    dtype. `linear` computes the frozen product for the reference where the caller knows a better way than
+    `F.linear(x, weight)`. Only the reference gives a gradient to `weight`, and "auto" takes it for one that wants it.
     Raises: ValueError where `impl` cannot run. Source: arXiv:2106.09685, equation 3.
     """
-    resolve_impl(impl, x.device)
-    frozen = F.linear(x, weight) if linear is None else linear(x)
-    return lora_linear_reference(x, frozen, lora_a, lora_b, scaling, dropout, training)
+    if weight.requires_grad and impl in ("torch", "triton"):
+        raise ValueError(f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; use reference")
+    impl, _ = resolve_impl("reference" if weight.requires_grad else impl, x.device, x.dtype)
+    if impl == "reference":
+        frozen = F.linear(x, weight) if linear is None else linear(x)
+        return lora_linear_reference(x, frozen, lora_a, lora_b, scaling, dropout, training)
+    p = dropout if training else 0.0
+    return fused_linears(x, [weight], [lora_a], [lora_b], [scaling], p, impl)[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import Gemma2Config
-from model.layers import Linear, has_fast_matmul, rotate, softcap
+from model.layers import Linear, has_fast_matmul, project, rotate, softcap
 
 
 class KVCache:
@@ -98,9 +98,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Tensor, cache: KVCache | None
     ) -> Tensor:
-        query = rotate(self._heads(self.q_proj(x)), *rotary)
-        keys = rotate(self._heads(self.k_proj(x)), *rotary)
-        values = self._heads(self.v_proj(x))
+        query, keys, values = (self._heads(y) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
+        query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if cache is not None:
             keys, values = cache.update(self.layer, positions, keys, values)
         mixed = attend(query, keys, values, mask, self.scale, self.cap)

@@ -63,6 +63,16 @@ class Linear(nn.Linear):
         return _UpcastLinear.apply(x, self.weight)
 
 
+def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
+    """The outputs of linears that read the same x. One that knows a joint way for all (`forward_group`) computes them."""
+    for linear in linears:
+        joint = getattr(linear, "forward_group", None)
+        if joint is not None:
+            outputs: list[Tensor] = joint(x, linears)
+            return outputs
+    return [linear(x) for linear in linears]
+
+
 class Embedding(nn.Embedding):
     """Token ids (B, T) -> vectors (B, T, D) times sqrt(D), the factor rounded to the weight's dtype as Gemma does."""
 
@@ -146,4 +156,5 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.gelu(gate, approximate="tanh") * up)

@@ -63,8 +63,9 @@ def kinds(names: list[int], table: dict[str, float], pair: tuple[int, int], odd:
     """Tells the types that came."""
     return [type(x).__name__ for x in (names, table, pair, odd, bag, unit, size, either, maybe, mixed, free)]
 
-def units(unit: Unit | None = None, more: list[Unit] = [], by: dict[str, Unit] = {}) -> str:
-    return f"{unit} {more} {by}"
+def units(unit: Unit | None = None, more: list[Unit] = [], by: dict[str, Unit] = {},
+          any: str | list[Unit] = "") -> str:
+    return f"{unit} {more} {by} {any}"
 
 def beside() -> str:
     return messages.HELLO
@@ -221,11 +222,17 @@ def test_arguments_arrive_as_their_hints_promise(box):
     assert box.call("kinds", KINDS) == ["list", "dict", "tuple", "tuple", "set", "Unit", "Size", "str", "NoneType",
                                         "int", "list"]  # fmt: skip
     result = box.call("units", {"unit": "F", "more": ["C"], "by": {"x": "F"}})
-    assert result == "Unit.FAHRENHEIT [<Unit.CELSIUS: 'C'>] {'x': <Unit.FAHRENHEIT: 'F'>}"
+    assert result == "Unit.FAHRENHEIT [<Unit.CELSIUS: 'C'>] {'x': <Unit.FAHRENHEIT: 'F'>} "
+    assert box.call("units", {"any": ["C"]}) == "None [] {} [<Unit.CELSIUS: 'C'>]"
+    assert box.call("units", {"any": "C"}) == "None [] {} C"
 
 
 def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box):
-    assert box.call("google", {"city": "Rome", "unit": None, "days": None}) == {"city": "Rome", "unit": "C", "days": None}
+    assert box.call("google", {"city": "Rome", "unit": None, "days": None}) == {
+        "city": "Rome",
+        "unit": "C",
+        "days": None,
+    }
     assert "city must be string, got 'null'" in error(box.call("google", {"city": None}))["message"]
     assert "unknown argument 'x'" in error(box.call("google", {"city": "Rome", "x": None}))["message"]
 
@@ -302,7 +309,7 @@ def test_a_process_that_ends_is_started_again(folder):
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
 def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    box = ToolBox(folder / "tools.py", timeout=0.5)
+    box = ToolBox(folder / "tools.py", timeout=1)
     first, start = box.process.pid, time.monotonic()
     assert error(box.call("sleep", {"seconds": 30}))["code"] == "timeout" and time.monotonic() - start < 10
     assert wait_for_end(first) and box.call("sleep", {"seconds": 0}) == "awake"

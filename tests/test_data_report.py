@@ -69,7 +69,7 @@ def test_there_is_always_a_picture(tmp_path, lines):
 
 
 def test_no_evaluation_leaves_no_colour_of_it(tmp_path):
-    image = draw(tmp_path, STEPS)
+    image = draw(tmp_path, [{"step": 0, "eval_loss": None, "tool_call_accuracy": None}, *STEPS])
     assert count_pixels(image, *BLUE) > 200 and count_pixels(image, *ORANGE) == count_pixels(image, *GREEN) == 0
 
 
@@ -175,8 +175,9 @@ def test_the_first_signal_asks_and_the_second_interrupts():
 
 def test_flags():
     assert whole(1)("3") == 3 and real(0, 1)("0") == 0.0 and real(0)("1e3") == 1000.0
-    for read, text, limits in [(whole(1), "0", "at least 1"), (real(0, 1), "1", "at least 0 and below 1"),
-                               (real(0), "-1", "at least 0"), (real(0), "nan", ""), (real(0), "inf", "")]:  # fmt: skip
+    wrong = [(whole(1), "0", "at least 1"), (real(0, 1), "1", "at least 0 and below 1"), (real(0), "-1", "at least 0"),
+             (real(0), "nan", "got nan"), (real(0), "inf", "got inf")]  # fmt: skip
+    for read, text, limits in wrong:
         with pytest.raises(argparse.ArgumentTypeError, match=limits):
             read(text)
     with pytest.raises(ValueError):

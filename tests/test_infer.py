@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,7 +280,14 @@ def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say, ask):
     tags = script.tokenizer.tag_ids
     assert tags["<tool_call>"] in script.samplings[-1].forbidden
     assert tags["<tool_call>"] not in script.samplings[0].forbidden
-    never = {tags["<tool_response>"], tags["</tool_response>"], tags["<tools>"], script.tokenizer.start_of_turn_id, 0, 2}
+    never = {
+        tags["<tool_response>"],
+        tags["</tool_response>"],
+        tags["<tools>"],
+        script.tokenizer.start_of_turn_id,
+        0,
+        2,
+    }
     assert all(never <= set(sampling.forbidden) for sampling in script.samplings)
     assert not {1, script.tokenizer.end_of_turn_id, tags["<think>"]} & set(script.samplings[-1].forbidden)
     assert len({sampling.seed for sampling in script.samplings}) == len(script.samplings)
@@ -323,6 +332,23 @@ def test_text_with_control_tags_stays_text(say, ask):
     control = plain.tokenizer.control_ids
     kept = [[id for id in script.prompts[0] if id in control] for script in (plain, forged)]
     assert kept[0] == kept[1] and hostile in forged.prompt(0)
+
+
+def test_the_mistral_format(base, tools, monkeypatch):
+    tokenizer = Tokenizer.from_pretrained(base, "mistral")
+    calls = '[{"name": "add", "arguments": {"a": 1, "b": 2}}, {"name": "step", "arguments": {}}]'
+    script = Script(tokenizer, (f"<think>Sum.</think>\nOne moment.[TOOL_CALLS]{calls}", "3"))
+    monkeypatch.setattr(infer, "generate", script)
+    model = infer.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    with infer.ToolBox(tools) as toolbox:
+        agent = infer.Agent(model, tokenizer, toolbox, infer.parse_args([]))
+        events = [(event.kind, event.content) for event in agent.ask("1 + 2?")]
+    assert [kind for kind, _ in events] == ["think", *["tool_call", "tool_response"] * 2, "answer"]
+    results = (
+        '[TOOL_RESULTS]{"content": "3", "name": "add"}[/TOOL_RESULTS][TOOL_RESULTS]{"content": "1", "name": "step"}'
+    )
+    assert results in script.prompt(1) and tokenizer.tag_ids["[TOOL_RESULTS]"] in script.samplings[0].forbidden
+    assert tokenizer.tag_ids["[TOOL_CALLS]"] not in script.samplings[0].forbidden
 
 
 def test_garbage_never_crashes_the_program(base, tools, capsys):
@@ -454,6 +480,28 @@ def test_ctrl_c_gives_130(base, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_ctrl_c_in_a_terminal_reaches_only_the_program_and_ends_the_tools(base, tools):
+    tools.write_text(TOOLS + "\nimport os\nprint(os.getpid(), flush=True)\n")
+    command = [sys.executable, str(ROOT / "infer.py"), "--model", str(base), "--tools", str(tools)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+        worker = int(process.stderr.readline())
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the whole group
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_a_terminal_without_unicode(say, base, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    say("R\u00f6m \U0001f600")
+    assert infer.main(["--model", str(base), "--prompt", "Hi", "--json"]) == 0
+    out.seek(0)
+    assert json.loads(out.read())["content"] == "R?m ?"
+
+
 def test_memory_that_runs_out_gives_code_1(base, monkeypatch, capsys):
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -501,6 +549,7 @@ def test_merge_writes_a_folder_that_loads_with_the_same_logits(base, adapter, tm
     assert infer.main(["--adapter", str(adapter), "--merge", str(folder)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
     assert infer.main(["--adapter", str(adapter), "--merge", str(folder / "config.json")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
     assert infer.main(["--model", str(folder), "--prompt", "x", "--max-new-tokens", "2", "--json"]) in (0, 1)
 
 

@@ -12,7 +12,7 @@ PACKAGES = ("model", "lora", "data")
 # no cycle. A subpackage stands as one entry.
 ORDER = {
     "model": "config kernels layers attention transformer loss loader embedding generate runtime".split(),
-    "lora": "config reference kernels ops layer inject adapter state".split(),
+    "lora": "config reference plain kernels fused ops layer inject adapter state".split(),
 }
 HARDWARE = ("is_available", "device_count", "is_bf16_supported", "get_device", "is_mkldnn", "cpu_count", "mem_get_info")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,102 @@
+"""What a pretraining run must remember: float32 masters, optimizer state and counters, saved without pickle.
+
+Muon moves the hidden matrices (Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024), AdamW the
+embedding and the norms.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.transformer import Gemma2
+
+
+@dataclass
+class State:
+    """Where a run stands: tokens seen (padding included), steps, seconds of training, and the recipe that led here."""
+
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Optimizers:
+    """float32 masters of a model's parameters, moved by Muon (hidden matrices) and AdamW (embedding, norms)."""
+
+    def __init__(self, base: Gemma2, muon_lr: float, adam_lr: float) -> None:
+        self.parameters = dict(base.named_parameters())
+        self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()}
+        hidden = [p for name, p in self.masters.items() if p.dim() == 2 and "embed" not in name]
+        rest = [p for name, p in self.masters.items() if p.dim() != 2 or "embed" in name]
+        adam = torch.optim.AdamW(rest if muon_lr else rest + hidden, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0)
+        self.optimizers: list[torch.optim.Optimizer] = [adam]
+        if muon_lr:
+            self.optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95))
+        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+
+    def take_gradients(self) -> None:
+        """Adds the model's gradients to the masters' and clears them."""
+        for name, p in self.parameters.items():
+            grad, master = p.grad, self.masters[name]
+            if grad is not None:
+                master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+                p.grad = None
+
+    def step(self, scale: float, divisor: float) -> None:
+        """One update at `scale` of the base rates, gradients divided by the step's summed loss weight."""
+        grads = [p.grad for p in self.masters.values() if p.grad is not None]
+        torch._foreach_div_(grads, divisor)
+        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(self.masters[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' state by master name and entry."""
+        names = {id(p): name for name, p in self.masters.items()}
+        states = [(names[id(p)], state) for o in self.optimizers for p, state in o.state.items()]
+        return {f"{name}|{key}": torch.as_tensor(value) for name, state in states for key, value in state.items()}
+
+    def load(self, masters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.masters.items():
+                p.copy_(masters[name])
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for full, value in tensors.items():
+            name, key = full.split("|")
+            master = self.masters[name]
+            owner[id(master)].state[master][key] = value
+        self.publish()
+
+
+def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
+    """Masters, optimizer state and counters, without pickle; the folder appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    save_file({name: p.detach() for name, p in optimizers.masters.items()}, partial / "masters.safetensors")
+    save_file(optimizers.tensors(), partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps(vars(state)) + "\n", encoding="utf-8")
+    for old in folder.glob("*"):
+        old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in partial.iterdir():
+        file.rename(folder / file.name)
+    partial.rmdir()
+
+
+def load_checkpoint(folder: Path, optimizers: Optimizers) -> State:
+    optimizers.load(load_file(folder / "masters.safetensors"), load_file(folder / "optimizer.safetensors"))
+    return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))

@@ -1,0 +1,1 @@
+"""Triton kernels of the low-rank path and their launchers; nothing imports them before they are chosen."""

@@ -1,0 +1,105 @@
+"""Tile sizes of the low-rank kernels: one frozen table, and the rules that cut the work into programs.
+
+Separate, because it is what changes when somebody measures on a new GPU, and because it needs no Triton: whoever
+chooses an implementation may ask `supported` first. Letters: M rows, K in, N out, R stacked ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+import torch
+
+WANTED_PROGRAMS = 256  # about two for each multiprocessor of an A100 (108) or H100 (132)
+MAX_STEPS = 16  # row tiles that one program of a reduction over M reads: with more, too few programs remain
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program's tile: `rows` of M by `cols` of K or N, worked on by `warps`, with `stages` of loads in flight."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+
+# The largest padded rank that a row of the table serves; a rank takes the first bucket that holds it.
+RANK_BUCKETS = (16, 64, 256)
+
+# (architecture, kernel, rank bucket). "any" is the safe default: it fits in the 99 KB of a consumer card (sm_86, sm_89,
+# sm_120). Chosen from the byte counts and the compiler's report (shared memory, spills); not yet timed on a GPU.
+TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
+    {
+        ("any", "shrink", 16): Tile(64, 64, 4, 3),
+        ("any", "shrink", 64): Tile(64, 64, 4, 3),
+        ("any", "shrink", 256): Tile(64, 32, 8, 2),
+        ("any", "grad_s_b", 16): Tile(64, 128, 4, 3),
+        ("any", "grad_s_b", 64): Tile(64, 128, 8, 2),
+        ("any", "grad_s_b", 256): Tile(32, 64, 8, 2),
+        ("any", "grad_a", 16): Tile(64, 128, 4, 3),
+        ("any", "grad_a", 64): Tile(64, 128, 8, 2),
+        ("any", "grad_a", 256): Tile(32, 64, 8, 2),
+        ("any", "add_product", 16): Tile(64, 128, 4, 1),
+        ("any", "add_product", 64): Tile(64, 128, 8, 1),
+        ("any", "add_product", 256): Tile(64, 64, 8, 1),
+    }
+)
+# float32 operands run without tensor cores and take twice the room; one small tile serves every rank and architecture.
+FLOAT32 = Tile(32, 32, 4, 2)
+
+
+def supported(capability: tuple[int, int]) -> tuple[bool, str]:
+    """Whether the kernels with matrix products should run on this compute capability, and why."""
+    name = f"sm_{capability[0]}{capability[1]}"
+    if capability < (8, 0):
+        return False, f"{name}: below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores"
+    return True, f"{name}: tensor cores through tl.dot"
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """The table's name for a compute capability; what was not compiled for takes the safe rows."""
+    major, minor = capability
+    return {8: "sm_80" if minor == 0 else "any", 9: "sm_90", 10: "sm_100"}.get(major, "any")
+
+
+def padded(rank: int) -> int:
+    """The power of two, 16 at least, that `rank` is padded to: tl.dot takes nothing else."""
+    return max(16, 1 << (rank - 1).bit_length())
+
+
+def tile_for(capability: tuple[int, int], kernel: str, rank: int, dtype: torch.dtype) -> Tile:
+    """The tile of `kernel` at `rank` (not padded) on this capability. Raises: ValueError for a rank over 256."""
+    if rank > RANK_BUCKETS[-1]:
+        raise ValueError(f"{kernel}: expected a stacked rank of at most {RANK_BUCKETS[-1]}, got {rank}")
+    if dtype.itemsize > 2:
+        return FLOAT32
+    bucket = next(size for size in RANK_BUCKETS if padded(rank) <= size)
+    key = (architecture(capability), kernel, bucket)
+    return TILES.get(key) or TILES["any", kernel, bucket]
+
+
+def split_columns(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
+    """(splits, column tiles in each) for a reduction over columns: enough programs, and few different step counts."""
+    programs, total = -(-num_rows // tile.rows), -(-num_cols // tile.cols)
+    splits = 1
+    while programs * splits < WANTED_PROGRAMS and splits < total and splits < 16:
+        splits *= 2
+    steps = -(-total // splits)
+    return -(-total // steps), steps
+
+
+def split_rows(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
+    """(blocks, row tiles in each) for a reduction over rows; the step count is a power of two up to MAX_STEPS."""
+    strips, total = -(-num_cols // tile.cols), -(-num_rows // tile.rows)
+    steps = MAX_STEPS
+    while steps > 1 and -(-total // steps) * strips < WANTED_PROGRAMS:
+        steps //= 2
+    return -(-total // steps), steps
+
+
+@lru_cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a tensor's device, asked when a kernel is launched; (0, 0) in the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)

@@ -1,0 +1,140 @@
+"""Decoding through the cache against full forward passes, and sampling against the probabilities it should follow."""
+
+import math
+
+import pytest
+import torch
+
+import model.generate as module
+from model.generate import Sampling, choose, decode, generate
+
+PROMPTS = [[2, 17, 5, 40, 33, 8, 21], [2, 9], [2, 30, 31], [2, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
+# A head of its own: the tied tiny model repeats its input.
+SEED, UNTIED = 3, {"tie_word_embeddings": False}
+
+
+def greedy(model, prompt, steps):
+    """The most probable ids by full forward passes, without a cache."""
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(steps):
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("window", [3, 5, 40])
+def test_a_batch_equals_each_prompt_alone_and_full_forward_passes(make_model, window):
+    """12 steps from lengths 2 to 12: every row crosses the window's edge, some while others are still inside."""
+    model = make_model(seed=SEED, sliding_window=window, **UNTIED)
+    truth = [greedy(model, prompt, 12) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, 12, ()) == truth
+    assert [generate(model, [prompt], 12, ())[0] for prompt in PROMPTS] == truth
+    assert len({id for row in truth for id in row}) > 5  # no model that says one thing
+
+
+def test_every_step_has_the_logits_of_a_full_forward_pass(make_model, monkeypatch, relative):
+    model, seen = make_model(seed=SEED, **UNTIED), []
+
+    def keep(logits, *_):
+        seen.append(logits.clone())
+        return choose(logits, Sampling(), None)
+
+    monkeypatch.setattr(module, "choose", keep)
+    replies = generate(model, PROMPTS, 12, ())
+    for row, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
+        truth = model(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
+        assert relative(torch.stack(seen)[:, row], truth) < 1e-5
+
+
+def test_a_batch_in_half_precision_is_the_prompt_alone(make_model):
+    model = make_model(seed=SEED, dtype=torch.bfloat16)
+    assert [generate(model, [prompt], 6, ())[0] for prompt in PROMPTS[:2]] == generate(model, PROMPTS[:2], 6, ())
+
+
+def test_a_stop_id_ends_its_row_only(make_model):
+    model = make_model(seed=SEED, **UNTIED)
+    whole = [greedy(model, prompt, 12) for prompt in PROMPTS]
+    stop = whole[0][3]
+    ends = [row.index(stop) + 1 if stop in row else 12 for row in whole]
+    assert len(set(ends)) > 1
+    assert generate(model, PROMPTS, 12, [stop]) == [row[:end] for row, end in zip(whole, ends, strict=True)]
+
+
+def test_none_after_the_end_and_no_step_too_many(make_model):
+    model = make_model(seed=SEED, **UNTIED)
+    first, second = greedy(model, PROMPTS[0], 12), greedy(model, PROMPTS[1], 12)
+    steps = list(decode(model, PROMPTS[:2], 12, [first[0]]))
+    assert steps[0][0] == first[0] and all(ids[0] is None for ids in steps[1:])
+    expected = second[: second.index(first[0]) + 1] if first[0] in second else second
+    assert [ids[1] for ids in steps] == expected
+    assert list(decode(model, [PROMPTS[0]], 12, [first[0]])) == [[first[0]]]
+    assert len(list(decode(model, [PROMPTS[0]], 3, []))) == 3
+
+
+def test_the_last_position_can_be_used_but_no_further(make_model):
+    model = make_model(max_position_embeddings=10)
+    assert generate(model, [[2] * 6], 4, ())[0] == greedy(model, [2] * 6, 4)
+    with pytest.raises(ValueError, match="7 tokens and 4 new ones exceed the model's 10 positions"):
+        generate(model, [[2], [2] * 7], 4, ())
+
+
+@pytest.mark.parametrize(("prompts", "new"), [([], 1), ([[]], 1), ([[2], []], 1), ([[2]], 0)])
+def test_empty_prompts_and_no_new_tokens_are_refused(make_model, prompts, new):
+    with pytest.raises(ValueError):
+        generate(make_model(), prompts, new, ())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_forbidden_ids_never_appear(make_model, temperature):
+    model = make_model(seed=SEED, **UNTIED)
+    forbidden = tuple(sorted({id for prompt in PROMPTS for id in greedy(model, prompt, 12)}))
+    replies = generate(model, PROMPTS, 12, (), Sampling(temperature, forbidden=forbidden))
+    assert not {id for reply in replies for id in reply} & set(forbidden)
+
+
+def test_choosing_leaves_the_logits_as_they_are():
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    assert choose(logits, Sampling(forbidden=(2,)), None).item() == 1 and logits[0, 2] == 3.0
+
+
+def test_seeds_reproduce(make_model):
+    model = make_model(seed=SEED, **UNTIED)
+    one, two, other = (generate(model, PROMPTS, 12, (), Sampling(1.0, seed=seed)) for seed in (7, 7, 8))
+    assert one == two != other
+    state = torch.get_rng_state()
+    generate(model, PROMPTS, 3, (), Sampling(1.0))
+    assert torch.equal(state, torch.get_rng_state())  # a generator of its own
+
+
+LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.01])
+def test_samples_follow_the_probabilities(temperature, top_p):
+    """Chi-squared against the renormalised smallest set that holds p."""
+    probabilities = torch.softmax(LOGITS.double() / temperature, 0)
+    kept = next(k for k in range(1, 7) if k == 6 or probabilities[:k].sum() >= top_p)
+    expected = probabilities[:kept] / probabilities[:kept].sum()
+    order = torch.tensor([3, 0, 5, 1, 4, 2])  # unsorted ids
+    number = 20_000
+    sampling = Sampling(temperature, top_p)
+    ids = choose(LOGITS[order].expand(number, 6), sampling, torch.Generator().manual_seed(1))
+    counts = torch.bincount(order[ids], minlength=6).double()
+    assert counts[kept:].sum() == 0
+    chi_squared = ((counts[:kept] - number * expected) ** 2 / (number * expected)).sum().item()
+    assert chi_squared < 25  # five degrees of freedom at most: exceeded once in 7,000 draws
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6, 1e-4])
+def test_a_tiny_temperature_is_greedy(temperature):
+    ids = choose(10 * LOGITS[None], Sampling(temperature, 0.9), torch.Generator().manual_seed(0))
+    assert ids.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0), (1, 1.1), (1, math.nan), (1, -0.5)]
+)
+def test_impossible_settings_are_refused(temperature, top_p):
+    with pytest.raises(ValueError, match="got"):
+        Sampling(temperature, top_p)
