@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.generate import phrases, words
+from data.generate.domains import DOMAINS, Domain
 from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
-NOUN_TAILS = ("", "", "", "", "", "", " for {w}", " in {w}", " of {w}", " by {w}", " from {w}", " with {w}")
+# What a description may add; {w} is another thing.
+TAILS = ("", "", "", "", "", "", " by name", " on a given day", " for a customer", " from a list", " at home", " on request",
+         " of a customer", " in a city", " for {w}", " with {w}", " from {w}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Entry:
     noun: str
     tail: str
     fields: tuple[Field, ...]
+    domain: Domain
 
     @property
     def action(self) -> str:
@@ -42,12 +46,12 @@ class Request:
     missing: str | None = None
 
 
-def new_fields(source: Source, count: int) -> tuple[Field, ...]:
-    """`count` fields with different names, at most one of them a flag and with no shared enum options."""
+def new_fields(source: Source, count: int, kinds: tuple[str, ...]) -> tuple[Field, ...]:
+    """`count` fields with different names, mostly of these kinds, at most one of them a flag, no enum option shared."""
     fields: dict[str, Field] = {}
     options: set[str] = set()
     while len(fields) < count:
-        field = new_field(source)
+        field = new_field(source, source.pick(kinds) if source.chance(0.75) else None)
         if field.kind is KINDS["flag"]:
             if any(f.kind is KINDS["flag"] for f in fields.values()):
                 continue
@@ -69,7 +73,8 @@ def article(word: str, noun: str) -> str:
 
 def new_entry(source: Source, near: Entry | None = None) -> Entry:
     """A random entry; with `near`, one that shares its verb or its noun and so is easily mistaken for it."""
-    verb, bare = source.word(words.VERBS), source.word(words.NOUNS)
+    domain = near.domain if near else source.pick(DOMAINS)
+    verb, bare = source.word(domain.verbs, words.VERBS), source.word(domain.nouns, words.NOUNS)
     if source.chance(0.2):
         bare = f"{source.word(words.ADJECTIVES)} {bare}"
     if near is not None:
@@ -85,12 +90,13 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
         name = f"{bare}_{verb}".replace(" ", "_")
     elif style < 0.29:
         name = bare.replace(" ", "_")
-    tail = source.pick(NOUN_TAILS)
-    if tail:
+    tail = source.pick(TAILS)
+    if "{w}" in tail:
         whose = article(source.pick(("a ", "the ")), source.word(words.NOUNS).replace("_", " "))
         tail = tail.format(w=whose)
     noun = article(source.pick(("a ", "a ", "the ", "")), bare)
-    return Entry(name, verb.replace("_", " "), noun, tail, new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3))))
+    fields = new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3)), domain.kinds)
+    return Entry(name, verb.replace("_", " "), noun, tail, fields, domain)
 
 
 def new_entries(source: Source, count: int) -> list[Entry]:

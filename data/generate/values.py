@@ -35,8 +35,9 @@ class Source:
     def template(self, texts: tuple[Item, ...]) -> Item:
         return self.pick(templates(texts, self.held))
 
-    def word(self, words: tuple[str, ...]) -> str:
-        return self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held))
+    def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
+        """A word of this side, or an invented one; `spare` serves where a short list has none on this side."""
+        return self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held) or mine(spare, self.held))
 
     def on_side(self, draw: Callable[[], str]) -> str:
         """Draws until the text lies on this stream's side; `draw` must have plenty of texts to choose from."""
@@ -162,37 +163,92 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
     return lambda source: source.word(words_)
 
 
+def _kind(names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: str) -> Kind:
+    return Kind(tuple(names.split()), json_type, draw, tuple(phrases.split(" | ")) if phrases else ())
+
+
 KINDS = {
-    "city": Kind(("city", "town", "place", "location", "destination", "region", "venue"), "string", _city,
-                 ("in {v}", "near {v}", "around {v}", "over in {v}", "somewhere in {v}", "for the {v} area",
-                  "close to {v}")),
-    "person": Kind(("name", "person", "guest", "contact", "client", "patient", "owner", "customer", "author"), "string",
-                   _person, ("for {v}", "under the name {v}", "on behalf of {v}", "for our friend {v}", "with {v}",
-                             "for my colleague {v}", "in the name of {v}")),
-    "email": Kind(("email", "recipient", "mail_address", "sender", "inbox"), "string", _email,
-                  ("to {v}", "using {v}", "via {v}", "through the mailbox {v}", "with a copy to {v}", "mailing {v}")),
-    "date": Kind(("date", "day", "start_date", "due_date", "deadline", "arrival", "departure"), "string", _date,
-                 ("on {v}", "for {v}", "by {v}", "starting {v}", "no later than {v}", "before {v}", "from {v} on")),
-    "time": Kind(("time", "hour", "start_time", "pickup_time", "opening", "slot"), "string", _time,
-                 ("at {v}", "around {v}", "from {v}", "at {v} sharp", "starting at {v}", "not before {v}")),
-    "count": Kind(("guests", "people", "rooms", "copies", "nights", "seats", "days", "minutes", "hours", "pages", "quantity",
-                   "adults", "units", "rounds", "miles", "servings"), "integer", lambda s: int(s.digits(1, 3)),
-                  ("{v} {f}", "for {v} {f}", "with {v} {f}", "{v} {f} in all", "exactly {v} {f}", "a total of {v} {f}")),
-    "amount": Kind(("amount", "price", "budget", "limit", "total", "fee", "weight", "rate", "distance"), "number", _amount,
-                   ("{v}", "for {v}", "up to {v}", "of {v}", "no more than {v}", "at most {v}")),
-    "code": Kind(("order_id", "code", "reference", "account", "ticket_id", "serial", "user_id", "flight_no", "isbn"),
-                 "string", _code, ("number {v}", "with id {v}", "under {v}", "code {v}", "marked {v}", "known as {v}")),
-    "text": Kind(("topic", "title", "subject", "message", "text", "note", "query", "content", "label", "phrase"), "string",
-                 _text, ('saying "{v}"', "about {v}", 'called "{v}"', 'that reads "{v}"', "named '{v}'", "concerning {v}")),
-    "product": Kind(("product", "item", "dish", "article", "ingredient", "goods"), "string", _name(words.PRODUCTS),
-                    ("for {v}", "of {v}", "with {v}", "some {v}", "regarding {v}", "all the {v}")),
-    "subject": Kind(("field", "theme", "category", "course", "genre", "area"), "string", _name(words.TOPICS),
-                    ("on {v}", "about {v}", "in {v}", "covering {v}", "related to {v}", "around {v}")),
-    "option": Kind(("size", "color", "meal", "mode", "unit", "priority", "class", "style", "season", "format", "level",
-                    "material", "direction"), "option", _name(words.OPTIONS),
-                   ("{v}", "{v} please", "the {v} one", "{v} if possible", "make it {v}", "preferably {v}", "in {v}")),
-    "flag": Kind(words.FLAGS, "boolean", lambda s: s.chance(0.5), ()),
-}  # fmt: skip
+    "city": _kind(
+        "city town place location destination region venue",
+        "string",
+        _city,
+        "in {v} | near {v} | around {v} | over in {v} | somewhere in {v} | for the {v} area | close to {v}",
+    ),
+    "person": _kind(
+        "name person guest contact client patient owner customer author",
+        "string",
+        _person,
+        "for {v} | under the name {v} | on behalf of {v} | for our friend {v} | with {v} | for my colleague {v} | "
+        "in the name of {v}",
+    ),
+    "email": _kind(
+        "email recipient mail_address sender inbox mailbox reply_to send_to cc",
+        "string",
+        _email,
+        "to {v} | using {v} | via {v} | through the mailbox {v} | with a copy to {v} | mailing {v}",
+    ),
+    "date": _kind(
+        "date day start_date due_date deadline arrival departure",
+        "string",
+        _date,
+        "on {v} | for {v} | by {v} | starting {v} | no later than {v} | before {v} | from {v} on",
+    ),
+    "time": _kind(
+        "time hour start_time pickup_time opening slot",
+        "string",
+        _time,
+        "at {v} | around {v} | from {v} | at {v} sharp | starting at {v} | not before {v}",
+    ),
+    "count": _kind(
+        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles "
+        "servings",
+        "integer",
+        lambda s: int(s.digits(1, 3)),
+        "{v} {f} | for {v} {f} | with {v} {f} | {v} {f} in all | exactly {v} {f} | a total of {v} {f}",
+    ),
+    "amount": _kind(
+        "amount price budget limit total fee weight rate distance cost sum share level_m",
+        "number",
+        _amount,
+        "{v} | for {v} | up to {v} | of {v} | no more than {v} | at most {v}",
+    ),
+    "code": _kind(
+        "order_id code reference account ticket_id serial user_id flight_no isbn",
+        "string",
+        _code,
+        "number {v} | with id {v} | under {v} | code {v} | marked {v} | known as {v}",
+    ),
+    "text": _kind(
+        "topic title subject message text note query content label phrase caption heading remark comment",
+        "string",
+        _text,
+        """saying "{v}" | about {v} | called "{v}" | that reads "{v}" | named '{v}' | concerning {v}""",
+    ),
+    "product": _kind(
+        "product item dish article ingredient goods ware thing stock supply",
+        "string",
+        _name(words.PRODUCTS),
+        "for {v} | of {v} | with {v} | some {v} | regarding {v} | all the {v}",
+    ),
+    "subject": _kind(
+        "field theme category course genre area",
+        "string",
+        _name(words.TOPICS),
+        "on {v} | about {v} | in {v} | covering {v} | related to {v} | around {v}",
+    ),
+    "option": _kind(
+        "size color meal mode unit priority class style season format level material direction",
+        "option",
+        _name(words.OPTIONS),
+        "{v} | {v} please | the {v} one | {v} if possible | make it {v} | preferably {v} | in {v}",
+    ),
+    "flag": _kind(
+        " ".join(words.FLAGS),
+        "boolean",
+        lambda s: s.chance(0.5),
+        "",
+    ),
+}
 # How often each kind is drawn.
 WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 12, "amount": 7, "code": 7, "text": 10,
            "product": 6, "subject": 5, "option": 12, "flag": 4}  # fmt: skip
@@ -200,9 +256,11 @@ WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 1
 def new_field(source: Source, kind_name: str | None = None) -> Field:
     """A field of a random kind, with one of its usual names or, often, a name that says nothing."""
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
-    known = not source.held and not source.chance(source.made_up)
-    if known:
-        name = source.pick(mine(kind.names, False))
+    usual = mine(kind.names, source.held)
+    has_usual_name = bool(usual) and not source.chance(source.made_up)
+    known = has_usual_name and not source.held  # nobody has told the model what a held-out name stands for
+    if has_usual_name:
+        name = source.pick(usual)
     else:
         name = source.invent() if source.chance(0.6) else source.word(words.NOUNS)
         name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
