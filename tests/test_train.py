@@ -83,7 +83,7 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run):
     assert set(steps[-1]["tool_call_accuracy"]) == {"overall", "seen", "unseen", "no_call", "parallel", "n"}
     content = json.loads((folder / "run.json").read_text())
     assert content["arguments"]["rank"] == 4 and content["data"]["reading"]["dropped"] == 0
-    assert content["choices"]["lora"][0] == "torch" and content["versions"]["torch"] == torch.__version__
+    assert content["choices"]["lora"][0] == "torch" and torch.__version__.startswith(content["versions"]["torch"])
     assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(range(2048, 2056))
     assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
 
