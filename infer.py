@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from data.calls import Outcome
 from data.chat import Reply, parse_reply, render_prompt
 from data.dataset import load_conversations
-from data.flags import real, whole
+from data.flags import USER_ERRORS, Parser, real, whole
 from data.functions import ToolBox, call_error
 from data.messages import Conversation, Message, ToolCall, ToolResult
 from data.schema import conversation_from
@@ -92,7 +93,9 @@ def load_agent(args: argparse.Namespace) -> tuple[Gemma2, Tokenizer]:
     device = pick_device(args.device)
     base = args.model or (read_config(args.adapter).base_model if args.adapter else None)
     folder = model_folder(base)
-    tokenizer = Tokenizer.from_pretrained(args.adapter or folder)
+    # An adapter that PEFT wrote may come without its tokenizer; then the base's is the one.
+    has_own = args.adapter and (args.adapter / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.from_pretrained(args.adapter if has_own else folder)
     precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
     model = load_base(folder, tokenizer, device, precision.dtype)
     if args.adapter:
@@ -326,7 +329,7 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Runs a Gemma-2 model with a function-calling adapter.")
+    parser = Parser(description="Runs a Gemma-2 model with a function-calling adapter.")
     add = parser.add_argument
     add("--model", help="folder or hub id of the base; default: the one that the adapter names, or the embedded one")
     add("--adapter", type=Path, help="folder that train.py wrote")
@@ -377,10 +380,10 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # what a terminal cannot show must not end the program
     try:
         return 0 if run(parse_args(argv)) else 1
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except USER_ERRORS as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 2
-    except (OSError, torch.OutOfMemoryError) as error:
+    except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

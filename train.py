@@ -6,8 +6,6 @@ supervised tokens divided once by the step's number of supervised tokens, over a
 
 import argparse
 import math
-import shutil
-import string
 import sys
 import time
 from dataclasses import dataclass
@@ -16,10 +14,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from data.chat import Example, common_prompt
 from data.dataset import build_examples, load_conversations, split
-from data.flags import real, whole
+from data.flags import USER_ERRORS, Parser, real, whole
 from data.masks import mask_text
 from data.messages import Conversation
 from data.packing import Batch, Packing, collate, epoch_order, pack_examples
@@ -27,6 +26,7 @@ from data.progress import Progress, StopSignal
 from data.report import (
     RUN,
     append_metrics,
+    clear_run,
     describe_run,
     draw_loss,
     git_commit,
@@ -38,10 +38,17 @@ from data.score import describe_shares
 from data.tokenizer import Tokenizer
 from infer import EMBEDDED, evaluate_calls, load_base, model_folder
 from lora.adapter import save_adapter
-from lora.config import SEVEN, LoRAConfig
+from lora.config import SEVEN, LoRAConfig, parse_targets
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS, resolve_impl
-from lora.state import load_checkpoint, make_optimizer, read_counters, save_checkpoint, set_learning_rate
+from lora.state import (
+    learning_rate,
+    load_checkpoint,
+    make_optimizer,
+    read_counters,
+    save_checkpoint,
+    set_learning_rate,
+)
 from model.config import Gemma2Config
 from model.loss import supervised_loss
 from model.runtime import (
@@ -71,9 +78,6 @@ FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumu
                "overlong", "train_on", "epochs", "max_steps")  # fmt: skip
 EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
 CHECKPOINT = "checkpoint"
-RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors", "tokenizer.json",
-             "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json")  # fmt: skip
-NAME_CHARACTERS = set(string.ascii_letters + string.digits + "_.")
 MAX_NEW_TOKENS = 128  # per reply when calls are scored
 
 
@@ -114,17 +118,6 @@ class Run:
         chosen = [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
         size = self.args.micro_batch
         return [collate(chosen[i : i + size], self.tokenizer.pad_id) for i in range(0, len(chosen), size)]
-
-
-def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
-    """Rate of step 1..total: linear up over the first `warmup` share of the steps, then half a cosine down towards zero.
-
-    Source of the cosine: "SGDR" (arXiv:1608.03983), equation 5, without restarts.
-    """
-    rise = math.ceil(warmup * total)
-    if step <= rise:
-        return peak * step / rise
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - 1 - rise) / (total - rise)))  # zero would be a lost step
 
 
 def train_step(run: Run, step: int) -> dict[str, Any]:
@@ -192,9 +185,9 @@ def train(run: Run, start: int) -> None:
             record(run, line)
             progress.show(line)
             if is_broken:
+                advice = "a lower --lr" + (", or --dtype bf16 or fp32" if run.precision.name == "fp16" else "")
                 raise FloatingPointError(
-                    f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}; the last checkpoint is kept; "
-                    "try a lower --lr, or --dtype bf16 or fp32"
+                    f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}; try {advice}"
                 )
             if stop.requested or step == run.total_steps or (run.args.save_every and step % run.args.save_every == 0):
                 save(run, step)
@@ -212,11 +205,11 @@ def record(run: Run, line: dict[str, Any]) -> None:
 
 
 def save(run: Run, step: int) -> None:
-    """The adapter, the tokenizer, the picture, and the checkpoint to resume from."""
-    save_adapter(run.model, run.output, run.config)
-    run.tokenizer.save(run.output)
+    """The checkpoint to resume from, first, since nothing else can be made again; adapter, tokenizer, picture."""
     counters = {"step": step, "scaler": run.scaler.state_dict(), "fingerprint": fingerprint(run.args)}
     save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng_state(run.device), counters)
+    save_adapter(run.model, run.output, run.config)
+    run.tokenizer.save(run.output)
     draw_loss(run.output)
 
 
@@ -234,17 +227,15 @@ def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conver
     return training, held_out, report.as_dict()
 
 
-def parse_targets(text: str) -> tuple[str, ...] | str:
-    """Comma-separated module names, or one regular expression."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    return names if all(set(name) <= NAME_CHARACTERS for name in names) else text
-
-
 def build(args: argparse.Namespace, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
     seed_everything(args.seed)
     device, folder = pick_device(args.device), model_folder(args.model)
     model_config = Gemma2Config.from_json(folder)
+    if args.max_length > model_config.max_position_embeddings:
+        raise ValueError(
+            f"--max-length: the model has {model_config.max_position_embeddings} positions, got {args.max_length}"
+        )
     precision = pick_precision(args.dtype, device, model_config.num_parameters)
     impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
@@ -256,7 +247,7 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     packing = pack_examples(examples, args.max_length)
     config = LoRAConfig(rank=args.rank, alpha=args.alpha, dropout=args.dropout, targets=parse_targets(args.targets),
                         adapt=args.adapt, token_ids=tuple(sorted(tokenizer.tag_ids.values())),
-                        base_model=args.model or EMBEDDED)  # fmt: skip
+                        base_model=base_name(args.model))  # fmt: skip
     model = load_base(folder, tokenizer, device, precision.dtype, args.seed)
     add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = recompute
@@ -273,12 +264,15 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     return run
 
 
+def base_name(model: str | None) -> str:
+    """The base as `adapter_config.json` names it: a folder by its full path, so that it is found from anywhere."""
+    return EMBEDDED if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
 def pack_held_out(held_out: list[Conversation], tokenizer: Tokenizer, args: argparse.Namespace) -> list[list[Example]]:
-    """The first `--eval-rows` held-out rows, packed; over-long ones are cut."""
-    if not held_out or not args.eval_rows:
-        return []
-    examples, _ = build_examples(held_out[: args.eval_rows], tokenizer, args.max_length, "truncate", args.train_on)
-    return pack_examples(examples, args.max_length).packs
+    """The first `--eval-rows` held-out rows that have something supervised, packed; over-long ones are cut."""
+    examples, _ = build_examples(held_out, tokenizer, args.max_length, "truncate", args.train_on, may_be_empty=True)
+    return pack_examples(examples[: args.eval_rows], args.max_length).packs
 
 
 def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: dict[str, list[str]]) -> None:
@@ -303,29 +297,33 @@ def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: 
 def prepare_output(args: argparse.Namespace) -> Path:
     """The output folder: new, or cleared of an earlier run's files with --overwrite, or left as it is with --resume."""
     output = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if args.resume and not args.output:
-        raise ValueError("--resume needs --output: the folder of the run to go on with")
+    if args.resume:
+        if not args.output or args.overwrite:
+            raise ValueError("--resume needs --output, the folder of the run to go on with, and no --overwrite")
+        check_fingerprint(args, output)
+        return output
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file; give a folder")
-    if output.is_dir() and any(output.iterdir()) and not args.resume:
+    if output.is_dir() and any(output.iterdir()):
         if not args.overwrite:
             raise ValueError(f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder")
-        for name in (CHECKPOINT, CHECKPOINT + ".old"):
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in RUN_FILES:
-            (output / name).unlink(missing_ok=True)
+        clear_run(output, CHECKPOINT)
     output.mkdir(parents=True, exist_ok=True)
     return output
+
+
+def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
+    """Raises: FileNotFoundError without a checkpoint; ValueError naming every setting that differs from its own."""
+    now, then = fingerprint(args), read_counters(output / CHECKPOINT).get("fingerprint") or {}
+    other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
+             if now[name] != then.get(name)]  # fmt: skip
+    if other:
+        raise ValueError(f"{output}: cannot go on with other settings: {'; '.join(other)}")
 
 
 def resume(run: Run) -> int:
     """Puts the run back to its checkpoint; returns the last step that was done."""
     counters = read_counters(run.output / CHECKPOINT)
-    now, then = fingerprint(run.args), counters["fingerprint"]
-    other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
-             if now[name] != then.get(name)]  # fmt: skip
-    if other:
-        raise ValueError(f"{run.output}: cannot go on with other settings: {'; '.join(other)}")
     set_rng_state(load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer), run.device)
     run.scaler.load_state_dict(counters["scaler"])
     keep_metrics_until(run.output, counters["step"])
@@ -333,7 +331,7 @@ def resume(run: Run) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Teaches a Gemma-2 model to call functions with LoRA.")
+    parser = Parser(description="Teaches a Gemma-2 model to call functions with LoRA.")
     add = parser.add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the small embedded base")
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
@@ -343,7 +341,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-length", type=whole(2), help="tokens per pack")
     add("--micro-batch", type=whole(1), help="packs per forward pass")
     add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
-    add("--epochs", type=real(0), default=1.0)
+    add("--epochs", type=real(1e-9), default=1.0)
     add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
     add("--lr", type=real(0), help="peak learning rate")
     add("--row-lr-scale", type=real(0), help="rate of the new tokens' rows, as a multiple of --lr")
@@ -362,9 +360,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="full: recompute each block in the backward pass; auto: where memory is short")  # fmt: skip
     add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
     add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
-    add(
-        "--eval-calls", type=whole(0), help="held-out rows whose calls are generated and scored; default 16, on a CPU 4"
-    )
+    add("--eval-calls", type=whole(0), help="held-out rows whose calls are scored; default 16, on a CPU 4")
     add("--seed", type=int, default=0)
     add("--save-every", type=whole(0), default=100, help="optimizer steps between checkpoints; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
@@ -387,23 +383,29 @@ def main(argv: list[str] | None = None) -> int:
         output = prepare_output(args)
         run = build(args, output)
         train(run, resume(run) if args.resume else 0)
-    except (ValueError, FileNotFoundError) as error:
+    except USER_ERRORS as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
         print(f"train.py: out of memory ({error}); try --checkpoint-activations full, a smaller --micro-batch or "
               "--max-length", file=sys.stderr)  # fmt: skip
         return 1
-    except FloatingPointError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (FloatingPointError, OSError, SafetensorError) as error:
+        print(f"train.py: {error}; {kept(output)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        saved = output is not None and (output / CHECKPOINT).is_dir()
-        hint = f"go on with --resume --output {output}" if saved else "no checkpoint had been written yet"
-        print(f"interrupted; {hint}", file=sys.stderr)
+        print(f"interrupted; {kept(output)}", file=sys.stderr)
         return 130
-    console.print(f'done: adapter in {output}; try: python infer.py --adapter {output} --prompt "..."')
+    question = '--tools data/example_tools.py --prompt "What is 17.5 times 23?"'
+    console.print(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}", soft_wrap=True)
     return 0
+
+
+def kept(output: Path | None) -> str:
+    """What a stopped run has left to go on from."""
+    if output is None or not (output / CHECKPOINT).is_dir():
+        return "no checkpoint had been written yet"
+    return f"the last checkpoint is kept; go on with --resume --output {output}"
 
 
 if __name__ == "__main__":

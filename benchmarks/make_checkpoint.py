@@ -72,6 +72,7 @@ def write_checkpoint(config: Gemma2Config, out: Path, dtype: torch.dtype, seed: 
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: random_tensor(shape, dtype, generator) for name, shape in shapes.items()}
         save_file(tensors, out / file, metadata={"format": "pt"})
+        (out / file).chmod(0o644)  # safetensors makes a file that only its owner can read
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

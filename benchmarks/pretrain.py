@@ -43,7 +43,11 @@ CONFIG = Gemma2Config(
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
 WARMUP_TOKENS = 300_000
 # glibc gives large blocks back to the system at once and pays for every page again in the next step.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "268435456"}
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 def new_model(seed: int, dtype: torch.dtype) -> Gemma2:
@@ -67,6 +71,7 @@ def compute_dtype() -> torch.dtype:
 
 def compile_blocks(base: Gemma2) -> None:
     """Compiles each block for one shape. The hardware question breaks the graph, so it is answered beforehand."""
+
     def always(x: Tensor) -> bool:
         return True
 
@@ -85,7 +90,9 @@ def head_loss(base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor) ->
 
 
 @torch.no_grad()
-def gate(base: Gemma2, tokenizer: Tokenizer, rows: int, length: int, documents: int = 64, seed: int = 1) -> dict[str, float]:
+def gate(
+    base: Gemma2, tokenizer: Tokenizer, rows: int, length: int, documents: int = 64, seed: int = 1
+) -> dict[str, float]:
     """Exact accuracy on unseen words, values and templates: choice, field list, filled record, and the whole answer.
 
     Teacher-forced: an answer whose every token is the most likely one is the answer that greedy decoding gives.
@@ -175,7 +182,9 @@ def rate_scale(args: argparse.Namespace, state: State, start: State) -> float:
 
 def is_over(args: argparse.Namespace, state: State, start: State) -> bool:
     tokens = args.decay_tokens or args.tokens
-    return state.tokens - start.tokens >= tokens or bool(args.minutes and state.seconds - start.seconds >= 60 * args.minutes)
+    return state.tokens - start.tokens >= tokens or bool(
+        args.minutes and state.seconds - start.seconds >= 60 * args.minutes
+    )
 
 
 def log(path: Path, **values: object) -> None:
@@ -252,7 +261,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", type=Path, help="a checkpoint folder to go on from")
     add("--tokens", type=int, default=30_000_000, help="tokens of the trunk, counted from the start of this run")
     add("--decay-tokens", type=int, default=0, help="decay the rate to zero over so many tokens instead, then stop")
-    add("--minutes", type=float, default=0.0, help="stop, or end the decay, after so many minutes of training at the latest")
+    add(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="stop, or end the decay, after so many minutes of training at the latest",
+    )
     add("--rows", type=int, default=4, help="packs of a forward pass")
     add("--length", type=int, default=512, help="tokens of a pack")
     add("--micro", type=int, default=2, help="forward passes of a step")

@@ -4,7 +4,7 @@ Separate because rows and a model's replies share it: a row with an error is ref
 the model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,19 @@ def make_call(
         arguments, repairs = {}, [*repairs, "no_arguments"]
     if not isinstance(arguments, dict):
         raise LiteralError("arguments_not_object", f"{name}: expected an object, got {shorten(repr(arguments))}")
-    known = tool.parameters.get("properties", {}) if tool else arguments
-    # Parquet fills the arguments of other rows' calls in with nulls
-    kept = {key: value for key, value in arguments.items() if value is not None or key in known}
+    kept = {key: value for key, value in arguments.items() if value is not None or _may_be_null(tool, key)}
     if len(kept) < len(arguments):
-        repairs = [*repairs, "unknown_null"]
+        repairs = [*repairs, "stray_null"]
     return ToolCall(name, check_value(kept), id), repairs
+
+
+def _may_be_null(tool: Tool | None, argument: str) -> bool:
+    """False for a null that says nothing: Parquet fills in the arguments of other rows, and optional ones left out."""
+    if tool is None or argument in tool.required:
+        return True
+    schema = tool.parameters.get("properties", {}).get(argument)
+    if schema is None:
+        return False
+    kinds = [option.get("type") for option in schema.get("anyOf", ()) if isinstance(option, Mapping)]
+    kinds += [schema.get("type")] if isinstance(schema.get("type"), str) else list(schema.get("type") or ())
+    return "null" in kinds or None in (schema.get("enum") or ()) or schema.get("nullable") is True

@@ -1,10 +1,11 @@
 """A conversation -> token ids and, id for id, whether the model learns to write it.
 
-Gemma's turns, with control ids by number and all content through `Tokenizer.encode`, so that no text can forge a turn
-or a tag. `parse_reply` and `parse_tool_calls` in `data/parsing.py` are the inverse.
+Gemma's turns, with control ids by number and all content through `Tokenizer.encode`, so that no text of a user, a tool or
+a tool's description can forge a turn or a tag. `parse_reply` and `parse_tool_calls` in `data/parsing.py` are the inverse.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -121,19 +122,29 @@ def _user(conversation: Conversation, message: Message, number: int, tokenizer: 
 
 
 def _system(conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the system text, the wording around the tools, and the tools between their tags."""
+    """Yield the system text, the wording around the tools, and the tools between their tags.
+
+    The operator wrote text and wording, so a tag in them is the tag itself, as it is for Transformers, which tokenizes
+    the chat template's string: an adapter is served the ids that it was trained on. The tools are only data.
+    """
     prompt = conversation.prompt
-    yield conversation.system, "prompt"
+    yield from _with_tags(conversation.system, tokenizer)
     if prompt:
-        yield ("\n\n" if conversation.system else "") + prompt.before, "prompt"
+        yield from _with_tags(("\n\n" if conversation.system else "") + prompt.before, tokenizer)
         tools = dump([write_tool(tool) for tool in conversation.tools])
         is_hermes = tokenizer.format == "hermes"
         yield tokenizer.tag_ids["<tools>" if is_hermes else "[AVAILABLE_TOOLS]"], "prompt"
         yield f"\n{tools}\n" if is_hermes else tools, "prompt"
         yield tokenizer.tag_ids["</tools>" if is_hermes else "[/AVAILABLE_TOOLS]"], "prompt"
-        yield prompt.after, "prompt"
+        yield from _with_tags(prompt.after, tokenizer)
     if prompt or conversation.system:
         yield "\n\n", "prompt"
+
+
+def _with_tags(text: str, tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Yield text with the format's tags in it as control ids; all other control tokens stay text."""
+    for part in re.split(f"({'|'.join(map(re.escape, tokenizer.tag_ids))})", text):
+        yield tokenizer.tag_ids.get(part, part), "prompt"
 
 
 def _hermes_turn(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:

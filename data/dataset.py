@@ -83,12 +83,14 @@ def build_examples(
     max_length: int,
     overlong: str = "drop",
     train_on: str = "assistant",
+    may_be_empty: bool = False,
 ) -> tuple[list[Example], BuildReport]:
     """Render every conversation to at most `max_length` tokens.
 
     Args:
         overlong: what happens to a longer one: "drop", "truncate" (the head is kept; if nothing supervised is left, it
             is dropped), or "error".
+        may_be_empty: allow a result without a supervised token, as held-out rows may have none.
     Raises:
         ValueError: "error" and a longer one, no supervised token in any example, or a bad argument.
     """
@@ -109,7 +111,7 @@ def build_examples(
         report.examples += 1
         report.tokens += len(example.tokens)
         report.supervised_tokens += example.num_supervised
-    if not report.supervised_tokens:
+    if not report.supervised_tokens and not may_be_empty:
         raise ValueError(
             f"expected supervised tokens, got none: {len(report.dropped_overlong)} rows are longer than {max_length} "
             f"tokens, {len(report.dropped_unsupervised)} have no trained turn; "
@@ -167,7 +169,9 @@ def split(
         if held.isdisjoint(group) and len(held) + len(group) < len(conversations):
             held.update(group)
     if not held:
-        raise ValueError(f"expected two different rows to hold one out, got {len(conversations)} in all; hold none out")
+        raise ValueError(
+            f"expected two different rows to hold one out, got {len(conversations)} in all; use --eval-fraction 0"
+        )
     train = [conversation for index, conversation in enumerate(conversations) if index not in held]
     return train, [conversations[index] for index in sorted(held)]
 

@@ -1,8 +1,20 @@
-"""Numbers on the command line: argparse types that refuse a value outside its range with a sentence."""
+"""The command line: a parser that complains in one sentence, numbers with a range, and which errors are the user's."""
 
 import argparse
 import math
 from collections.abc import Callable
+from typing import NoReturn
+
+# What a wrong input raises; a program that meets one of them ends with exit code 2.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the block of usage in front of an error, which hides the sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def whole(least: int) -> Callable[[str], int]:

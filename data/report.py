@@ -3,12 +3,23 @@
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "loss.png"
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
+RUN_FILES = (METRICS, RUN, PICTURE, "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors",
+             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+
+
+def clear_run(directory: Path, checkpoint: str) -> None:
+    """Removes what an earlier run left in a folder, its `checkpoint` folder too, and nothing else."""
+    for name in (checkpoint, checkpoint + ".old", checkpoint + ".partial"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in RUN_FILES:
+        (directory / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

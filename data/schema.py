@@ -84,7 +84,7 @@ def _load_row(row: Mapping[str, Any] | str | bytes, where: str) -> Mapping[str, 
     if isinstance(row, str | bytes):
         try:
             row = load_json(row.decode() if isinstance(row, bytes) else row)
-        except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and LiteralError alike
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError and LiteralError alike
             raise ValueError(f"{where}: expected one JSON object on the line, got {error}; repair the line") from None
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: expected a JSON object, got {shorten(repr(row))}; wrap it in {{...}}")
@@ -167,7 +167,11 @@ class _RowReader:
         elif not self._may_follow(role, previous):
             after = f"after a {previous} message" if previous else "as the first turn"
             expected = " or ".join(FOLLOWS[previous])
-            self.complain(f"expected the role {expected} {after}, got {given!r}; reorder or merge the messages", number)
+            remedy = "reorder or merge the messages"
+            if role == "tool" and previous == "model":
+                expected, remedy = "user", "give the call that this result answers"
+                after = "after a model message without a call"
+            self.complain(f"expected the role {expected} {after}, got {given!r}; {remedy}", number)
         return role
 
     def _may_follow(self, role: str, previous: str) -> bool:
@@ -217,10 +221,13 @@ class _RowReader:
         Raises:
             ValueError: the problems that were collected, one a line.
         """
+        messages, repairs, problems = _match_results(self.messages)
+        self.repairs += repairs
+        for problem in problems:
+            self.complain(problem)
         if self.problems:
             raise ValueError("\n".join(self.problems))
         self._request_thinking()
-        messages = _name_results(self.messages)
         return Conversation(messages, self.tools, self.prompt, self.system, self.where, tuple(self.repairs))
 
     def _request_thinking(self) -> None:
@@ -234,17 +241,34 @@ class _RowReader:
             self.system = f"{self.system}\n{THINK_REQUEST}".lstrip()
 
 
-def _name_results(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Give results without a name the name of their call: by id, else by position where the numbers agree."""
-    named: list[Message] = []
+def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[str], list[str]]:
+    """Put results into the order of their calls, by id, and give those without a name the name of their call.
+
+    The Hermes format has neither ids nor names, so order alone tells the model which result belongs to which call. Where
+    ids are absent, a result's place counts if there are as many results as calls.
+
+    Returns:
+        The messages, the repairs, and the problems: an id that no call of the turn before has, or one that came twice.
+    """
+    matched: list[Message] = []
+    repairs: list[str] = []
+    problems: list[str] = []
     for message in messages:
-        calls = named[-1].calls if named and message.role == "tool" else ()
+        calls = matched[-1].calls if matched and message.role == "tool" else ()
+        places = {call.id: place for place, call in enumerate(calls) if call.id}
+        ids = [result.id for result in message.results if result.id] if places else []
+        unknown = [id for id in ids if id not in places] + [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        if unknown:
+            wanted = ", ".join(map(repr, places))
+            problems.append(f"expected one result for each call id out of {wanted}, got {unknown[0]!r}; correct the id")
+        results = message.results
+        if len(ids) == len(results) and not unknown:
+            results = tuple(sorted(results, key=lambda result: places[result.id or ""]))
+            repairs += ["reordered_results"] if results != message.results else []
         by_id = {call.id: call.name for call in calls if call.id}
-        same_number = len(calls) == len(message.results)
-        by_place = [call.name for call in calls] if same_number else [None] * len(message.results)
-        results = tuple(
-            dataclasses.replace(result, name=result.name or by_id.get(result.id or "") or name)
-            for result, name in zip(message.results, by_place, strict=True)
-        )
-        named.append(dataclasses.replace(message, results=results))
-    return tuple(named)
+        names = [by_id.get(result.id or "") for result in results]
+        if len(calls) == len(results):
+            names = [name or call.name for name, call in zip(names, calls, strict=True)]
+        named = tuple(dataclasses.replace(r, name=r.name or name) for r, name in zip(results, names, strict=True))
+        matched.append(dataclasses.replace(message, results=named))
+    return tuple(matched), repairs, problems

@@ -1,8 +1,8 @@
 """The chat template that Transformers and vLLM read: Jinja that writes what `data/chat.py` renders.
 
 Separate because it is a second spelling of the same format in another language; a test holds the two together. What
-it cannot do: keep content apart from control. A user's "<tool_call>", and a tag that the wording of the prompt
-quotes, becomes the control token there (unless the caller sanitizes), but stays text in `data/chat.py`.
+it cannot do: keep content apart from control. A user's "<tool_call>" becomes the control token there (unless the caller
+sanitizes), but stays text in `data/chat.py`.
 """
 
 import re

@@ -14,6 +14,7 @@ JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null
 # Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
 TYPE_NAMES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer",
               "bool": "boolean"}  # fmt: skip
+PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
 _DECORATION = ("description", "title", "default", "examples")
 _OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties", "description", "title", "$schema"}
 
@@ -69,10 +70,12 @@ def read_tool(value: Any) -> Tool:
         raise ValueError(f"expected a name, got {shorten(repr(name))} in {shorten(repr(value))}")
     if not isinstance(description, str | None):
         raise ValueError(f"{name}: expected a description in words, got {shorten(repr(description))}")
-    parameters, is_compact = _read_parameters(name, spec.get("parameters"))
+    # Anthropic's API names the schema input_schema, MCP inputSchema; written back as parameters
+    key = next((key for key in PARAMETER_KEYS if spec.get(key) is not None), "parameters")
+    parameters, is_compact = _read_parameters(name, spec.get(key))
     if is_compact and shape == "function":
         shape = "compact"
-    known = ("name", "description", "parameters")
+    known = ("name", "description", *PARAMETER_KEYS)
     extras = {key: item for key, item in spec.items() if key not in known and item is not None}
     return Tool(name, description or "", parameters, shape, extras, outer)
 
@@ -98,6 +101,9 @@ def _read_parameters(name: str, value: Any) -> tuple[dict[str, Any], bool]:
 
 def _read_schema(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """Check the outermost level of a schema; deeper levels are only passed on."""
+    if not isinstance(value.get("properties") or {}, Mapping):
+        got = shorten(repr(value["properties"]))
+        raise ValueError(f"{name}: expected properties as an object of schemas by name, got {got}")
     schema = {"type": "object", "properties": {}, **_normalise(value)}
     required = schema.get("required", [])
     if not isinstance(required, list | tuple) or not all(isinstance(argument, str) for argument in required):

@@ -136,7 +136,7 @@ def _read_raw_call(item: Any, tools: Sequence[Tool]) -> tuple[ToolCall, list[str
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or not spec["name"]:
         raise ValueError(f"expected a call with a function's name, got {shorten(repr(item))}; give name and arguments")
     try:
-        return make_call(spec["name"], spec.get("arguments"), tools, item.get("id"))
+        return make_call(spec["name"], spec.get("arguments"), tools, _label(item, "id"))
     except LiteralError as error:
         raise ValueError(f"{error}; {error.hint}") from None
 
@@ -149,7 +149,7 @@ def read_results(raw: Mapping[str, Any], is_hermes: bool) -> Message:
     """
     content = content_of(raw)
     text = text_of(content if content is None or isinstance(content, str) or _is_parts(content) else _as_text(content))
-    name, id = raw.get("name"), raw.get("tool_call_id") or raw.get("id")
+    name, id = _label(raw, "name"), _label(raw, "tool_call_id") or _label(raw, "id")
     stripped = text.strip()
     if not (is_hermes and stripped.startswith(_OPEN)):
         return Message("tool", results=(ToolResult(text, name, id),))
@@ -159,6 +159,14 @@ def read_results(raw: Mapping[str, Any], is_hermes: bool) -> Message:
     if len(results) > 1:
         name = id = None  # they belong to one call, and which one is not said
     return Message("tool", results=tuple(ToolResult(result, name, id) for result in results))
+
+
+def _label(raw: Mapping[str, Any], key: str) -> str | None:
+    """Return a name or an id. Raises ValueError if it is anything but text or absent."""
+    value = raw.get(key)
+    if not isinstance(value, str | None):
+        raise ValueError(f"expected text under {key!r}, got {shorten(repr(value))}; write it as a string")
+    return value
 
 
 def _is_parts(content: Any) -> bool:

@@ -79,6 +79,7 @@ def save_adapter(model: Any, directory: str | Path, config: LoRAConfig) -> None:
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors makes a file that only its owner can read
     partial.replace(path)
 
 

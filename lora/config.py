@@ -176,3 +176,9 @@ def _matches(targets: Any, name: str) -> bool:
 def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first key that matches the end of the path, as PEFT matches it."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def parse_targets(text: str) -> tuple[str, ...] | str:
+    """Comma-separated module names, or one regular expression."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text

@@ -33,7 +33,14 @@ def backend(name: str) -> ModuleType:
 
 @torch.library.custom_op("gemma_lora::forward", mutates_args=())
 def _forward(
-    x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], scalings: list[float], p: float, seed: Tensor, impl: str
+    x: Tensor,
+    weights: list[Tensor],
+    a: Tensor,
+    b: list[Tensor],
+    scalings: list[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
 ) -> list[Tensor]:
     """[y_1 .. y_n, s] for x (M, K), weights (N_i, K), a (R, K), b (N_i, r_i); r_i = 0 is a linear without LoRA."""
     steps = backend(impl)
@@ -48,7 +55,14 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], scalings: list[float], p: float, seed: Tensor, impl: str
+    x: Tensor,
+    weights: list[Tensor],
+    a: Tensor,
+    b: list[Tensor],
+    scalings: list[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
 ) -> list[Tensor]:
     return [*(x.new_empty(x.shape[0], weight.shape[0]) for weight in weights), x.new_empty(x.shape[0], a.shape[0])]
 

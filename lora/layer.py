@@ -54,7 +54,8 @@ class LoRALinear(nn.Module):
         impl, _ = resolve_impl(self.impl, x.device, x.dtype)
         if impl == "reference" or len({(linear.dropout, linear.training) for linear in adapted}) > 1:
             return [linear(x) for linear in linears]
-        weights: list[Tensor] = [linear.get_parameter("base.weight" if linear in adapted else "weight") for linear in linears]
+        paths = ["base.weight" if isinstance(linear, LoRALinear) else "weight" for linear in linears]
+        weights = [linear.get_parameter(path) for linear, path in zip(linears, paths, strict=True)]
         lora_a = [linear.lora_A if isinstance(linear, LoRALinear) else None for linear in linears]
         lora_b = [linear.lora_B if isinstance(linear, LoRALinear) else None for linear in linears]
         scalings = [linear.scaling if isinstance(linear, LoRALinear) else 0.0 for linear in linears]

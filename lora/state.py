@@ -5,6 +5,7 @@ at any moment leaves one whole checkpoint.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def make_optimizer(model: nn.Module, weight_decay: float, row_lr_scale: float = 
     factors = [p for name, p in named.items() if not name.endswith(".trained.rows")]
     groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """Rate of step 1..total: linear up over the first `warmup` share of the steps, then half a cosine down towards zero.
+
+    Source of the cosine: "SGDR" (arXiv:1608.03983), equation 5, without restarts.
+    """
+    rise = math.ceil(warmup * total)
+    if step <= rise:
+        return peak * step / rise
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - 1 - rise) / (total - rise)))  # zero would be a lost step
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

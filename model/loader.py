@@ -194,6 +194,7 @@ def _write(shards: list[dict[str, Tensor]], directory: Path) -> None:
         # Renamed into place: the tensors may be the mapped content of the very file that is replaced.
         partial = directory / (name + ".partial")
         save_file(shard, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # safetensors makes a file that only its owner can read
         partial.replace(directory / name)
     if len(shards) == 1:
         (directory / INDEX).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Rows of all four forms give the same conversation; what is broken is told with its place, all of it at once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,52 @@ def test_tools_keep_the_shape_of_their_column() -> None:
 def test_results_find_their_call_by_id() -> None:
     row = openai_row()
     row["messages"][1]["tool_calls"][1]["function"]["name"] = "other"
-    assert [result.name for result in parse_row(row).messages[2].results] == ["other", "get_weather"]
+    conversation = parse_row(row)
+    given = {message["tool_call_id"]: message["content"] for message in row["messages"] if message["role"] == "tool"}
+    calls = conversation.messages[1].calls
+    assert [result.name for result in conversation.messages[2].results] == ["get_weather", "other"]
+    contents = [given[call.id] if isinstance(given[call.id], str) else json.dumps(given[call.id]) for call in calls]
+    assert [result.content for result in conversation.messages[2].results] == contents
+    assert "reordered_results" in conversation.repairs
+    for wrong in ("zzz", row["messages"][2]["tool_call_id"]):
+        row["messages"][3]["tool_call_id"] = wrong
+        with pytest.raises(ValueError, match=f"one result for each call id.*{wrong}"):
+            parse_row(row)
+
+
+@pytest.mark.parametrize("change", [
+    lambda row: row.update(tools=[{"name": "f", "parameters": {"type": "object", "properties": [{"name": "a"}]}}]),
+    lambda row: row["messages"][1]["tool_calls"][0].update(id=["x"]),
+    lambda row: row["messages"][2].update(tool_call_id=["x"]),
+    lambda row: row["messages"][2].update(name={"x": 1}),
+])  # fmt: skip
+def test_a_malformed_part_is_a_sentence(change: Callable[[dict[str, Any]], Any]) -> None:
+    row = openai_row()
+    change(row)
+    with pytest.raises(ValueError, match="expected"):
+        parse_row(row)
+    with pytest.raises(ValueError, match="expected"):
+        parse_row('{"messages": ' + "[" * 200_000)
+
+
+def test_anthropics_name_for_the_schema_is_read() -> None:
+    row = openai_row()
+    row["tools"] = [
+        {"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    ]
+    assert parse_row(row).tools[0].parameters["properties"] == {"city": {"type": "string"}}
+
+
+def test_a_null_for_an_optional_argument_is_no_argument() -> None:
+    properties = {"city": {"type": "string"}, "unit": {"type": "string"}, "note": {"type": ["string", "null"]}}
+    row = openai_row()
+    row["tools"] = [
+        {"name": "get_weather", "parameters": {"type": "object", "properties": properties, "required": ["city"]}}
+    ]
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": "Oslo", "unit": None, "note": None}
+    conversation = parse_row(row)
+    assert conversation.messages[1].calls[0].arguments == {"city": "Oslo", "note": None}
+    assert "stray_null" in conversation.repairs
 
 
 def test_only_the_block_of_tools_is_structure() -> None:
@@ -212,7 +258,7 @@ def call_row(body: str) -> dict[str, Any]:
      ["f:7: message 2: expected the role model after a user message, got 'user'"]),
     (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
     (openai("user x", "model z", "tool 1"),
-     ["f:7: message 3: expected the role user or tool after a model message, got 'tool'"]),
+     ["f:7: message 3: expected the role user after a model message without a call, got 'tool'"]),
     (openai("user x", "system s", "model z"),
      ["f:7: message 2: expected the system text as the first message"]),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "model", "content": " "}]},
@@ -270,7 +316,7 @@ def test_nulls_that_parquet_filled_in_are_dropped() -> None:
     row = openai_row()
     row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": None, "amount": None}
     conversation = parse_row(row)
-    assert conversation.messages[1].calls[0].arguments == {"city": None} and "unknown_null" in conversation.repairs
+    assert conversation.messages[1].calls[0].arguments == {"city": None} and "stray_null" in conversation.repairs
 
 
 def test_a_prompt_is_built_with_the_words_of_training() -> None:

@@ -63,12 +63,10 @@ def test_transformers_renders_the_same_thinking(tmp_path: Path) -> None:
          "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
     ]  # fmt: skip
     conversation = parse_row({"messages": turns})
-    # The request for thinking quotes the tags, which Transformers cannot keep apart from control: same text, other ids
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     system = [{"role": "system", "content": conversation.system}]
-    assert theirs.apply_chat_template(system + turns, tokenize=False) == tokenizer.decode(
-        render(conversation, tokenizer).tokens
-    )
+    assert "<think>" in conversation.system  # the operator's tags are tags for both
+    assert theirs.apply_chat_template(system + turns, return_dict=False) == render(conversation, tokenizer).tokens
     without = dataclasses.replace(conversation, system="")
     assert theirs.apply_chat_template(turns, return_dict=False) == render(without, tokenizer).tokens

@@ -456,7 +456,7 @@ def test_a_tools_file_that_cannot_be_used(base, tools, source, expected, capfd):
 def test_flags_that_argparse_refuses(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         infer.main(flags)
-    assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+    assert stop.value.code == 2 and "see --help" in capsys.readouterr().err
 
 
 def test_an_adapter_that_does_not_fit_the_base(base, adapter, tmp_path, capsys):

@@ -14,7 +14,7 @@ M, K, SIZES = 37, 83, (129, 40, 64)  # nothing divides anything
 SCALINGS = [2.5, 0.7, 1.0]
 
 
-def make(dtype: torch.dtype, ranks: tuple[int, ...]) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[Tensor | None]]:
+def make(dtype: torch.dtype, ranks: tuple[int, ...]):
     """x, weights, A and B of a group; rank 0 is a linear without LoRA."""
     torch.manual_seed(1)
     x = torch.randn(M, K).to(dtype).requires_grad_()
@@ -50,7 +50,8 @@ def test_no_more_than_twice_the_error_of_the_formula(dtype, ranks, p, monkeypatc
     seed = torch.tensor([11])
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: seed)
     mask = plain.keep_mask(M, K, p, seed, x.device) if p else None
-    ours = results(fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[: len(ranks)], p, "torch"), dys, x, lora_a, lora_b)
+    outputs = fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[: len(ranks)], p, "torch")
+    ours = results(outputs, dys, x, lora_a, lora_b)
     errors = []
     for precision in (torch.float64, dtype):
         xx, (ww, aa, bb) = cast([x], precision)[0], (cast(ts, precision) for ts in (weights, lora_a, lora_b))
@@ -152,7 +153,9 @@ def test_checkpointing_repeats_the_mask(make_model, randomized):
 
 def test_it_compiles():
     torch._dynamo.reset()
-    layer = LoRALinear(torch.nn.Linear(16, 24, bias=False).requires_grad_(False), 4, 2.0, 0.0, torch.Generator(), "torch")
+    layer = LoRALinear(
+        torch.nn.Linear(16, 24, bias=False).requires_grad_(False), 4, 2.0, 0.0, torch.Generator(), "torch"
+    )
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(5, 16)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import train
 from data.tokenizer import Tokenizer
+from lora.state import learning_rate
 from model.config import Gemma2Config
 from model.loader import save_gemma2
 from model.transformer import Gemma2
@@ -78,13 +79,24 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run):
     first, *steps = metrics(folder)
     assert first["step"] == 0 and first["eval_loss"] > 0
     assert [line["step"] for line in steps] == [1, 2, 3]
-    wanted = {"step", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory_bytes"}
+    wanted = {
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "tokens",
+        "supervised_tokens",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    }
     assert all(wanted <= set(line) for line in steps)
     assert set(steps[-1]["tool_call_accuracy"]) == {"overall", "seen", "unseen", "no_call", "parallel", "n"}
     content = json.loads((folder / "run.json").read_text())
     assert content["arguments"]["rank"] == 4 and content["data"]["reading"]["dropped"] == 0
     assert content["choices"]["lora"][0] == "torch" and torch.__version__.startswith(content["versions"]["torch"])
-    assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(range(2048, 2056))
+    assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(
+        range(2048, 2056)
+    )
     assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
 
 
@@ -110,7 +122,9 @@ def test_one_batch_of_four_equals_four_of_one(run):
 
 def test_a_short_last_step_weighs_its_tokens_alike(run, base):
     """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean over its own tokens."""
-    code, folder = run("--max-length", "200", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0")
+    code, folder = run(
+        "--max-length", "200", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0"
+    )
     assert code == 0
     steps = metrics(folder)[1:]
     assert len(steps) == 3 and steps[2]["supervised_tokens"] < steps[0]["supervised_tokens"]
@@ -143,9 +157,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, monkeypatch,
 
 
 def test_resuming_with_other_settings_is_refused(run, capsys):
-    run("--max-steps", "2", "--accumulate", "1")
-    code, folder = run("--max-steps", "2", "--accumulate", "1", "--resume", "--rank", "8")
+    _, folder = run("--max-steps", "2", "--accumulate", "1")
+    before = (folder / "run.json").read_bytes()
+    code, _ = run("--max-steps", "2", "--accumulate", "1", "--resume", "--rank", "8")
     assert code == 2 and "--rank was 4 and is 8" in capsys.readouterr().err
+    assert (folder / "run.json").read_bytes() == before
     assert len(metrics(folder)) == 3
 
 
@@ -179,6 +195,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, mon
         (("--overlong", "error", "--max-length", "64"), "rows.jsonl:"),
         (("--device", "cuda:99"), "--device"),
         (("--resume",), "no checkpoint"),
+        (("--max-length", "5000"), "1024 positions"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -188,7 +205,9 @@ def test_a_wrong_input_is_one_sentence_and_code_2(run, capsys, flags, words):
     assert code == 2 and words in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("flags", [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "-1"), ("--lr", "x")])
+@pytest.mark.parametrize(
+    "flags", [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")]
+)
 def test_a_number_out_of_range_is_refused_by_the_command_line(run, flags, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*flags)
@@ -204,7 +223,31 @@ def test_no_supervised_token_is_an_error(run, tmp_path, capsys):
     assert "supervised" in capsys.readouterr().err
 
 
+def test_held_out_rows_without_a_supervised_token_are_no_error(run, tmp_path):
+    lines = [json.dumps(row(city)) for city in CITIES]
+    long = row("Oslo")
+    long["conversations"][1]["content"] = "word " * 400
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join([*lines, *(json.dumps(long).replace("Oslo", city) for city in CITIES)]) + "\n")
+    for seed in range(3):
+        code, folder = run(
+            "--dataset", path, "--max-steps", "1", "--eval-rows", "1", "--seed", seed, output=f"out{seed}"
+        )
+        assert code == 0 and "eval_loss" in metrics(folder)[0]
+
+
+def test_a_full_disk_is_a_sentence_and_code_1(run, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "save_adapter", full)
+    code, folder = run("--max-steps", "1")
+    error = capsys.readouterr().err
+    assert code == 1 and "No space left" in error and "--resume" in error
+    assert (folder / "checkpoint" / "state.json").is_file()
+
+
 def test_the_rate_rises_then_falls_and_never_loses_a_step():
-    rates = [train.learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
+    rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.02

@@ -56,7 +56,10 @@ def _observed(source: Source, num_calls: int) -> list[Message]:
     """What the tools return, and the final answer."""
     results = [result_turn(source) for _ in range(num_calls)]
     content = "\n".join(f"<tool_response>\n{compact(record)}\n</tool_response>" for record, _ in results)
-    return [{"role": "tool", "content": content}, {"role": "model", "content": " ".join(answer for _, answer in results)}]
+    return [
+        {"role": "tool", "content": content},
+        {"role": "model", "content": " ".join(answer for _, answer in results)},
+    ]
 
 
 def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None = None) -> list[Message]:
@@ -71,7 +74,9 @@ def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] 
         lack, ask = missing_text(source, request)
         answer = f"<think>{thought(request.entry)} {lack}</think>{ask}"
         return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
-    requests = new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
+    requests = (
+        new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
+    )
     messages = [{"role": "human", "content": requests[0].text}, {"role": "model", "content": _calls(requests)}]
     return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
 
@@ -115,5 +120,3 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
             rows.append(new_row(source, kind, f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}", chosen)[0])
     source.rng.shuffle(rows)
     return rows
-
-

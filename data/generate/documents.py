@@ -167,7 +167,9 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) 
     """A list of entries and one to three messages about it, some followed by a result to report."""
     entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
     layout = new_layout(source)
-    builders = [build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1]
+    builders = [
+        build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1
+    ]
     builders = builders or [_fill_turn]
     listing = f"{source.template(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
     turns: list[Turn] = []
@@ -195,7 +197,9 @@ def lookup_document(source: Source) -> list[Turn]:
     """Names with values, then questions for some of them."""
     fields = {new_field(source).name: _any_text(source) for _ in range(source.rng.randint(2, 6))}
     style = source.rng.random()
-    page = compact(fields) if style < 0.5 else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
+    page = (
+        compact(fields) if style < 0.5 else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
+    )
     asked = source.rng.sample(list(fields), min(len(fields), source.rng.randint(1, 3)))
     turns: list[Turn] = [(source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked]
     return [(page + "\n\n" + turns[0][0], turns[0][1]), *turns[1:]]

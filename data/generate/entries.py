@@ -219,4 +219,3 @@ def new_double(source: Source, first: Entry, second: Entry, others: Sequence[Ent
 def schema(entry: Entry) -> dict[str, Any]:
     """Field names with their types, as they stand in a JSON list of entries."""
     return {f.name: list(f.type) if isinstance(f.type, tuple) else f.type for f in entry.fields}
-

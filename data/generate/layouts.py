@@ -52,7 +52,9 @@ def _types(entry: Entry) -> list[tuple[str, str]]:
 
 def _line_layout() -> Layout:
     def listing(entries: Sequence[Entry]) -> str:
-        return "\n".join(f"{e.name}: {e.action}. Needs {', '.join(f'{n} ({t})' for n, t in _types(e))}." for e in entries)
+        return "\n".join(
+            f"{e.name}: {e.action}. Needs {', '.join(f'{n} ({t})' for n, t in _types(e))}." for e in entries
+        )
 
     return Layout("line", listing, lambda e, v: f"{e.name}: " + "; ".join(f"{n} = {compact(x)}" for n, x in v.items()))
 
@@ -61,7 +63,9 @@ def _bracket_layout() -> Layout:
     def listing(entries: Sequence[Entry]) -> str:
         return "\n".join(f"{e.name}({', '.join(f'{n}: {t}' for n, t in _types(e))}) {e.action}" for e in entries)
 
-    return Layout("line", listing, lambda e, v: f"{e.name}(" + ", ".join(f"{n}: {compact(x)}" for n, x in v.items()) + ")")
+    return Layout(
+        "line", listing, lambda e, v: f"{e.name}(" + ", ".join(f"{n}: {compact(x)}" for n, x in v.items()) + ")"
+    )
 
 
 JSON_LAYOUTS = tuple(_json_layout(keys, separator) for keys in KEYS for separator in (", ", ", ", "\n"))

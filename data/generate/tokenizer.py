@@ -26,7 +26,11 @@ def training_text(seed: int, documents: int) -> Iterator[str]:
     """Freshly generated documents with fewer invented words, so that the pieces follow real words first."""
     source = Source(random.Random(seed), made_up=0.05)
     for _ in range(documents):
-        yield "".join(text for text, _ in new_document(source)).replace("<start_of_turn>", "").replace("<end_of_turn>", "")
+        yield (
+            "".join(text for text, _ in new_document(source))
+            .replace("<start_of_turn>", "")
+            .replace("<end_of_turn>", "")
+        )
 
 
 def train_tokenizer(texts: Iterator[str], num_pieces: int = NUM_PIECES) -> Tokenizer:

@@ -37,7 +37,9 @@ class Source:
 
     def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
         """A word of this side, or an invented one; `spare` serves where a short list has none on this side."""
-        return self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held) or mine(spare, self.held))
+        return (
+            self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held) or mine(spare, self.held))
+        )
 
     def on_side(self, draw: Callable[[], str]) -> str:
         """Draws until the text lies on this stream's side; `draw` must have plenty of texts to choose from."""
@@ -139,7 +141,9 @@ def _code(source: Source) -> str:
     def draw() -> str:
         letters = "".join(source.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(source.rng.randint(1, 3)))
         number = "".join(source.pick("0123456789") for _ in range(source.rng.randint(2, 4)))
-        return source.pick((f"{letters}-{number}", f"{letters}{number}", f"{letters.lower()}_{number}", number + letters))
+        return source.pick(
+            (f"{letters}-{number}", f"{letters}{number}", f"{letters.lower()}_{number}", number + letters)
+        )
 
     return source.on_side(draw)
 
@@ -200,8 +204,7 @@ KINDS = {
         "at {v} | around {v} | from {v} | at {v} sharp | starting at {v} | not before {v}",
     ),
     "count": _kind(
-        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles "
-        "servings",
+        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings",
         "integer",
         lambda s: int(s.digits(1, 3)),
         "{v} {f} | for {v} {f} | with {v} {f} | {v} {f} in all | exactly {v} {f} | a total of {v} {f}",
@@ -252,6 +255,7 @@ KINDS = {
 # How often each kind is drawn.
 WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 12, "amount": 7, "code": 7, "text": 10,
            "product": 6, "subject": 5, "option": 12, "flag": 4}  # fmt: skip
+
 
 def new_field(source: Source, kind_name: str | None = None) -> Field:
     """A field of a random kind, with one of its usual names or, often, a name that says nothing."""

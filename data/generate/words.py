@@ -102,6 +102,8 @@ def mine(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
 @cache
 def templates(texts: tuple[Item, ...], held: bool) -> tuple[Item, ...]:
     """The sentence templates of one side: every fifth is held out, so that each list has some on both sides."""
-    return texts[HELD_TEMPLATES - 1 :: HELD_TEMPLATES] if held else tuple(
-        text for i, text in enumerate(texts) if i % HELD_TEMPLATES != HELD_TEMPLATES - 1
+    return (
+        texts[HELD_TEMPLATES - 1 :: HELD_TEMPLATES]
+        if held
+        else tuple(text for i, text in enumerate(texts) if i % HELD_TEMPLATES != HELD_TEMPLATES - 1)
     )

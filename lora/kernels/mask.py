@@ -8,22 +8,20 @@ would cost more than twice the time of reading x. The price is that p is met to 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011): 7 rounds pass BigCrush.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def kept(seed: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr) -> tl.tensor:
-    """The mask (rows, COLS) of the columns from `first_col` (a multiple of 8) on; `seed` points to one int64."""
+def kept(key: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr) -> tl.tensor:
+    """The mask (rows, COLS) of the columns from `first_col` (a multiple of 8) on; `key` is the seed's value."""
     groups = first_col // 8 + tl.arange(0, COLS // 8)
     zero = tl.zeros((1, 1), tl.int32)
-    a, b, c, d = tl.philox(tl.load(seed), groups[None, :], rows[:, None], zero, zero, ROUNDS)  # (rows, COLS / 8) each
+    a, b, c, d = tl.philox(key, groups[None, :], rows[:, None], zero, zero, ROUNDS)  # (rows, COLS / 8) each
     words = tl.join(tl.join(a, c), tl.join(b, d))  # (rows, COLS / 8, 2, 2): a, b, c, d in this order when flattened
-    limit = threshold.to(tl.uint32)
+    limit = tl.cast(threshold, tl.uint32)
     keep = tl.join((words & 0xFFFF) >= limit, (words >> 16) >= limit)  # (rows, COLS / 8, 2, 2, 2)
     return tl.reshape(keep, (rows.shape[0], COLS))
 
@@ -32,12 +30,13 @@ def kept(seed: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS:
 def keep_mask_kernel(
     out: tl.tensor, seed: tl.tensor, M: int, K: int, threshold: int, ROWS: tl.constexpr, COLS: tl.constexpr
 ) -> None:
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first_col = tl.program_id(1) * COLS
-    cols = first_col + tl.arange(0, COLS)
-    inside = (rows < M)[:, None] & (cols < K)[None, :]
-    keep = kept(seed, rows, first_col, threshold, COLS)
-    tl.store(out + rows[:, None].to(tl.int64) * K + cols[None, :], keep, mask=inside)
+    """out (M, K): the mask itself, for tests and for runs that compare with another implementation."""
+    first_row, first_col = tl.program_id(0) * ROWS, tl.program_id(1) * COLS
+    rows, cols = tl.arange(0, ROWS), first_col + tl.arange(0, COLS)
+    keep = kept(tl.load(seed), first_row + rows, first_col, threshold, COLS)
+    out += first_row.to(tl.int64) * K
+    inside = (first_row + rows < M)[:, None] & (cols < K)[None, :]
+    tl.store(out + rows[:, None] * K + cols[None, :], keep, mask=inside)
 
 
 def drop_threshold(p: float) -> int:
@@ -45,13 +44,3 @@ def drop_threshold(p: float) -> int:
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout: expected a probability in [0, 1), got {p}")
     return min(round(p * 65536), 65535)
-
-
-def keep_mask(M: int, K: int, p: float, seed: Tensor, rows: int = 32, cols: int = 128) -> Tensor:
-    """The mask that the kernels make: bool (M, K), True where an element is kept; seed is one int64 on the device."""
-    out = torch.empty(M, K, dtype=torch.bool, device=seed.device)
-    if out.numel():
-        grid = (triton.cdiv(M, rows), triton.cdiv(K, cols))
-        with torch.cuda.device_of(seed):
-            keep_mask_kernel[grid](out, seed, M, K, drop_threshold(p), ROWS=rows, COLS=cols, num_warps=4)
-    return out

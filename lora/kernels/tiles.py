@@ -7,11 +7,12 @@ chooses an implementation may ask `supported` first. Letters: M rows, K in, N ou
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from types import MappingProxyType
 
 import torch
 
-WANTED_PROGRAMS = 256  # about two for each multiprocessor of an A100 (108) or H100 (132)
+WANTED_PROGRAMS = 128  # about one for each multiprocessor of an A100 (108) or H100 (132)
 MAX_STEPS = 16  # row tiles that one program of a reduction over M reads: with more, too few programs remain
 
 
@@ -24,34 +25,70 @@ class Tile:
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What the launch passes on to the compiler; fused multiply-adds are asked for because the default is changing."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
 
 # The largest padded rank that a row of the table serves; a rank takes the first bucket that holds it.
 RANK_BUCKETS = (16, 64, 256)
+# grad_s_b works on slices of the rank: with more columns of b in a program its strips of dy become narrow, and the
+# partial ds, one for each strip, would outgrow dy.
+MAX_SLICE = 64
 
-# (architecture, kernel, rank bucket). "any" is the safe default: it fits in the 99 KB of a consumer card (sm_86, sm_89,
-# sm_120). Chosen from the byte counts and the compiler's report (shared memory, spills); not yet timed on a GPU.
+# (architecture, kernel, rank bucket); an architecture without a row of its own takes that of "any", which fits in the
+# 99 KB of a consumer card (sm_86, sm_89, sm_120). Chosen by byte counts and the compiler's report (no spill; mostly two
+# blocks to a multiprocessor); not yet timed on a GPU.
 TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
     {
         ("any", "shrink", 16): Tile(64, 64, 4, 3),
         ("any", "shrink", 64): Tile(64, 64, 4, 3),
         ("any", "shrink", 256): Tile(64, 32, 8, 2),
-        ("any", "grad_s_b", 16): Tile(64, 128, 4, 3),
+        ("any", "grad_s_b", 16): Tile(32, 256, 8, 2),
         ("any", "grad_s_b", 64): Tile(64, 128, 8, 2),
-        ("any", "grad_s_b", 256): Tile(32, 64, 8, 2),
         ("any", "grad_a", 16): Tile(64, 128, 4, 3),
         ("any", "grad_a", 64): Tile(64, 128, 8, 2),
         ("any", "grad_a", 256): Tile(32, 64, 8, 2),
         ("any", "add_product", 16): Tile(64, 128, 4, 1),
         ("any", "add_product", 64): Tile(64, 128, 8, 1),
         ("any", "add_product", 256): Tile(64, 64, 8, 1),
+        ("sm_80", "shrink", 16): Tile(64, 128, 4, 4),
+        ("sm_80", "shrink", 64): Tile(128, 64, 8, 3),
+        ("sm_80", "grad_s_b", 16): Tile(32, 512, 8, 3),
+        ("sm_80", "grad_a", 16): Tile(64, 128, 4, 4),
+        ("sm_80", "grad_a", 64): Tile(64, 128, 8, 3),
+        ("sm_90", "shrink", 16): Tile(64, 128, 4, 4),
+        ("sm_90", "shrink", 64): Tile(128, 64, 8, 3),
+        ("sm_90", "shrink", 256): Tile(128, 32, 8, 2),
+        ("sm_90", "grad_s_b", 16): Tile(32, 512, 8, 3),
+        ("sm_90", "grad_s_b", 64): Tile(64, 256, 8, 2),
+        ("sm_90", "grad_a", 16): Tile(64, 128, 4, 4),
+        ("sm_90", "grad_a", 64): Tile(64, 128, 8, 3),
+        ("sm_90", "grad_a", 256): Tile(32, 128, 8, 3),
+        ("sm_90", "add_product", 64): Tile(128, 128, 8, 1),
+        ("sm_90", "add_product", 256): Tile(128, 64, 8, 1),
+        ("sm_100", "shrink", 16): Tile(64, 128, 4, 4),
+        ("sm_100", "shrink", 64): Tile(128, 64, 8, 3),
+        ("sm_100", "grad_s_b", 16): Tile(32, 512, 8, 3),
+        ("sm_100", "grad_s_b", 64): Tile(64, 256, 8, 2),
+        ("sm_100", "grad_a", 16): Tile(64, 128, 4, 4),
+        ("sm_100", "grad_a", 64): Tile(64, 128, 8, 3),
+        ("sm_100", "grad_a", 256): Tile(32, 128, 8, 3),
+        ("sm_100", "add_product", 64): Tile(128, 128, 8, 1),
+        ("sm_100", "add_product", 256): Tile(128, 64, 8, 1),
     }
 )
 # float32 operands run without tensor cores and take twice the room; one small tile serves every rank and architecture.
-FLOAT32 = Tile(32, 32, 4, 2)
+FLOAT32 = Tile(32, 32, 8, 2)
+MASK = Tile(32, 128, 4, 1)
+SUM = Tile(8, 256, 4, 1)  # rows: partial results that are loaded at once
 
 
 def supported(capability: tuple[int, int]) -> tuple[bool, str]:
     """Whether the kernels with matrix products should run on this compute capability, and why."""
+    if find_spec("triton") is None:
+        return False, "Triton is not installed"
     name = f"sm_{capability[0]}{capability[1]}"
     if capability < (8, 0):
         return False, f"{name}: below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores"
@@ -69,15 +106,19 @@ def padded(rank: int) -> int:
     return max(16, 1 << (rank - 1).bit_length())
 
 
-def tile_for(capability: tuple[int, int], kernel: str, rank: int, dtype: torch.dtype) -> Tile:
-    """The tile of `kernel` at `rank` (not padded) on this capability. Raises: ValueError for a rank over 256."""
+def bucket(rank: int) -> int:
+    """The rank bucket of the table that serves `rank`. Raises: ValueError for a rank over 256."""
     if rank > RANK_BUCKETS[-1]:
-        raise ValueError(f"{kernel}: expected a stacked rank of at most {RANK_BUCKETS[-1]}, got {rank}")
+        raise ValueError(f"lora kernels: expected a stacked rank of at most {RANK_BUCKETS[-1]}, got {rank}")
+    return next(size for size in RANK_BUCKETS if rank <= size)
+
+
+def tile_for(capability: tuple[int, int], kernel: str, rank: int, dtype: torch.dtype) -> Tile:
+    """The tile of `kernel` at `rank` (padded or not) on this capability. Raises: ValueError for a rank over 256."""
+    size = bucket(rank)
     if dtype.itemsize > 2:
         return FLOAT32
-    bucket = next(size for size in RANK_BUCKETS if padded(rank) <= size)
-    key = (architecture(capability), kernel, bucket)
-    return TILES.get(key) or TILES["any", kernel, bucket]
+    return TILES.get((architecture(capability), kernel, size)) or TILES["any", kernel, size]
 
 
 def split_columns(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
@@ -91,10 +132,13 @@ def split_columns(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
 
 
 def split_rows(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
-    """(blocks, row tiles in each) for a reduction over rows; the step count is a power of two up to MAX_STEPS."""
+    """(blocks, row tiles in each) for a reduction over rows; the step count is a power of two from 2 to MAX_STEPS.
+
+    Not 1: without a loop the compiler loads everything at once, and spills.
+    """
     strips, total = -(-num_cols // tile.cols), -(-num_rows // tile.rows)
     steps = MAX_STEPS
-    while steps > 1 and -(-total // steps) * strips < WANTED_PROGRAMS:
+    while steps > 2 and -(-total // steps) * strips < WANTED_PROGRAMS:
         steps //= 2
     return -(-total // steps), steps
 

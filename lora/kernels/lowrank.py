@@ -1,0 +1,221 @@
+"""The kernels of the low-rank path: four tile products, and the ordered sum of their partial results.
+
+Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all linears that share x (in a kernel, R is the
+true rank and RANK its padding). Every kernel is bound by memory: it passes once over the big matrix (x, dy or dx) and
+keeps everything of rank size in registers. Products accumulate in float32, and scalings meet that sum. What crosses
+programs goes to a float32 buffer and is added in order: no atomics, so two runs give the same bits. The split of the
+backward pass, ds and dB from one read of dy, is that of LoRAFusion (arXiv:2510.00206), there with atomics.
+
+Plain loops with constant trip counts: the compiler pipelines their loads, and the interpreter takes them. A tile's first row
+is int64, since M * N may pass 2^31; offsets inside a tile are int32, which saves registers.
+"""
+
+import triton
+import triton.language as tl
+
+from lora.kernels.mask import kept
+
+
+@triton.jit
+def product(left: tl.tensor, right: tl.tensor, total: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
+    """total + left @ right in float32; "ieee" keeps float32 operands out of TF32. UPCAST: the interpreter's bf16 dot."""
+    if UPCAST:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["count", "size"])
+def sum_parts_kernel(
+    parts: tl.tensor, out: tl.tensor, count: int, size: int, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    """out (size) = the sum over the first dimension of parts (count, size), CHUNK of them at a time, in order."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    first = 0
+    while first < count:
+        part = first + tl.arange(0, CHUNK)
+        inside = (part < count)[:, None] & (index < size)[None, :]
+        values = tl.load(parts + part[:, None].to(tl.int64) * size + index[None, :], mask=inside, other=0.0)
+        total += tl.sum(values, axis=0)
+        first += CHUNK
+    tl.store(out + index, total, mask=index < size)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def shrink_kernel(
+    x: tl.tensor,
+    a: tl.tensor,
+    scale: tl.tensor,
+    seed: tl.tensor,
+    out: tl.tensor,
+    M: int,
+    K: int,
+    R: int,
+    x_stride: int,
+    threshold: int,
+    inverse: float,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEPS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """out (splits, M, R) = scale * inverse * (keep * x) a^T over each split's columns: x (M, K), a (R, K), scale (R)."""
+    first_row, split = tl.program_id(0) * ROWS, tl.program_id(1)
+    rows, ranks = tl.arange(0, ROWS), tl.arange(0, RANK)
+    row_inside, rank_inside = (first_row + rows < M)[:, None], (ranks < R)[None, :]
+    x += first_row.to(tl.int64) * x_stride
+    if DROPOUT:
+        key = tl.load(seed)
+    total = tl.zeros((ROWS, RANK), tl.float32)
+    for step in range(STEPS):
+        first_col = (split * STEPS + step) * COLS
+        cols = first_col + tl.arange(0, COLS)
+        x_tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=row_inside & (cols < K)[None, :], other=0.0)
+        a_tile = tl.load(a + ranks[None, :] * K + cols[:, None], mask=(cols < K)[:, None] & rank_inside, other=0.0)
+        if DROPOUT:
+            x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
+        total = product(x_tile, a_tile.to(x_tile.dtype), total, UPCAST)
+    factor = tl.load(scale + ranks, mask=ranks < R, other=0.0) * inverse
+    out += (split.to(tl.int64) * M + first_row) * R
+    tl.store(out + rows[:, None] * R + ranks[None, :], total * factor[None, :], mask=row_inside & rank_inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def grad_s_b_kernel(
+    dy: tl.tensor,
+    b: tl.tensor,
+    s: tl.tensor,
+    ds_parts: tl.tensor,
+    db_parts: tl.tensor,
+    scaling: float,
+    M: int,
+    N: int,
+    R: int,
+    dy_stride: int,
+    s_stride: int,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEPS: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """ds_parts (strips, M, R) = scaling * dy b over each strip's columns; db_parts (blocks, N, R) = dy^T s over its rows.
+
+    dy (M, N), b (N, R), s (M, R).
+    """
+    # Slices of the rank run next to one another, so that dy comes from the cache for all but the first.
+    ranks = tl.program_id(0) * RANK + tl.arange(0, RANK)
+    block, strip = tl.program_id(1), tl.program_id(2)
+    rows, cols = tl.arange(0, ROWS), strip * COLS + tl.arange(0, COLS)
+    col_inside, rank_inside = cols < N, (ranks < R)[None, :]
+    b_offsets, b_inside = cols[:, None] * R + ranks[None, :], col_inside[:, None] & rank_inside
+    b_tile = tl.load(b + b_offsets, mask=b_inside, other=0.0).to(dy.dtype.element_ty)  # (COLS, RANK)
+    ds_parts += strip.to(tl.int64) * M * R
+    db = tl.zeros((COLS, RANK), tl.float32)
+    for step in range(STEPS):
+        first_row = ((block * STEPS + step) * ROWS).to(tl.int64)
+        row_inside = (first_row + rows < M)[:, None]
+        dy_tile = tl.load(
+            dy + first_row * dy_stride + (rows[:, None] * dy_stride + cols[None, :]),
+            mask=row_inside & col_inside[None, :],
+            other=0.0,
+        )
+        s_tile = tl.load(
+            s + first_row * s_stride + (rows[:, None] * s_stride + ranks[None, :]),
+            mask=row_inside & rank_inside,
+            other=0.0,
+        )
+        ds = product(dy_tile, b_tile, tl.zeros((ROWS, RANK), tl.float32), UPCAST)
+        ds_tile = ds_parts + first_row * R + (rows[:, None] * R + ranks[None, :])
+        tl.store(ds_tile, ds * scaling, mask=row_inside & rank_inside)
+        db = product(tl.trans(dy_tile), s_tile, db, UPCAST)
+    tl.store(db_parts + block.to(tl.int64) * N * R + b_offsets, db, mask=b_inside)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def grad_a_kernel(
+    ds: tl.tensor,
+    x: tl.tensor,
+    seed: tl.tensor,
+    da_parts: tl.tensor,
+    M: int,
+    K: int,
+    R: int,
+    ds_stride: int,
+    x_stride: int,
+    threshold: int,
+    inverse: float,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STEPS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """da_parts (blocks, R, K) = inverse * ds^T (keep * x) over each block's rows: ds (M, R), x (M, K)."""
+    block, first_col = tl.program_id(0), tl.program_id(1) * COLS
+    rows, cols, ranks = tl.arange(0, ROWS), first_col + tl.arange(0, COLS), tl.arange(0, RANK)
+    col_inside, rank_inside = cols < K, (ranks < R)[None, :]
+    if DROPOUT:
+        key = tl.load(seed)
+    total = tl.zeros((COLS, RANK), tl.float32)
+    for step in range(STEPS):
+        first_row = (block * STEPS + step) * ROWS
+        wide = first_row.to(tl.int64)
+        row_inside = (first_row + rows < M)[:, None]
+        x_tile = tl.load(
+            x + wide * x_stride + (rows[:, None] * x_stride + cols[None, :]),
+            mask=row_inside & col_inside[None, :],
+            other=0.0,
+        )
+        ds_tile = tl.load(
+            ds + wide * ds_stride + (rows[:, None] * ds_stride + ranks[None, :]),
+            mask=row_inside & rank_inside,
+            other=0.0,
+        )
+        if DROPOUT:
+            x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
+        total = product(tl.trans(x_tile), ds_tile, total, UPCAST)
+    da_parts += block.to(tl.int64) * R * K
+    tl.store(da_parts + (ranks[None, :] * K + cols[:, None]), total * inverse, mask=col_inside[:, None] & rank_inside)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def add_product_kernel(
+    out: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    seed: tl.tensor,
+    M: int,
+    N: int,
+    R: int,
+    out_stride: int,
+    left_stride: int,
+    right_stride: int,
+    right_step: int,
+    threshold: int,
+    inverse: float,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """out (M, N) += keep * inverse * (left (M, R) right (R, N)), rounded once; `right` may be a transposed matrix."""
+    first_row, first_col = tl.program_id(0) * ROWS, tl.program_id(1) * COLS
+    wide = first_row.to(tl.int64)
+    rows, cols, ranks = tl.arange(0, ROWS), first_col + tl.arange(0, COLS), tl.arange(0, RANK)
+    row_inside, col_inside = (first_row + rows < M)[:, None], (cols < N)[None, :]
+    out += wide * out_stride
+    out_offsets = rows[:, None] * out_stride + cols[None, :]
+    before = tl.load(out + out_offsets, mask=row_inside & col_inside, other=0.0)  # first: it travels meanwhile
+    left_offsets = rows[:, None] * left_stride + ranks[None, :]
+    left_tile = tl.load(left + wide * left_stride + left_offsets, mask=row_inside & (ranks < R)[None, :], other=0.0)
+    right_offsets = ranks[:, None] * right_stride + cols[None, :] * right_step
+    right_tile = tl.load(right + right_offsets, mask=(ranks < R)[:, None] & col_inside, other=0.0)
+    total = product(left_tile, right_tile.to(left_tile.dtype), tl.zeros((ROWS, COLS), tl.float32), UPCAST)
+    if DROPOUT:
+        total = tl.where(kept(tl.load(seed), first_row + rows, first_col, threshold, COLS), total * inverse, 0.0)
+    tl.store(out + out_offsets, before.to(tl.float32) + total, mask=row_inside & col_inside)
