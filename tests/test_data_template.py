@@ -11,6 +11,9 @@ from test_data_tokenizer import gemma_tokenizer, needs_gemma, small_tokenizer
 from data.chat import render, render_prompt
 from data.messages import SystemPrompt
 from data.schema import conversation_from, parse_row
+from data.tools import write_tool
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": " Be kind. "},
@@ -70,3 +73,22 @@ def test_transformers_renders_the_same_thinking(tmp_path: Path) -> None:
     assert theirs.apply_chat_template(system + turns, return_dict=False) == render(conversation, tokenizer).tokens
     without = dataclasses.replace(conversation, system="")
     assert theirs.apply_chat_template(turns, return_dict=False) == render(without, tokenizer).tokens
+
+
+@needs_gemma
+@pytest.mark.parametrize("format", ["hermes", "mistral"])
+@pytest.mark.parametrize("file", ["bfcl_conversations.jsonl", "hermes_thinking_sample.jsonl"])
+def test_real_rows_are_served_the_ids_that_they_were_trained_on(format: str, file: str, tmp_path: Path) -> None:
+    """The wording of these data sets quotes the tags; whoever serves the adapter must get the very ids of training."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")
+    tokenizer = gemma_tokenizer(format)
+    rows = [parse_row(line) for line in (SHARED / file).read_text(encoding="utf-8").splitlines()[:40]]
+    tokenizer.save(tmp_path, rows[0].prompt)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for row in (row for row in rows if row.prompt == rows[0].prompt):
+        question = dataclasses.replace(row, messages=row.messages[:1])
+        tools = [write_tool(tool) for tool in row.tools]
+        turns = [{"role": "user", "content": row.messages[0].content}]
+        got = theirs.apply_chat_template(turns, tools=tools, add_generation_prompt=True, return_dict=False)
+        assert got == render_prompt(question, tokenizer)
