@@ -37,31 +37,14 @@ from data.report import (
 from data.score import describe_shares
 from data.tokenizer import Tokenizer
 from infer import EMBEDDED, evaluate_calls, load_base, model_folder
+from lora import state
 from lora.adapter import save_adapter
 from lora.config import SEVEN, LoRAConfig, parse_targets
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS, resolve_impl
-from lora.state import (
-    learning_rate,
-    load_checkpoint,
-    make_optimizer,
-    read_counters,
-    save_checkpoint,
-    set_learning_rate,
-)
+from model import runtime
 from model.config import Gemma2Config
 from model.loss import supervised_loss
-from model.runtime import (
-    Precision,
-    describe,
-    peak_memory_bytes,
-    pick_checkpointing,
-    pick_device,
-    pick_precision,
-    rng_state,
-    seed_everything,
-    set_rng_state,
-)
 from model.transformer import Gemma2
 
 console = Console(highlight=False)
@@ -88,7 +71,7 @@ class Run:
     args: argparse.Namespace
     output: Path
     device: torch.device
-    precision: Precision
+    precision: runtime.Precision
     model: Gemma2
     tokenizer: Tokenizer
     config: LoRAConfig
@@ -125,8 +108,8 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     start = time.perf_counter()
     batches = run.batches(step)
     supervised = sum(batch.num_supervised for batch in batches)
-    rate = learning_rate(step, run.total_steps, run.args.lr, run.args.warmup)
-    set_learning_rate(run.optimizer, rate)
+    rate = state.learning_rate(step, run.total_steps, run.args.lr, run.args.warmup)
+    state.set_learning_rate(run.optimizer, rate)
     scale = run.scaler.get_scale() / max(1, supervised)
     total = torch.zeros((), device=run.device)
     run.model.train()
@@ -145,7 +128,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     tokens = sum(int((batch.documents >= 0).sum()) for batch in batches)
     line = {"step": step, "loss": total.item() / max(1, supervised), "grad_norm": norm, "lr": rate, "tokens": tokens,
             "supervised_tokens": supervised, "tokens_per_second": tokens / (time.perf_counter() - start),
-            "peak_memory_bytes": peak_memory_bytes(run.device)}  # fmt: skip
+            "peak_memory_bytes": runtime.peak_memory_bytes(run.device)}  # fmt: skip
     return line if is_finite else line | {"skipped": True}
 
 
@@ -207,7 +190,7 @@ def record(run: Run, line: dict[str, Any]) -> None:
 def save(run: Run, step: int) -> None:
     """The checkpoint to resume from, first, since nothing else can be made again; adapter, tokenizer, picture."""
     counters = {"step": step, "scaler": run.scaler.state_dict(), "fingerprint": fingerprint(run.args)}
-    save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng_state(run.device), counters)
+    state.save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, runtime.rng_state(run.device), counters)
     save_adapter(run.model, run.output, run.config)
     run.tokenizer.save(run.output)
     draw_loss(run.output)
@@ -229,17 +212,19 @@ def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conver
 
 def build(args: argparse.Namespace, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
-    seed_everything(args.seed)
-    device, folder = pick_device(args.device), model_folder(args.model)
+    runtime.seed_everything(args.seed)
+    device, folder = runtime.pick_device(args.device), model_folder(args.model)
     model_config = Gemma2Config.from_json(folder)
     if args.max_length > model_config.max_position_embeddings:
         raise ValueError(
             f"--max-length: the model has {model_config.max_position_embeddings} positions, got {args.max_length}"
         )
-    precision = pick_precision(args.dtype, device, model_config.num_parameters)
+    precision = runtime.pick_precision(args.dtype, device, model_config.num_parameters)
     impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
-    recompute, why = pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device)
+    recompute, why = runtime.pick_checkpointing(
+        args.checkpoint_activations, model_config, micro_tokens, precision, device
+    )
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -251,7 +236,7 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     model = load_base(folder, tokenizer, device, precision.dtype, args.seed)
     add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = recompute
-    optimizer = make_optimizer(model, args.weight_decay, args.row_lr_scale)
+    optimizer = state.make_optimizer(model, args.weight_decay, args.row_lr_scale)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     held_out_packs = pack_held_out(held_out, tokenizer, args)
     seen = {name for conversation in training for name in conversation.tool_names}
@@ -279,7 +264,7 @@ def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: 
     """Says what is about to be trained, prints one example with its mask, and writes `run.json`."""
     content = {
         "arguments": vars(run.args),
-        "device": describe(run.device),
+        "device": runtime.describe(run.device),
         "choices": choices,
         "data": data,
         "packing": {"packs": len(run.packing.packs), "efficiency": run.packing.efficiency},
@@ -314,7 +299,7 @@ def prepare_output(args: argparse.Namespace) -> Path:
 
 def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
     """Raises: FileNotFoundError without a checkpoint; ValueError naming every setting that differs from its own."""
-    now, then = fingerprint(args), read_counters(output / CHECKPOINT).get("fingerprint") or {}
+    now, then = fingerprint(args), state.read_counters(output / CHECKPOINT).get("fingerprint") or {}
     other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
              if now[name] != then.get(name)]  # fmt: skip
     if other:
@@ -323,8 +308,8 @@ def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
 
 def resume(run: Run) -> int:
     """Puts the run back to its checkpoint; returns the last step that was done."""
-    counters = read_counters(run.output / CHECKPOINT)
-    set_rng_state(load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer), run.device)
+    counters = state.read_counters(run.output / CHECKPOINT)
+    runtime.set_rng_state(state.load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer), run.device)
     run.scaler.load_state_dict(counters["scaler"])
     keep_metrics_until(run.output, counters["step"])
     return int(counters["step"])
@@ -368,7 +353,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="rows over --max-length")
     add("--train-on", choices=("assistant", "tool-calls"), default="assistant")
     args = parser.parse_args(argv)
-    defaults = SMALL if not args.model else COURSE | (CPU_EVALUATION if pick_device(args.device).type == "cpu" else {})
+    defaults = (
+        SMALL if not args.model else COURSE | (CPU_EVALUATION if runtime.pick_device(args.device).type == "cpu" else {})
+    )
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
