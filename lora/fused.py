@@ -13,6 +13,7 @@ LoRAFusion (arXiv:2510.00206).
 """
 
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,7 @@ def _forward(
     """[y_1 .. y_n, s] for x (M, K), weights (N_i, K), a (R, K), b (N_i, r_i); r_i = 0 is a linear without LoRA."""
     steps = backend(impl)
     ranks = [matrix.shape[1] for matrix in b]
-    s = steps.shrink(x, a, _per_rank(scalings, ranks, x.device), p, seed)
+    s = steps.shrink(x, a, _per_rank(tuple(scalings), tuple(ranks), x.device), p, seed)
     outputs = [x @ weight.T for weight in weights]
     for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
         if matrix.shape[1]:
@@ -97,7 +98,9 @@ def _(
     return [dx, torch.empty_like(a), *(torch.empty_like(matrix) for matrix in b)]
 
 
-def _per_rank(scalings: list[float], ranks: list[int], device: torch.device) -> Tensor:
+@cache
+def _per_rank(scalings: tuple[float, ...], ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """The scaling of each rank, (R,) float32. Kept, because a copy from the host would wait for the GPU in every layer."""
     values = [scaling for scaling, rank in zip(scalings, ranks, strict=True) for _ in range(rank)]
     return torch.tensor(values, dtype=torch.float32, device=device)
 

@@ -1,5 +1,6 @@
 """`lora_linear` and its grouped form: the one dispatch point for every implementation of the low-rank path."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora.fused import fused_linears
+from lora.kernels.tiles import supported
 from lora.reference import lora_linear_reference
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
@@ -22,7 +24,8 @@ def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = tor
         raise ValueError(f"lora impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     device = torch.device(device)
     has_triton, triton_reason = _triton(device)
-    if impl == "triton" and not has_triton:
+    is_interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if impl == "triton" and not has_triton and not is_interpreted:
         raise ValueError(f"lora impl: triton cannot run here ({triton_reason}); use auto, torch or reference")
     if impl in ("torch", "triton") and dtype == torch.float64:
         raise ValueError(f"lora impl: {impl} computes in at most float32, got {dtype}; use reference")
@@ -40,10 +43,6 @@ def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = tor
 def _triton(device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, f"no Triton on {device.type}"
-    try:
-        from lora.kernels.tiles import supported
-    except ImportError as error:
-        return False, f"Triton is not installed ({error})"
     return supported(torch.cuda.get_device_capability(device))
 
 

@@ -22,6 +22,7 @@ from lora.kernels.tiles import Tile
 
 IS_INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 if IS_INSIDE:
+    from lora.fused import fused_linears
     from lora.kernels import launch
 
 M, K, N = 37, 83, 129
@@ -74,6 +75,29 @@ def assert_close(v: dict[str, Tensor], p: float) -> None:
         if dtype == torch.float32:  # both round in the last bit: with few products the formula's error may be 0
             allowed += 2e-7 * truth[name].abs().max()
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole operator on a group: q and v with LoRA of unequal ranks, k without; backward twice gives the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 19, K, generator=generator).requires_grad_()
+    weights = [torch.randn(n, K, generator=generator) for n in (N, 24, 40)]
+    lora_a = [torch.randn(r, K, generator=generator).requires_grad_() if r else None for r in (8, 0, 24)]
+    lora_b = [torch.randn(w.shape[0], r, generator=generator).requires_grad_() if r else None
+              for w, r in zip(weights, (8, 0, 24), strict=True)]  # fmt: skip
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: SEED)
+    ours = fused_linears(x, weights, lora_a, lora_b, [SCALING, 0.0, 0.5], p, "triton")
+    keep = launch.keep_mask(38, K, p, SEED).view(2, 19, K)
+    dropped = torch.where(keep, x, 0) / (1 - p)
+    truth = [x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
+             for w, a, b, c in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)]  # fmt: skip
+    trained = [x, *(m for m in (*lora_a, *lora_b) if m is not None)]
+    dys = [torch.randn(y.shape, generator=generator) for y in truth]
+    got, again = (torch.autograd.grad(ours, trained, dys, retain_graph=True) for _ in range(2))
+    for name, a, b in zip(range(99), (*ours, *got), (*truth, *torch.autograd.grad(truth, trained, dys)), strict=False):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max(), name
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])

@@ -7,7 +7,7 @@ its fields, filling them from the request, saying that none fits or that somethi
 
 from collections.abc import Callable
 
-from data.generate import phrases, words
+from data.generate import phrases
 from data.generate.chat import small_talk, story
 from data.generate.entries import (
     Entry,
@@ -95,10 +95,11 @@ def result_turn(source: Source) -> tuple[dict[str, object], str]:
     """A result record and the sentence that answers from it."""
     done = source.template(phrases.DONE)
     if source.chance(0.15):
-        problem = " ".join(source.word(words.NOUNS).replace("_", " ") for _ in range(2))
+        problem = source.template(phrases.PROBLEMS)
         return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
-    count = source.pick((1, 1, 2, 3))
-    fields = {source.word(phrases.RESULT_FIELDS): new_value(source, new_field(source)) for _ in range(count)}
+    names = [source.word(tuple(phrases.RESULT_KINDS)) for _ in range(source.pick((1, 1, 2, 3)))]
+    kinds = [phrases.RESULT_KINDS.get(name) for name in names]  # none for an invented name
+    fields = {name: new_value(source, new_field(source, kind)) for name, kind in zip(names, kinds, strict=True)}
     if source.chance(0.15):
         return {"status": "ok"}, done
     name, value = source.pick([(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")])

@@ -82,7 +82,7 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
     bare = bare.replace("_", " ")
     style = source.rng.random()
     name = f"{verb}_{bare}".replace(" ", "_")
-    if style < 0.12:
+    if style < 0.34 * source.made_up:
         name = source.invent() + (f"_{source.invent()}" if source.chance(0.5) else "")
     elif style < 0.2:
         name = f"{verb}_{bare.split()[-1]}"

@@ -79,7 +79,14 @@ FAILED = (
     "That did not work: {v}.", "It failed: {v}.", "There was a problem: {v}.", "I got an error: {v}.",
     "No luck: {v}.",
 )  # fmt: skip
-RESULT_FIELDS = (
-    "status", "total", "price", "count", "number", "value", "code", "time", "name", "place", "score", "answer",
-    "result", "state", "level", "id", "temperature", "rate", "duration", "date",
+# Fields of a result and the kind of value (see `values.KINDS`) that each holds.
+RESULT_KINDS = {
+    "status": "text", "total": "amount", "price": "amount", "count": "count", "number": "count", "value": "amount",
+    "code": "code", "time": "time", "name": "person", "place": "city", "score": "count", "answer": "text",
+    "result": "text", "state": "option", "level": "count", "id": "code", "temperature": "amount", "rate": "amount",
+    "duration": "count", "date": "date",
+}  # fmt: skip
+PROBLEMS = (
+    "not found", "no connection", "access denied", "already closed", "out of stock", "too late", "no such place",
+    "try again later", "limit reached", "nothing there",
 )  # fmt: skip

@@ -186,7 +186,7 @@ KINDS = {
         "in the name of {v}",
     ),
     "email": _kind(
-        "email recipient mail_address sender inbox mailbox reply_to send_to cc",
+        "email recipient mail_address sender inbox mailbox reply_to send_to cc to_address forward_to post_to",
         "string",
         _email,
         "to {v} | using {v} | via {v} | through the mailbox {v} | with a copy to {v} | mailing {v}",
@@ -198,19 +198,20 @@ KINDS = {
         "on {v} | for {v} | by {v} | starting {v} | no later than {v} | before {v} | from {v} on",
     ),
     "time": _kind(
-        "time hour start_time pickup_time opening slot",
+        "time hour start_time pickup_time opening slot arrival_time start_hour",
         "string",
         _time,
         "at {v} | around {v} | from {v} | at {v} sharp | starting at {v} | not before {v}",
     ),
     "count": _kind(
-        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings",
+        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings "
+        "weeks months passengers children steps",
         "integer",
         lambda s: int(s.digits(1, 3)),
         "{v} {f} | for {v} {f} | with {v} {f} | {v} {f} in all | exactly {v} {f} | a total of {v} {f}",
     ),
     "amount": _kind(
-        "amount price budget limit total fee weight rate distance cost sum share level_m",
+        "amount price budget limit total fee weight rate distance cost sum share charge value",
         "number",
         _amount,
         "{v} | for {v} | up to {v} | of {v} | no more than {v} | at most {v}",
@@ -222,13 +223,14 @@ KINDS = {
         "number {v} | with id {v} | under {v} | code {v} | marked {v} | known as {v}",
     ),
     "text": _kind(
-        "topic title subject message text note query content label phrase caption heading remark comment",
+        "topic title subject message text note query content label phrase caption heading remark comment "
+        "words keywords announcement",
         "string",
         _text,
         """saying "{v}" | about {v} | called "{v}" | that reads "{v}" | named '{v}' | concerning {v}""",
     ),
     "product": _kind(
-        "product item dish article ingredient goods ware thing stock supply",
+        "product item dish article ingredient goods ware thing stock supply merchandise",
         "string",
         _name(words.PRODUCTS),
         "for {v} | of {v} | with {v} | some {v} | regarding {v} | all the {v}",
@@ -240,7 +242,7 @@ KINDS = {
         "on {v} | about {v} | in {v} | covering {v} | related to {v} | around {v}",
     ),
     "option": _kind(
-        "size color meal mode unit priority class style season format level material direction",
+        "size color meal mode unit priority class style season format level material direction grade finish tier",
         "option",
         _name(words.OPTIONS),
         "{v} | {v} please | the {v} one | {v} if possible | make it {v} | preferably {v} | in {v}",
@@ -266,7 +268,7 @@ def new_field(source: Source, kind_name: str | None = None) -> Field:
     if has_usual_name:
         name = source.pick(usual)
     else:
-        name = source.invent() if source.chance(0.6) else source.word(words.NOUNS)
+        name = source.invent() if source.chance(min(0.6, 2 * source.made_up)) else source.word(words.NOUNS)
         name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
     if kind.type != "option":
         return Field(name, kind, kind.type, known)
