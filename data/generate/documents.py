@@ -172,7 +172,7 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) 
         build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1
     ]
     builders = builders or [_fill_turn]
-    listing = f"{source.template(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
+    listing = f"{source.wording(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
     turns: list[Turn] = []
     for _ in range(min(max_turns, source.pick((1, 1, 2, 3)))):
         turns.append(source.pick(builders)(source, entries, layout))
@@ -244,8 +244,10 @@ def render(turns: list[Turn]) -> list[Segment]:
     return segments
 
 
-def new_document(source: Source) -> list[Segment]:
-    """A fresh pretraining document."""
+def new_document(source: Source, vary: bool = True) -> list[Segment]:
+    """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
+    if vary:
+        source.made_up, source.blur = source.pick((0.1, 0.35, 0.35, 0.6, 0.9)), source.pick((0.0, 0.0, 0.4, 0.8))
     build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
     return render(build(source))
 

@@ -141,13 +141,15 @@ def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> li
         if field.name not in values:
             continue
         value = values[field.name]
-        texts: tuple[str, ...] = phrases.LABELLED
         if isinstance(value, bool):
-            texts = phrases.YES if value else phrases.NO
+            text = source.template(phrases.YES if value else phrases.NO)
         elif can_stand_bare(field, bare, len(values) < len(entry.fields)) and source.chance(0.6):
-            texts = field.kind.phrases
+            # Among several fields a preposition may be all that tells them apart: it must stay.
+            text = (source.wording if len(entry.fields) == 1 else source.template)(field.kind.phrases)
             bare.append(field)
-        mentions.append(source.template(texts).format(v=value, f=field.spoken))
+        else:
+            text = source.wording(phrases.LABELLED)
+        mentions.append(text.format(v=value, f=field.spoken))
     return mentions
 
 
@@ -155,10 +157,10 @@ def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
     """The words for what is wanted: mostly the description's own, sometimes shortened or with another article."""
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
     if entry.bare_noun.split()[-1] not in heads and source.chance(0.15):  # the noun alone tells which entry is meant
-        return source.template(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
+        return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
     words_ = ("a ", "the ", "my ", "this ", "our ")
     noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)
-    return source.template(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
+    return source.wording(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
 
 
 def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
@@ -179,10 +181,12 @@ def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others
     if not spoken:
         return action
     joint = source.template(phrases.JOINTS)
+    if source.blur and joint == " ":
+        joint = ", "  # with unknown words around, only a mark tells where one value's phrase ends
     if source.chance(0.88):
         return action + source.pick((" ", " ", ", ", ": ")) + joint.join(spoken)
     # Never a value as the first word: a capital would change it.
-    return source.template(phrases.LEADS) + joint.join(spoken) + ", " + action
+    return source.wording(phrases.LEADS) + joint.join(spoken) + ", " + action
 
 
 def sentence(text: str) -> str:
@@ -192,7 +196,7 @@ def sentence(text: str) -> str:
 
 def finish(source: Source, core: str) -> str:
     """Greeting, closer and full stop around a request."""
-    prefix, closer = source.template(phrases.PREFIXES), source.template(phrases.CLOSERS)
+    prefix, closer = source.wording(phrases.PREFIXES), source.wording(phrases.CLOSERS)
     text = prefix + core + ("," + closer if closer and source.chance(0.5) else closer)
     text = text if source.chance(0.25) else sentence(text)
     return text + source.pick((".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else "."))
@@ -212,7 +216,7 @@ def new_double(source: Source, first: Entry, second: Entry, others: Sequence[Ent
     """Two requests in one message, which both of them carry."""
     values = new_values(source, first), new_values(source, second)
     cores = [core_request(source, e, v, others) for e, v in zip((first, second), values, strict=True)]
-    text = finish(source, source.template(phrases.LINKS).format(x=cores[0], y=cores[1]))
+    text = finish(source, source.wording(phrases.LINKS).format(x=cores[0], y=cores[1]))
     return Request(first, text, values[0]), Request(second, text, values[1])
 
 

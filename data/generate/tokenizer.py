@@ -27,7 +27,7 @@ def training_text(seed: int, documents: int) -> Iterator[str]:
     source = Source(random.Random(seed), made_up=0.05)
     for _ in range(documents):
         yield (
-            "".join(text for text, _ in new_document(source))
+            "".join(text for text, _ in new_document(source, vary=False))
             .replace("<start_of_turn>", "")
             .replace("<end_of_turn>", "")
         )

@@ -5,6 +5,7 @@ filling a field is copying. Values of the held-out side are drawn until their ch
 """
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,17 +15,24 @@ from data.generate.words import mine, side, templates
 
 Scalar = str | int | float | bool
 Item = TypeVar("Item")
+# A word of a template: lower-case letters that are no slot.
+WORD = re.compile(r"(?<![{\w])[a-z]+(?![}\w])")
 # Share of plain words that are replaced by made-up ones, so that copying never becomes a list of known words.
 MADE_UP = 0.35
 
 
 @dataclass
 class Source:
-    """A random stream on one side of the split; `made_up` is the share of invented words."""
+    """A random stream on one side of the split.
+
+    `made_up` is the share of invented words among names and values; `blur` the chance that a template's own words are
+    replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording.
+    """
 
     rng: random.Random
     held: bool = False
     made_up: float = MADE_UP
+    blur: float = 0.0
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -34,6 +42,13 @@ class Source:
 
     def template(self, texts: tuple[Item, ...]) -> Item:
         return self.pick(templates(texts, self.held))
+
+    def wording(self, texts: tuple[str, ...]) -> str:
+        """A template of a request, with its words blurred now and then; slots and marks stay."""
+        text = self.template(texts)
+        if not self.chance(self.blur):
+            return text
+        return WORD.sub(lambda match: self.invent() if self.chance(0.5) else match[0], text)
 
     def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
         """A word of this side, or an invented one; `spare` serves where a short list has none on this side."""
