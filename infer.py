@@ -191,7 +191,10 @@ class Agent:
 
     def _finish(self, reply: Reply) -> Iterator[Event]:
         """The answer, or why there is none."""
-        if reply.content:
+        is_blank_start = not (
+            reply.ended or reply.thinking or reply.outcomes
+        )  # a cut reply may hold no more than spaces
+        if reply.content or is_blank_start:
             self.num_answered = len(self.ids)
             yield Event("answer", reply.content)
         if not reply.ended:

@@ -52,8 +52,9 @@ console = Console(highlight=False)
 # Defaults of a flag that is not given: the course's, and those of the small embedded base, which learns at a higher rate.
 COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "row_lr_scale": 1.0, "alpha": 64.0,
           "eval_rows": 64, "eval_calls": 16}  # fmt: skip
-SMALL = {"max_length": 1024, "micro_batch": 1, "accumulate": 4, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
-         "eval_rows": 100, "eval_calls": 100}  # fmt: skip
+SMALL = {"max_length": 512, "micro_batch": 1, "accumulate": 8, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
+         "eval_rows": 64, "eval_calls": 64}  # fmt: skip
+SMALL_STEPS = 70  # two minutes on two CPU cores
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
@@ -326,7 +327,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-length", type=whole(2), help="tokens per pack")
     add("--micro-batch", type=whole(1), help="packs per forward pass")
     add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
-    add("--epochs", type=real(1e-9), default=1.0)
+    add("--epochs", type=real(1e-9), help="default 1; the embedded base instead stops after two minutes")
     add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
     add("--lr", type=real(0), help="peak learning rate")
     add("--row-lr-scale", type=real(0), help="rate of the new tokens' rows, as a multiple of --lr")
@@ -356,7 +357,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = (
         SMALL if not args.model else COURSE | (CPU_EVALUATION if runtime.pick_device(args.device).type == "cpu" else {})
     )
-    for name, value in defaults.items():
+    if not args.model and args.epochs is None and args.max_steps is None:
+        args.max_steps = SMALL_STEPS
+    for name, value in {**defaults, "epochs": 1.0}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args

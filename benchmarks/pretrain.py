@@ -32,7 +32,7 @@ from data.generate.documents import gate_document
 from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
 from data.generate.values import Source
 from model.config import Gemma2Config
-from model.loader import save_gemma2
+from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
 CONFIG = Gemma2Config(
@@ -61,6 +61,14 @@ def new_model(seed: int, dtype: torch.dtype) -> Gemma2:
             elif "post_" in name:
                 p.fill_(-0.5)
     return base.to(dtype)
+
+
+def start_model(args: argparse.Namespace) -> Gemma2:
+    """A fresh model, or with --init the weights of an exported one."""
+    base = new_model(args.seed, compute_dtype())
+    if args.init:
+        base.load_state_dict(load_gemma2(args.init, dtype=compute_dtype()).state_dict())
+    return base
 
 
 def compute_dtype() -> torch.dtype:
@@ -199,7 +207,7 @@ def train(args: argparse.Namespace) -> None:
     """The loop: from a fresh model or a checkpoint, until the tokens or the minutes are used up."""
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(args.export / "tokenizer.json"))
-    base = new_model(args.seed, compute_dtype())
+    base = start_model(args)
     optimizers = Optimizers(base, args.muon_lr, args.adam_lr)
     state = load_checkpoint(args.resume, optimizers) if args.resume else State()
     start = replace(state)
@@ -259,6 +267,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-export", action="store_true", help="leave the model in --export alone")
     add("--train-tokenizer", action="store_true", help="train the tokenizer first and write it to --export")
     add("--resume", type=Path, help="a checkpoint folder to go on from")
+    add("--init", type=Path, help="exported model to start from, with new optimizer state; give another --seed too")
     add("--tokens", type=int, default=30_000_000, help="tokens of the trunk, counted from the start of this run")
     add("--decay-tokens", type=int, default=0, help="decay the rate to zero over so many tokens instead, then stop")
     add(

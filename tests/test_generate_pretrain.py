@@ -6,9 +6,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.pretrain import compute_dtype, gate, head_loss, new_model, parse_args, rate_scale, train_step
+from benchmarks.pretrain import (
+    compute_dtype,
+    gate,
+    head_loss,
+    new_model,
+    parse_args,
+    rate_scale,
+    start_model,
+    train_step,
+)
 from benchmarks.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
 from data.generate.batches import Batch, batches
+from model.loader import load_gemma2
 
 FOLDER = Path(__file__).parents[1] / "model" / "default"
 ROWS, LENGTH = 2, 128
@@ -61,3 +71,10 @@ def test_the_gate_scores_every_kind_between_zero_and_one(tokenizer: Tokenizer) -
     scores = gate(new_model(0, compute_dtype()), tokenizer, rows=2, length=384, documents=4)
     assert {"fill_pick", "fill_list", "fill_fill", "fill_whole", "double_whole", "none_whole"} <= set(scores)
     assert all(0.0 <= value <= 1.0 for value in scores.values())
+
+
+def test_init_starts_from_the_exported_weights() -> None:
+    base = start_model(parse_args(["--init", str(FOLDER)]))
+    exported = load_gemma2(FOLDER, dtype=compute_dtype())
+    for name, p in exported.named_parameters():
+        assert torch.equal(dict(base.named_parameters())[name], p)

@@ -307,6 +307,7 @@ def test_a_flood_of_calls_is_answered_call_by_call_but_not_run(say, ask):
         ("<think>hm</think>", ["think"], 1, "wrote nothing"),
         ("<think>hm, and<cut>", ["think"], 1, "cut"),
         ("The answer<cut>", ["answer"], 0, "cut"),
+        ("\n\n<cut>", ["answer"], 0, "cut"),
         ("</tool_call>", [], 1, "wrote nothing"),
         ("<think>" + call("add", a=1, b=1), ["think"], 1, "wrote nothing"),
     ],
