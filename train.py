@@ -122,7 +122,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     parameters = trainable_parameters(run.model).values()
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.args.clip or math.inf).item()
     is_finite = math.isfinite(norm)
-    if is_finite or run.scaler.is_enabled():  # the scaler itself skips a step whose gradients overflowed
+    if is_finite or run.scaler.is_enabled():  # a scaler itself skips a step whose gradients overflowed
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -130,7 +130,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     line = {"step": step, "loss": total.item() / max(1, supervised), "grad_norm": norm, "lr": rate, "tokens": tokens,
             "supervised_tokens": supervised, "tokens_per_second": tokens / (time.perf_counter() - start),
             "peak_memory_bytes": runtime.peak_memory_bytes(run.device)}  # fmt: skip
-    return line if is_finite else line | {"skipped": True}
+    return line | {"skipped": True} if run.scaler.is_enabled() and not is_finite else line
 
 
 def batch_loss(run: Run, batch: Batch, scale: float = 1.0) -> tuple[torch.Tensor, int]:

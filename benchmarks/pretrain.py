@@ -252,7 +252,7 @@ def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[st
     save_gemma2(base.to(torch.bfloat16), args.export)
     recipe = {
         "tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds), "seed": args.seed,
-        "decay_tokens": args.decay_tokens, "muon_lr": args.muon_lr, "adam_lr": args.adam_lr,
+        "decay_tokens": args.decay_tokens, "minutes": args.minutes, "muon_lr": args.muon_lr, "adam_lr": args.adam_lr,
         "tokens_per_step": args.micro * args.rows * args.length, "torch": torch.__version__,
         "held_out_accuracy": scores,
     }  # fmt: skip

@@ -89,7 +89,7 @@ class _RMSNorm(torch.autograd.Function):
     """y = n (1 + w) with n = x rstd, rstd = 1 / sqrt(mean(x^2) + eps), all in float32. Saves x in its own dtype and rstd.
 
     With g = dy (1 + w):  dx = rstd (g - n mean(g n)),  dw = sum over rows of dy n.
-    Autograd would keep two float32 copies of x for each of a block's four norms: 1 GB at 512 tokens of Gemma-2-2B.
+    Autograd would keep two float32 copies of x for each of a block's four norms; `benchmarks/LOG.md` has the effect.
     """
 
     @staticmethod

@@ -183,6 +183,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, mon
     assert str(metrics(folder)[-1]["loss"]) == "nan"
 
 
+@pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
+def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeypatch, dtype, code):
+    real = train.supervised_loss
+
+    def overflowing(*args):
+        loss, count = real(*args)
+        if loss.requires_grad:
+            loss.register_hook(lambda grad: grad * float("inf"))
+        return loss, count
+
+    monkeypatch.setattr(train, "supervised_loss", overflowing)
+    got, folder = run("--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1")
+    assert got == code
+    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == ([False] if code else [True, True])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
