@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from model.config import Gemma2Config
 from model.layers import Linear, has_fast_matmul, project, rotate, softcap
 
+# Queries that are computed together: the keys after them are never read.
+QUERY_TILE = 64
+
 
 class KVCache:
     """Keys and values of every layer, (B, Hkv, max_length, d) each; an entry's index is its position.
@@ -58,6 +61,13 @@ def attention_mask(
     return allowed[:, None]
 
 
+def attend_causal(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+    """`attend` for T = S with keys in the order of the queries: each tile of queries reads the keys up to its own end."""
+    tiles = [slice(start, start + QUERY_TILE) for start in range(0, query.shape[2], QUERY_TILE)]
+    return torch.cat([attend(query[:, :, t], keys[:, :, : t.stop], values[:, :, : t.stop], mask[:, :, t, : t.stop],
+                             scale, cap) for t in tiles], dim=2)  # fmt: skip
+
+
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
     """softmax(mask(softcap(scale * q k^T))) v, softmax in float32.
 
@@ -102,5 +112,6 @@ class Attention(nn.Module):
         query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if cache is not None:
             keys, values = cache.update(self.layer, positions, keys, values)
-        mixed = attend(query, keys, values, mask, self.scale, self.cap)
+        compute = attend_causal if cache is None else attend
+        mixed = compute(query, keys, values, mask, self.scale, self.cap)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, H * d) -> (B, T, D)

@@ -1,6 +1,7 @@
 """Small talk, small facts and short texts to read: what a user may say that no entry fits, with an answer."""
 
 from data.generate import words
+from data.generate.phrases import family, shuffled
 from data.generate.values import Source
 from data.generate.words import templates
 
@@ -58,6 +59,23 @@ MADE_PAIRS = (
     ("What rhymes with {x}?", "I cannot think of a rhyme for {x}."),
     ("{n} and I talk about {x} all day.", "You and {n} have fun."), ("Should I learn {x}?", "Yes, {x} is worth it."),
 )  # fmt: skip
+# Questions and remarks about something, by frame, and answers that need no knowledge.
+FRAMES = shuffled(
+    family("what is |who needs |why do people like |do you know |have you heard of |what do you think of |do you enjoy |"
+           "how does one explain |can you imagine |is it true that people love |who invented |when did people begin with |"
+           "what does one do with |which word rhymes with |how would you describe |is there a story about |"
+           "why is there no |what do children say about |should I worry about |how much do you know about ",
+           "{x}|{x} and {y}|{x} in {c}", "?| today?| these days?|, {n}?"),
+    family("I like |I dreamt of |my friend {n} talks about |we laughed about |I never understood |people say much about |"
+           "{n} wrote a book on |I was thinking about |yesterday I heard about |nobody in {c} knows |I miss |"
+           "my sister is afraid of ",
+           "{x}|{x} and {y}|{x} in {c}", ".|!| today.| a lot."),
+)  # fmt: skip
+FRAME_ANSWERS = (
+    "I know little about {x}.", "Some people like {x}.", "That depends on {x}.", "{x} is a matter of taste.",
+    "I have no opinion on {x}.", "There is much to say about {x}.", "Good that you mention {x}.",
+    "Many have asked that about {x}.", "I like to hear about {x}.", "Nobody knows all about {x}.",
+)  # fmt: skip
 # A statement and the question about one of its three facts, by index into (name, place, thing, number).
 STORIES = (
     ("{0} lives in {1}, likes {2} and is {3} years old.",
@@ -90,12 +108,15 @@ def _thing(source: Source) -> str:
 def small_talk(source: Source) -> tuple[str, str]:
     """A remark or question that asks for no action, and a short answer."""
     style = source.rng.random()
-    if style < 0.5:
+    if style < 0.25:
         return source.pick(templates(PAIRS, source.held))
+    slots = {"x": _thing(source), "y": _thing(source), "n": source.word(words.NAMES).capitalize(),
+             "c": source.word(words.CITIES).capitalize()}  # fmt: skip
+    if style < 0.6:
+        ask = source.wording(FRAMES).format(**slots)
+        return ask[:1].upper() + ask[1:], source.template(FRAME_ANSWERS).format(**slots)
     if style < 0.9:
         question, answer = source.pick(templates(MADE_PAIRS, source.held))
-        slots = {"x": _thing(source), "y": _thing(source), "n": source.word(words.NAMES).capitalize(),
-                 "c": source.word(words.CITIES).capitalize()}  # fmt: skip
         return question.format(**slots), answer.format(**slots)
     a, b = source.rng.randint(0, 20), source.rng.randint(0, 20)
     return source.pick((f"What is {a} plus {b}?", f"{a} + {b}?")), f"{a} plus {b} is {a + b}."

@@ -174,7 +174,7 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) 
     builders = builders or [_fill_turn]
     listing = f"{source.wording(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
     turns: list[Turn] = []
-    for _ in range(min(max_turns, source.pick((1, 1, 2, 3)))):
+    for _ in range(min(max_turns, source.pick((1, 2, 2, 3)))):
         turns.append(source.pick(builders)(source, entries, layout))
         if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
             record, answer = result_turn(source)
@@ -228,8 +228,8 @@ def chat_document(source: Source) -> list[Turn]:
 
 # By number of documents; the entries documents are three times as long as the others.
 BUILDERS = (
-    (entries_document, 62), (copy_document, 8), (lookup_document, 12), (record_document, 8), (story_document, 5),
-    (chat_document, 5),
+    (entries_document, 58), (copy_document, 10), (lookup_document, 13), (record_document, 11), (story_document, 4),
+    (chat_document, 4),
 )  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def render(turns: list[Turn]) -> list[Segment]:
 def new_document(source: Source, vary: bool = True) -> list[Segment]:
     """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
     if vary:
-        source.made_up, source.blur = source.pick((0.1, 0.35, 0.35, 0.6, 0.9)), source.pick((0.0, 0.0, 0.4, 0.8))
+        source.made_up, source.blur = source.pick((0.1, 0.35, 0.35, 0.6, 0.9)), source.pick((0.0, 0.0, 0.0, 0.4))
     build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
     return render(build(source))
 

@@ -1,56 +1,141 @@
 """The sentence templates: how a request opens, names its action and its values, and how an answer is worded.
 
-In a list every fifth template is held out (see `words.templates`). Slots: {a} the action, {n} its noun, {f} a field's
-name, {v} a value, {e} an entry's name.
+Most lists are families: every combination of a few columns of parts. Every fifth template is held out (see
+`words.templates`), in an order shuffled by checksum,
+so that a held-out template is a new combination and not a new word.
+Slots: {a} the action, {n} its noun, {f} a field's name, {v} a value, {e} an entry's name.
 """
 
-OPENERS = (
-    "please {a}", "can you {a}", "could you {a}", "I want to {a}", "would you kindly {a}", "I need to {a}",
-    "help me {a}", "I would like to {a}", "{a}", "I have to {a}", "we need to {a}", "let's {a}", "{a} for me",
-    "it is time to {a}", "my boss asked me to {a}", "go ahead and {a}", "I'd like you to {a}", "can I ask you to {a}",
-    "now {a}", "be so good as to {a}", "we should {a}", "is it possible to {a}", "I am trying to {a}",
-    "I was told to {a}", "the plan is to {a}", "hey, {a}", "hi, please {a}", "hello, can you {a}",
-    "may I ask you to {a}", "do me a favour and {a}", "somebody has to {a}", "don't forget to {a}", "I must {a}",
-    "you should {a}", "your next job is to {a}", "kindly {a}", "quickly {a}", "would it be fine to {a}",
-    "they want me to {a}", "what I need is to {a}", "make sure to {a}", "I hope you can {a}", "will you {a}",
-    "today I want to {a}", "it would help me a lot to {a}",
+from itertools import product
+from zlib import crc32
+
+
+def family(*columns: str) -> tuple[str, ...]:
+    """Every way to join one part of each column, the parts of a column being divided by "|"."""
+    return tuple("".join(parts) for parts in product(*(column.split("|") for column in columns)))
+
+
+def shuffled(*families: tuple[str, ...]) -> tuple[str, ...]:
+    """The templates of several families, each once, in the order of their checksums."""
+    return tuple(sorted({text for texts in families for text in texts}, key=lambda text: crc32(text.encode())))
+
+
+PLURALS = "I|we|they|my friends|my parents|you and I"
+SINGULARS = "my boss|my friend|my sister|our team|the client|somebody|a neighbor"
+OPENERS = shuffled(
+    family(
+        "|please |hey, |now |kindly |also, ",
+        "can you |could you |would you |will you |can you please |could you kindly |would you please |can we |"
+        "may I ask you to |is it possible to |would it be possible to |are you able to |can I ask you to |"
+        "would it be fine to |is there a way to |how about we |could we ",
+        "{a}",
+        "| for me| for us| now",
+    ),
+    family(
+        PLURALS,
+        " want to | need to | have to | would like to | must | should | plan to | hope to | intend to | wish to |"
+        " decided to | ought to | are asked to | will ",
+        "{a}",
+    ),
+    family(SINGULARS, " wants to | needs to | has to | would like to | must | should | hopes to |"
+        " asked me to ", "{a}"),
+    family("I|we|they", " want you to | need you to | would like you to | ask you to | expect you to |'d like you to ",
+           "{a}", "| now| today"),
+    family(
+        "|please |just |now |quickly |go ahead and |do me a favour and |make sure to |don't forget to |remember to |"
+        "help me |help me to |let's |let us |try to |be so good as to |be so kind as to |kindly |hey, |hello, |"
+        "first of all |it's time, ",
+        "{a}",
+        "| for me| for us| now| today",
+    ),
+    family(
+        "it is time to |it would help me to |it would be great to |it would be nice to |the plan is to |"
+            "your job is to |"
+        "your task is to |the next step is to |my wish is to |what I need is to |all I want is to |the idea is to |"
+        "I am trying to |I was told to |I am here to |I am about to |I hope you can |my request is to |"
+        "what we want is to |it is important to |we are going to |I am supposed to |there is a need to ",
+        "{a}",
+        "| for me| for us",
+    ),
 )  # fmt: skip
 # Openers that name the noun only: the verb is left to the reader.
-NOUN_OPENERS = (
-    "I need a {n}", "what about the {n}", "what is the {n}", "I want the {n}", "any chance of a {n}",
-    "give me the {n}", "show me the {n}", "tell me the {n}", "what's the {n}", "now the {n}", "how is the {n}",
-    "I am after a {n}", "a {n}", "I'm asking about the {n}", "my {n}, please", "the {n} please", "I could use a {n}",
-    "one {n}", "we want a {n}", "this is about a {n}",
-)  # fmt: skip
+NOUN_OPENERS = shuffled(
+    family(
+        "I need|we need|I want|we want|give me|show me|tell me|get me|I would like|I am after|I'm looking for|"
+        "I could use|what is|what about|how is|what's|how about|I'm asking about|this is about|now|can I have|"
+        "could I get|may I have|we could use|I'd like|let me have|please get me|it is about|I wonder about",
+        " the {n}| a {n}| my {n}| our {n}| this {n}",
+        "|, please| now| today",
+    )
+)
 # How a field's name and value are put together.
-LABELLED = (
-    "{f} {v}", "the {f} is {v}", "{f}: {v}", "with {f} {v}", "taking {v} as {f}", "with {v} as the {f}", "{f} = {v}",
-    "the {f} should be {v}", "set the {f} to {v}", "and let the {f} read {v}", "use {v} for the {f}", "for {f} {v}",
-    "where {f} is {v}", "the {f} being {v}", "{v} for {f}", "with the {f} {v}", "as {f} use {v}", "{f} of {v}",
-    "its {f} is {v}", "having {v} in {f}", "{v} is the {f}", "a {f} of {v}", "put {v} as {f}", "make the {f} {v}",
-    "{v} goes into {f}", "{f} must be {v}", "I chose {v} for {f}", "my {f} is {v}", "{f} equal to {v}",
-    "{f}, which is {v}", "the {f} will be {v}", "({f}: {v})", "at {f} {v}", "on {f} {v}", "write {v} under {f}",
-    "by {f} {v}", "enter {v} as the {f}", "given {f} {v}", "its {f} being {v}", "{f} stands at {v}",
+LABELLED = shuffled(
+    family(
+        "|the |its |a |my |with |with the |with a |where the |for the |and the |on |at |by ",
+        "{f}",
+        " |: | = | is | should be | must be | will be | being | of | set to | equal to | as | which is | reads |"
+        " would be | shall be | must read |, namely | named | like ",
+        "{v}",
+    ),
+    family(
+        "|use |take |taking |with |put |having |enter |write |choose |I chose |I want |using |give |it has |"
+            "pick |we take ",
+        "{v}",
+        " as | for | as the | for the | as its | in the | under | into the | in | to be the | to be its | is the |"
+        " goes into | on the | at the ",
+        "{f}",
+    ),
+    family(
+        "set |make |put |let |set the |make the |let the |have the |change the |fix the ", "{f}", " to | be |"
+            " at | on ", "{v}"
+    ),
+    ("({f}: {v})", "[{f} {v}]", '{f} "{v}"', "as {f} use {v}", "as the {f} take {v}", "for {f} it is {v}", "{v} ({f})",
+     "for {f} I have {v}", "in {f} we have {v}", "the {f}? {v}", "{f} -> {v}", "under {f} write {v}"),
 )  # fmt: skip
-YES = ("with {f}", "including {f}", "{f}: yes", "and {f} too", "plus {f}", "{f} is on", "we want {f}", "I need {f}",
-       "{f} included", "{f} as well")  # fmt: skip
-NO = ("without {f}", "no {f}", "{f}: no", "but not with {f}", "minus {f}", "{f} is off", "we don't want {f}",
-      "I don't need {f}", "leave out {f}", "{f} excluded")  # fmt: skip
+YES = shuffled(
+    family("with |including |plus |and |add |we want |I need |I want |please include |we take |do include |and with ",
+           "{f}", "| too| as well| please| of course"),
+    ("{f}: yes", "{f} is on", "{f} included", "{f} on", "yes to {f}", "{f} turned on", "{f} is wanted", "{f}: true"),
+)  # fmt: skip
+NO = shuffled(
+    family("without |no |but no |but not with |minus |we don't want |I don't need |leave out |and no |skip the |not |"
+           "I want no ", "{f}", "| please| this time| at all| now"),
+    ("{f}: no", "{f} is off", "{f} excluded", "{f} off", "no to {f}", "{f} turned off", "{f} is unwanted",
+    "{f}: false"),
+)  # fmt: skip
 JOINTS = (", ", " ", " and ", ", and ", "; ")
-CLOSERS = ("", "", "", "", "", " thanks", " please", " thank you", " as soon as you can", " many thanks", " if you can",
-           " soon", " that would be great", " it's important", " cheers", " right away", " when you have a moment", "",
-           " that's all", " much obliged")  # fmt: skip
-PREFIXES = (
-    "", "", "", "", "", "hi, ", "hello. ", "hey, ", "one more thing: ", "a new job: ", "so, ", "okay, ",
-    "good morning. ", "listen, ", "right then, ", "quick question: ", "I'm back. ", "well, ", "sorry, ", "next: ",
+CLOSERS = ("",) * 80 + shuffled(
+    family(" thanks| thank you| many thanks| cheers| please| I thank you| much obliged", "| a lot| so much|"
+        " in advance| for that| again"),
+    family(" as soon| as fast| as quickly| as well", " as you can| as possible"),
+    family(" right away| at once| soon| today| when you can| if you can| if possible| when you have a moment|"
+        " now", "|, please|, thanks"),
+    family(" that would be| this is| it is| that is", " great| important| urgent| all| nice| very kind| needed"),
 )  # fmt: skip
-LEADS = ("with these facts: ", "for what follows: ", "given ", "considering ", "in view of ", "here it goes: ", "note ",
-         "details: ", "using ", "it is like this: ")  # fmt: skip
-LINKS = (
-    "{x}. Also, {y}", "{x}, and {y}", "{x}. Then {y}", "{x} and then {y}", "first {x}, afterwards {y}",
-    "{x}. After that, {y}", "{x}; {y}", "{x}. {y}", "two things: {x}, and {y}", "{x}, next {y}", "{x} and also {y}",
-    "first {x}. Second, {y}", "{x}. And {y}", "1. {x} 2. {y}", "{x} before you {y}", "{x}, plus {y}",
-    "{x}. Besides, {y}", "{x}. In addition, {y}", "{x}, then {y}", "{x}; on top of that {y}",
+PREFIXES = ("",) * 150 + shuffled(
+    family("hi|hello|hey|good morning|good evening|good day|okay|well|right|listen|sorry",
+           "| there| again| my friend| then| you| everyone", ", |. |! "),
+    family("one more thing|a new job|quick question|next|a small request|here is the next|another thing|a task|"
+           "a wish|my question|this time|for today|the job|a short one", ": |, | - "),
+)  # fmt: skip
+LEADS = shuffled(
+    family("with |given |considering |using |note |knowing ", "these facts|the following|this|these details|"
+        "what follows|some details|my notes", ": "),
+    ("given ", "considering ", "using ", "note ", "details: ", "here it goes: ", "it is like this: ", "facts: ",
+    "data: "),
+)  # fmt: skip
+LINKS = shuffled(
+    family(
+        "|first |two things: |to begin with |to start with |two jobs: |for one thing ",
+        "{x}",
+        ". Also, |, and |. Then | and then |, afterwards |. After that, |; |. |, next | and also |. Second, |. And |"
+        ", plus |. Besides, |. In addition, |, then |; on top of that |. Next, |. Finally, |. When done, |"
+            ". Moreover, |"
+        "; moreover |. Another thing: |, and after that | and |. Once more: |; secondly ",
+        "{y}",
+    ),
+    ("1. {x} 2. {y}", "{x} before you {y}", "a) {x} b) {y}", "1) {x} 2) {y}", "- {x} - {y}", "{x} + {y}", "{x} / {y}",
+     "do this: {x}; and this: {y}"),
 )  # fmt: skip
 
 FITS = "{e} fits."

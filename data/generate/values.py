@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data.generate import words
+from data.generate.phrases import family, shuffled
 from data.generate.words import mine, side, templates
 
 Scalar = str | int | float | bool
@@ -64,11 +65,19 @@ class Source:
                 return text
 
     def invent(self) -> str:
-        """A pronounceable word that no list holds."""
-        return self.on_side(self._syllables)
+        """A word that no list holds: pronounceable syllables, or the start of one word with the end of another.
+
+        The second kind brings every piece of the tokenizer into places where it must be copied, not known.
+        """
+        return self.on_side(self._crossed if self.chance(0.5) else self._syllables)
+
+    def _crossed(self) -> str:
+        first, second = self.pick(words.ALL), self.pick(words.ALL)
+        return first[: self.rng.randint(1, len(first))] + second[self.rng.randint(0, len(second) - 1) :]
 
     def _syllables(self) -> str:
         count = self.pick((1, 2, 2, 2, 3, 3))
+
         return "".join(self.pick(words.ONSETS) + self.pick(words.VOWELS) + self.pick(words.CODAS) for _ in range(count))
 
     def digits(self, low: int, high: int) -> str:
@@ -182,8 +191,8 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
     return lambda source: source.word(words_)
 
 
-def _kind(names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: str) -> Kind:
-    return Kind(tuple(names.split()), json_type, draw, tuple(phrases.split(" | ")) if phrases else ())
+def _kind(names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: tuple[str, ...]) -> Kind:
+    return Kind(tuple(names.split()), json_type, draw, shuffled(phrases))
 
 
 KINDS = {
@@ -191,82 +200,127 @@ KINDS = {
         "city town place location destination region venue",
         "string",
         _city,
-        "in {v} | near {v} | around {v} | over in {v} | somewhere in {v} | for the {v} area | close to {v}",
+        family(
+            "|right |just |over |somewhere |out |here ",
+            "in {v}|near {v}|around {v}|close to {v}|inside {v}|next to {v}",
+        ),
     ),
     "person": _kind(
         "name person guest contact client patient owner customer author",
         "string",
         _person,
-        "for {v} | under the name {v} | on behalf of {v} | for our friend {v} | with {v} | for my colleague {v} | "
-        "in the name of {v}",
+        family(
+            "|maybe |just |here ",
+            "for {v}|with {v}|under the name {v}|on behalf of {v}|in the name of {v}|for our friend {v}|"
+            "for my colleague {v}|by the name of {v}|named {v}|together with {v}|for one {v}|for my friend {v}",
+        ),
     ),
     "email": _kind(
         "email recipient mail_address sender inbox mailbox reply_to send_to cc to_address forward_to post_to",
         "string",
         _email,
-        "to {v} | using {v} | via {v} | through the mailbox {v} | with a copy to {v} | mailing {v}",
+        family(
+            "|please |just ",
+            "to {v}|using {v}|via {v}|through {v}|with a copy to {v}|mailing {v}|straight to {v}|"
+            "at the address {v}|by way of {v}|copying {v}|addressed to {v}|through the mailbox {v}|over to {v}",
+        ),
     ),
     "date": _kind(
         "date day start_date due_date deadline arrival departure",
         "string",
         _date,
-        "on {v} | for {v} | by {v} | starting {v} | no later than {v} | before {v} | from {v} on",
+        family(
+            "|maybe |only |just ",
+            "on {v}|for {v}|by {v}|starting {v}|no later than {v}|before {v}|from {v} on|until {v}|"
+            "as of {v}|after {v}|not before {v}|since {v}",
+        ),
     ),
     "time": _kind(
         "time hour start_time pickup_time opening slot arrival_time start_hour",
         "string",
         _time,
-        "at {v} | around {v} | from {v} | at {v} sharp | starting at {v} | not before {v}",
+        family(
+            "|maybe |only |just ",
+            "at {v}|around {v}|from {v}|at {v} sharp|starting at {v}|not before {v}|about {v}|"
+            "by {v}|until {v}|shortly after {v}|right before {v}|past {v}",
+        ),
     ),
     "count": _kind(
         "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings "
         "weeks months passengers children steps",
         "integer",
         lambda s: int(s.digits(1, 3)),
-        "{v} {f} | for {v} {f} | with {v} {f} | {v} {f} in all | exactly {v} {f} | a total of {v} {f}",
+        family("|exactly |just |about |only |with |for |a total of ", "{v} {f}", "| in all| or so| in total|, no more"),
     ),
     "amount": _kind(
         "amount price budget limit total fee weight rate distance cost sum share charge value",
         "number",
         _amount,
-        "{v} | for {v} | up to {v} | of {v} | no more than {v} | at most {v}",
+        family(
+            "|exactly |about |only |just ",
+            "{v}|for {v}|up to {v}|of {v}|no more than {v}|at most {v}|at {v}|worth {v}|"
+            "not over {v}|around {v}|under {v}|totalling {v}",
+        ),
     ),
     "code": _kind(
         "order_id code reference account ticket_id serial user_id flight_no isbn",
         "string",
         _code,
-        "number {v} | with id {v} | under {v} | code {v} | marked {v} | known as {v}",
+        (
+            *family("|with |under |for ", "number {v}|id {v}|code {v}|reference {v}|no {v}"),
+            *family(
+                "|please |just ",
+                "marked {v}|known as {v}|numbered {v}|registered as {v}|identified by {v}|with {v}|under {v}",
+            ),
+        ),
     ),
     "text": _kind(
         "topic title subject message text note query content label phrase caption heading remark comment "
         "words keywords announcement",
         "string",
         _text,
-        """saying "{v}" | about {v} | called "{v}" | that reads "{v}" | named '{v}' | concerning {v}""",
+        family(
+            "|just |please |only ",
+            """saying "{v}"|about {v}|called "{v}"|that reads "{v}"|named '{v}'|concerning {v}|"""
+            """which says "{v}"|reading "{v}"|with the words "{v}"|titled "{v}"|stating {v}|telling {v}|"
+                "that says {v}|"{v}"|"""
+            '''with "{v}"|on "{v}"''',
+        ),
     ),
     "product": _kind(
         "product item dish article ingredient goods ware thing stock supply merchandise",
         "string",
         _name(words.PRODUCTS),
-        "for {v} | of {v} | with {v} | some {v} | regarding {v} | all the {v}",
+        family(
+            "|maybe |just |only ",
+            "for {v}|of {v}|with {v}|some {v}|regarding {v}|all the {v}|more {v}|made of {v}|the {v}|our {v}|my {v}",
+        ),
     ),
     "subject": _kind(
         "field theme category course genre area",
         "string",
         _name(words.TOPICS),
-        "on {v} | about {v} | in {v} | covering {v} | related to {v} | around {v}",
+        family(
+            "|maybe |only |mostly ",
+            "on {v}|about {v}|in {v}|covering {v}|related to {v}|around {v}|dealing with {v}|"
+            "focused on {v}|in the field of {v}|devoted to {v}",
+        ),
     ),
     "option": _kind(
         "size color meal mode unit priority class style season format level material direction grade finish tier",
         "option",
         _name(words.OPTIONS),
-        "{v} | {v} please | the {v} one | {v} if possible | make it {v} | preferably {v} | in {v}",
+        family(
+            "|maybe |only |just |rather |ideally |preferably ",
+            "{v}|the {v} one|make it {v}|in {v}|as {v}|the {v} kind|something {v}",
+            "| please| if possible| of course",
+        ),
     ),
     "flag": _kind(
         " ".join(words.FLAGS),
         "boolean",
         lambda s: s.chance(0.5),
-        "",
+        (),
     ),
 }
 # How often each kind is drawn.

@@ -85,6 +85,16 @@ ONSETS = tuple(
 )
 VOWELS = tuple("a e i o u a e i o u a e i o ai ee oo ou".split())
 CODAS = (*("",) * 14, *"ck d g l m n n nd nk p r rn s st t x".split())
+# Every word of the lists in lower case, to make new words of.
+ALL = tuple(
+    dict.fromkeys(
+        part
+        for words in (ADJECTIVES, NAMES, SURNAMES, CITIES, PRODUCTS, TOPICS, OPTIONS, FLAGS, NOUNS, VERBS)
+        for word in words
+        for part in word.lower().split("_")
+        if len(part) > 2
+    )
+)
 
 
 @cache
