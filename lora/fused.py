@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lora import plain
 
@@ -32,6 +33,21 @@ def backend(name: str) -> ModuleType:
     return plain
 
 
+def _compute(
+    x: Tensor, weights: Sequence[Tensor], a: Tensor, b: Sequence[Tensor], scalings: Sequence[float], p: float,
+    seed: Tensor, impl: str,
+) -> list[Tensor]:  # fmt: skip
+    """[y_1 .. y_n, s] for x (M, K), weights (N_i, K), a (R, K), b (N_i, r_i); r_i = 0 is a linear without LoRA."""
+    steps = backend(impl)
+    ranks = [matrix.shape[1] for matrix in b]
+    s = steps.shrink(x, a, _per_rank(tuple(scalings), tuple(ranks), x.device), p, seed)
+    outputs = [x @ weight.T for weight in weights]
+    for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
+        if matrix.shape[1]:
+            steps.expand_(y, part, matrix)
+    return [*outputs, s]
+
+
 @torch.library.custom_op("gemma_lora::forward", mutates_args=())
 def _forward(
     x: Tensor,
@@ -43,15 +59,7 @@ def _forward(
     seed: Tensor,
     impl: str,
 ) -> list[Tensor]:
-    """[y_1 .. y_n, s] for x (M, K), weights (N_i, K), a (R, K), b (N_i, r_i); r_i = 0 is a linear without LoRA."""
-    steps = backend(impl)
-    ranks = [matrix.shape[1] for matrix in b]
-    s = steps.shrink(x, a, _per_rank(tuple(scalings), tuple(ranks), x.device), p, seed)
-    outputs = [x @ weight.T for weight in weights]
-    for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
-        if matrix.shape[1]:
-            steps.expand_(y, part, matrix)
-    return [*outputs, s]
+    return _compute(x, weights, a, b, scalings, p, seed, impl)
 
 
 @_forward.register_fake
@@ -68,10 +76,9 @@ def _(
     return [*(x.new_empty(x.shape[0], weight.shape[0]) for weight in weights), x.new_empty(x.shape[0], a.shape[0])]
 
 
-@torch.library.custom_op("gemma_lora::backward", mutates_args=())
-def _backward(
-    dys: list[Tensor], x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], s: Tensor, scalings: list[float],
-    p: float, seed: Tensor, impl: str, needs_dx: bool,
+def _gradients(
+    dys: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], a: Tensor, b: Sequence[Tensor], s: Tensor,
+    scalings: Sequence[float], p: float, seed: Tensor, impl: str, needs_dx: bool,
 ) -> list[Tensor]:  # fmt: skip
     """[dx, da, db_1 .. db_n]; dx is empty where it is not needed."""
     steps = backend(impl)
@@ -83,10 +90,17 @@ def _backward(
         if matrix.shape[1]:
             d_low, db[index] = steps.grad_s_b(dy, matrix, s_part, scaling)
             ds_part.copy_(d_low)
-    dx = _frozen_grad(dys, weights) if needs_dx else x.new_empty(0)
-    if needs_dx:
-        steps.add_grad_x_(dx, ds, a, p, seed)
-    return [dx, steps.grad_a(ds, x, p, seed), *db]
+    dx = _frozen_grad(dys, weights) if needs_dx else None
+    da = steps.grad_a_x_(dx, ds, x, a, p, seed)
+    return [x.new_empty(0) if dx is None else dx, da, *db]
+
+
+@torch.library.custom_op("gemma_lora::backward", mutates_args=())
+def _backward(
+    dys: list[Tensor], x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], s: Tensor, scalings: list[float],
+    p: float, seed: Tensor, impl: str, needs_dx: bool,
+) -> list[Tensor]:  # fmt: skip
+    return _gradients(dys, x, weights, a, b, s, scalings, p, seed, impl, needs_dx)
 
 
 @_backward.register_fake
@@ -105,7 +119,7 @@ def _per_rank(scalings: tuple[float, ...], ranks: tuple[int, ...], device: torch
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def _frozen_grad(dys: list[Tensor], weights: list[Tensor]) -> Tensor:
+def _frozen_grad(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """sum_i dy_i W_i, the later products added in place."""
     dx = dys[0] @ weights[0]
     for dy, weight in zip(dys[1:], weights[1:], strict=True):
@@ -131,6 +145,30 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
+class _Fused(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher, which outside a compiler costs more than the small products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, seed: Tensor, scalings: Sequence[float], p: float, impl: str, *matrices: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.count = len(scalings)
+        weights, b = matrices[: ctx.count], matrices[ctx.count :]
+        *outputs, s = _compute(x, weights, a, b, scalings, p, seed, impl)
+        ctx.scalings, ctx.p, ctx.impl = scalings, p, impl
+        ctx.save_for_backward(x, a, seed, s, *matrices)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
+        x, a, seed, s, *matrices = ctx.saved_tensors
+        weights, b = matrices[: ctx.count], matrices[ctx.count :]
+        needs_dx = ctx.needs_input_grad[0]
+        dx, da, *db = _gradients(dys, x, weights, a, b, s, ctx.scalings, ctx.p, seed, ctx.impl, needs_dx)
+        return (dx if needs_dx else None), da, None, None, None, None, *(None for _ in weights), *db
+
+
 def fused_linears(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -151,7 +189,10 @@ def fused_linears(
     # Drawn from PyTorch's generator, so that recomputation under checkpointing repeats it; on a GPU it stays there.
     seed = torch.randint(2**62, (1,), device=x.device if impl == "triton" else "cpu") if p else _no_seed(x, impl)
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    *outputs, _ = _forward(rows, list(weights), a, b, list(scalings), p, seed, impl)
+    if torch.compiler.is_compiling():
+        *outputs, _ = _forward(rows, list(weights), a, b, list(scalings), p, seed, impl)
+    else:
+        outputs = list(_Fused.apply(rows, a, seed, scalings, p, impl, *weights, *b))
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
 

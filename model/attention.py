@@ -4,18 +4,19 @@ Shapes: B batch, T query positions, S key positions, H query heads, Hkv key/valu
 Source: arXiv:2408.00118, section 2 (softcap, alternating local and global attention, grouped queries).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from model.config import Gemma2Config
+from model.documents import attend_documents
 from model.layers import Linear, has_fast_matmul, project, rotate, softcap
-
-# Queries that are computed together: the keys after them are never read.
-QUERY_TILE = 64
 
 
 class KVCache:
-    """Keys and values of every layer, (B, Hkv, max_length, d) each; an entry's index is its position.
+    """Keys and values of every layer, (B, max_length, Hkv, d) each; an entry's index is its position.
 
     Rows of different lengths share one cache: right padding writes entries that the causal mask hides until the row's
     own next tokens overwrite them.
@@ -24,20 +25,20 @@ class KVCache:
     def __init__(
         self, config: Gemma2Config, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
+        shape = (batch, max_length, config.num_key_value_heads, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.max_length = max_length
 
     def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes keys and values (B, Hkv, T, d) at positions (B, T); returns everything up to the last one written."""
+        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns everything up to the last one written."""
         end = int(positions.max()) + 1
         if end > self.max_length:
             raise ValueError(f"position {end - 1} does not fit a cache of {self.max_length} entries")
-        index = positions[:, None, :, None].expand_as(keys)
-        self.keys[layer].scatter_(2, index, keys)
-        self.values[layer].scatter_(2, index, values)
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        index = positions[:, :, None, None].expand_as(keys)
+        self.keys[layer].scatter_(1, index, keys)
+        self.values[layer].scatter_(1, index, values)
+        return self.keys[layer][:, :end], self.values[layer][:, :end]
 
 
 def attention_mask(
@@ -61,31 +62,53 @@ def attention_mask(
     return allowed[:, None]
 
 
-def attend_causal(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
-    """`attend` for T = S with keys in the order of the queries: each tile of queries reads the keys up to its own end."""
-    tiles = [slice(start, start + QUERY_TILE) for start in range(0, query.shape[2], QUERY_TILE)]
-    return torch.cat([attend(query[:, :, t], keys[:, :, : t.stop], values[:, :, : t.stop], mask[:, :, t, : t.stop],
-                             scale, cap) for t in tiles], dim=2)  # fmt: skip
-
-
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
     """softmax(mask(softcap(scale * q k^T))) v, softmax in float32.
 
-    query (B, H, T, d), keys and values (B, Hkv, S, d), mask (B, 1, T, S) -> (B, H, T, d). The query heads of a group
-    are folded into the rows, so that keys and values are never repeated in memory.
+    query (B, T, H, d), keys and values (B, S, Hkv, d), mask (B, 1, T, S) -> (B, T, H, d). The query heads of a group are
+    folded into the rows, so that keys and values are never repeated in memory.
     """
-    batch, heads, length, width = query.shape
-    groups, dtype = keys.shape[1], query.dtype
+    batch, length, heads, width = query.shape
+    groups, dtype = keys.shape[2], query.dtype
     if not has_fast_matmul(query):
         query, keys, values = query.float(), keys.float(), values.float()
-    folded = query.reshape(batch, groups, (heads // groups) * length, width)
-    scores = softcap((folded @ keys.transpose(-1, -2)) * scale, cap)  # (B, Hkv, H / Hkv * T, S)
+    folded = query.transpose(1, 2).reshape(batch, groups, (heads // groups) * length, width)
+    scores = softcap((folded @ keys.permute(0, 2, 3, 1)) * scale, cap)  # (B, Hkv, H / Hkv * T, S)
     scores = scores.view(batch, groups, heads // groups, length, -1)
     # The cap comes before the mask: the other way round a masked score would be -cap and leak.
     scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    mixed = weights.view(batch, groups, -1, weights.shape[-1]) @ values
-    return mixed.view(batch, heads, length, width).to(dtype)
+    mixed = weights.view(batch, groups, -1, weights.shape[-1]) @ values.transpose(1, 2)
+    return mixed.view(batch, heads, length, width).transpose(1, 2).to(dtype)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Attention through masks (B, 1, T, S) over all keys: for decoding with a cache."""
+
+    wide: Tensor
+    narrow: Tensor
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+    ) -> Tensor:
+        return attend(query, keys, values, self.wide if window is None else self.narrow, scale, cap)
+
+
+@dataclass(frozen=True)
+class InDocuments:
+    """Attention inside the documents of a pack, which are spans (row, start, stop): see `model/documents.py`."""
+
+    spans: list[tuple[int, int, int]]
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+    ) -> Tensor:
+        return attend_documents(query, keys, values, self.spans, window, scale, cap)
+
+
+# (query (B, T, H, d), keys and values (B, S, Hkv, d), window, scale, cap) -> (B, T, H, d)
+Look = Callable[[Tensor, Tensor, Tensor, int | None, float, float | None], Tensor]
 
 
 class Attention(nn.Module):
@@ -95,6 +118,7 @@ class Attention(nn.Module):
         super().__init__()
         width = config.head_dim
         self.layer, self.head_dim = layer, width
+        self.window = config.sliding_window if config.is_sliding(layer) else None
         self.scale = config.query_pre_attn_scalar**-0.5
         self.cap = config.attn_logit_softcapping
         self.q_proj = Linear(config.hidden_size, config.num_attention_heads * width)
@@ -102,16 +126,13 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * width)
         self.o_proj = Linear(config.num_attention_heads * width, config.hidden_size)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, H * d) -> (B, H, T, d)
-
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Tensor, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None
     ) -> Tensor:
-        query, keys, values = (self._heads(y) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        query, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)  # (B, T, H or Hkv, d)
         query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if cache is not None:
             keys, values = cache.update(self.layer, positions, keys, values)
-        compute = attend_causal if cache is None else attend
-        mixed = compute(query, keys, values, mask, self.scale, self.cap)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, H * d) -> (B, T, D)
+        mixed = look(query, keys, values, self.window, self.scale, self.cap)
+        return self.o_proj(mixed.flatten(2))  # (B, T, H * d) -> (B, T, D)

@@ -130,18 +130,18 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (B, 1, T, d) in float32 for positions (B, T).
+    """cos and sin (B, T, 1, d) in float32 for positions (B, T).
 
     Source: "RoFormer" (arXiv:2104.09864), section 3.4.2, with the half-split layout of Gemma's checkpoints.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None, :, None].float() * (1.0 / theta**exponents)  # (B, 1, T, d / 2)
-    angles = torch.cat((angles, angles), dim=-1)  # (B, 1, T, d)
+    angles = positions[:, :, None, None].float() * (1.0 / theta**exponents)  # (B, T, 1, d / 2)
+    angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotary embedding to x (B, H, T, d); the tables are cast to x's dtype first, as Gemma does."""
+    """Applies the rotary embedding to x (B, T, H, d); the tables are cast to x's dtype first, as Gemma does."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Attention, KVCache, attention_mask
+from model.attention import Attention, InDocuments, KVCache, Look, Masked, attention_mask
 from model.config import Gemma2Config
+from model.documents import document_spans
 from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
 
 
@@ -29,9 +30,9 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, positions: Tensor, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None
     ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), rotary, mask, positions, cache)
+        attended = self.self_attn(self.input_layernorm(x), rotary, look, positions, cache)
         x = x + self.post_attention_layernorm(attended)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
@@ -48,14 +49,15 @@ class Decoder(nn.Module):
         # Recompute each block in the backward pass instead of keeping its activations (arXiv:1604.06174).
         self.checkpoint_activations = False
 
-    def masks(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor]:
-        """The global and the sliding-window mask, each (B, 1, T, S)."""
-        keys = positions
-        if cache is not None:
-            end = int(positions.max()) + 1
-            keys = torch.arange(end, device=positions.device).expand(positions.shape[0], end)
-        wide = attention_mask(positions, keys, documents, documents, None)
-        return wide, attention_mask(positions, keys, documents, documents, self.config.sliding_window)
+    def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Look:
+        """How the layers of this pass attend: through masks with a cache, else document by document."""
+        batch, length = positions.shape
+        if cache is None:
+            return InDocuments(document_spans(documents, batch, length))
+        end = int(positions.max()) + 1
+        keys = torch.arange(end, device=positions.device).expand(batch, end)
+        wide = attention_mask(positions, keys, None, None, None)
+        return Masked(wide, attention_mask(positions, keys, None, None, self.config.sliding_window))
 
     def forward(
         self,
@@ -68,12 +70,11 @@ class Decoder(nn.Module):
             raise ValueError("documents and a cache exclude one another: a cache does not keep documents")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        wide, narrow = self.masks(positions, documents, cache)
+        look = self.look(positions, documents, cache)
         x = self.embed_tokens(tokens)  # (B, T, D)
         rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        for i, layer in enumerate(self.layers):
-            mask = narrow if self.config.is_sliding(i) else wide
-            arguments: tuple[Any, ...] = (x, rotary, mask, positions, cache)
+        for layer in self.layers:
+            arguments: tuple[Any, ...] = (x, rotary, look, positions, cache)
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:

@@ -17,7 +17,7 @@ def family(*columns: str) -> tuple[str, ...]:
 
 def shuffled(*families: tuple[str, ...]) -> tuple[str, ...]:
     """The templates of several families, each once, in the order of their checksums."""
-    return tuple(sorted({text for texts in families for text in texts}, key=lambda text: crc32(text.encode())))
+    return tuple(sorted({text for texts in families for text in texts}, key=lambda text: (crc32(text.encode()), text)))
 
 
 PLURALS = "I|we|they|my friends|my parents|you and I"

@@ -94,6 +94,13 @@ def add_grad_x_(dx: Tensor, ds: Tensor, a: Tensor, p: float, seed: Tensor) -> No
     _add_product_(dx, ds, a, p, seed)
 
 
+def grad_a_x_(dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor) -> Tensor:
+    """da (R, K); adds the low-rank part to dx (M, K) in place where there is one: the two functions above."""
+    if dx is not None:
+        add_grad_x_(dx, ds, a, p, seed)
+    return grad_a(ds, x, p, seed)
+
+
 def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tensor) -> None:
     """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), summed in float32 and rounded once.
 

@@ -1,0 +1,92 @@
+"""Transformers' Gemma-2 with PEFT's LoRA, on the weights and low-rank factors of one of our models.
+
+Separate from `train_step` because it is the only file that needs the two libraries.
+"""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from data.packing import Batch
+from lora.layer import LoRALinear
+from model.attention import attention_mask
+from model.runtime import DTYPES
+from model.transformer import Gemma2
+
+if TYPE_CHECKING:
+    from benchmarks.timing import Clock
+
+
+def shared_weights(model: Gemma2) -> dict[str, Tensor]:
+    """The frozen weights by the checkpoint's names."""
+    return {name.replace(".base.", "."): p.detach() for name, p in model.named_parameters() if "lora_" not in name}
+
+
+class Peer:
+    """Eager attention; the document mask goes in as the additive masks that its layers take."""
+
+    def __init__(self, ours: Gemma2, args: argparse.Namespace, keeps_float32: bool) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import Gemma2Config, Gemma2ForCausalLM
+
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()}
+        config = Gemma2Config(**values, attention_bias=False, attn_implementation="eager", use_cache=False)
+        weights = shared_weights(ours)
+        device = weights["model.norm.weight"].device
+        with torch.device("meta"):
+            base = Gemma2ForCausalLM(config)
+        base.load_state_dict(weights, strict=False, assign=True)
+        base.tie_weights()
+        base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
+        _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        lora = LoraConfig(r=args.rank, lora_alpha=4 * args.rank, lora_dropout=args.dropout, target_modules=targets,
+                          task_type="CAUSAL_LM")  # fmt: skip
+        self.model = get_peft_model(base, lora, autocast_adapter_dtype=keeps_float32)
+        self._copy_factors(ours)
+        if args.checkpoint_activations != "none":
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.enable_input_require_grads()
+        self.window = ours.config.sliding_window
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=0.0, weight_decay=0.1)
+
+    def _copy_factors(self, ours: Gemma2) -> None:
+        theirs = dict(self.model.named_parameters())
+        for path, module in ours.named_modules():
+            if isinstance(module, LoRALinear):
+                for name in ("lora_A", "lora_B"):
+                    target = theirs[f"base_model.model.{path}.{name}.default.weight"]
+                    target.data = module.get_parameter(name).detach().to(target.dtype).clone()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The additive masks (B, 1, T, T) of the two kinds of layers."""
+        found = {}
+        for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
+            seen = attention_mask(batch.positions, batch.positions, batch.documents, batch.documents, window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            found[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        return found
+
+    def loss(self, batch: Batch, clock: "Clock | None" = None) -> tuple[Tensor, float]:
+        """Mean loss per supervised token; the seconds of forward are not told apart from those of the loss."""
+        masks = self.masks(batch, next(self.model.parameters()).dtype)
+        output = self.model(
+            input_ids=batch.tokens, position_ids=batch.positions, attention_mask=masks, labels=batch.targets,
+            shift_labels=batch.targets, num_items_in_batch=torch.tensor(batch.num_supervised),
+        )  # fmt: skip
+        return output.loss, clock.lap() if clock else 0.0
+
+
+def _fill_buffers(base: nn.Module, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Buffers that were made on the meta device: only the embedding's scale may be left."""
+    for name, buffer in list(base.named_buffers()):
+        if buffer.is_meta:
+            parent, _, leaf = name.rpartition(".")
+            assert leaf == "embed_scale", name
+            setattr(base.get_submodule(parent), leaf, torch.tensor(width**0.5, dtype=dtype, device=device))
