@@ -223,9 +223,8 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     precision = runtime.pick_precision(args.dtype, device, model_config.num_parameters)
     impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
-    recompute, why = runtime.pick_checkpointing(
-        args.checkpoint_activations, model_config, micro_tokens, precision, device
-    )
+    recompute, why = runtime.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
+                                                copies=impl == "reference")  # fmt: skip
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -245,7 +244,7 @@ def build(args: argparse.Namespace, output: Path) -> Run:
               held_out_packs, seen)  # fmt: skip
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
     choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
-               "checkpoint_activations": ["full" if recompute else "none", why]}  # fmt: skip
+               "checkpoint_activations": [recompute, why]}  # fmt: skip
     introduce(run, examples, data, choices)
     return run
 
@@ -342,8 +341,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head")  # fmt: skip
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
     add("--format", choices=("hermes", "mistral"), help="wire format; default: the model's own, or hermes")
-    add("--checkpoint-activations", choices=("auto", "none", "full"), default="auto",
-        help="full: recompute each block in the backward pass; auto: where memory is short")  # fmt: skip
+    add("--checkpoint-activations", choices=("auto", *runtime.CHECKPOINTING), default="auto",
+        help="what the backward pass computes again: selective, norms and gated products; full, each block; "
+             "auto: what the memory asks for")  # fmt: skip
     add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
     add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
     add("--eval-calls", type=whole(0), help="held-out rows whose calls are scored; default 16, on a CPU 4")
@@ -377,8 +377,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
-        print(f"train.py: out of memory ({error}); try --checkpoint-activations full, a smaller --micro-batch or "
-              "--max-length", file=sys.stderr)  # fmt: skip
+        print(f"train.py: out of memory ({error}); try --checkpoint-activations selective or full, a smaller "
+              "--micro-batch or --max-length", file=sys.stderr)  # fmt: skip
         return 1
     except (FloatingPointError, OSError, SafetensorError) as error:
         print(f"train.py: {error}; {kept(output)}", file=sys.stderr)

@@ -51,7 +51,7 @@ class Ours:
         self.model = random_model(CONFIGS[args.config], DTYPES[args.dtype], self.device)
         config = LoRAConfig(rank=args.rank, alpha=4.0 * args.rank, dropout=args.dropout)
         add_lora(self.model, config, impl=args.lora_impl)
-        self.model.model.checkpoint_activations = args.checkpoint_activations != "none"
+        self.model.model.checkpoint_activations = args.checkpoint_activations
         generator = torch.Generator().manual_seed(3)
         for name, p in trainable_parameters(self.model).items():
             if name.endswith("lora_B"):  # as after some training: zeros would hide a wrong gradient of A

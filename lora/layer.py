@@ -93,6 +93,7 @@ class TokenRows(nn.Module):
     def __init__(self, weight: Tensor, ids: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("ids", torch.tensor(ids, device=weight.device), persistent=False)
+        self.host_ids = ids  # read without waiting for a GPU
         self.rows = nn.Parameter(weight.detach()[self.ids].float())
 
 
@@ -125,6 +126,10 @@ class TokenRowsHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self.base.weight
+
+    def replaced_rows(self) -> tuple[tuple[int, ...], Tensor]:
+        """The ids and rows for a caller that computes the logits itself (`model/loss.py`)."""
+        return self.trained.host_ids, self.trained.rows
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.base(hidden)

@@ -112,7 +112,7 @@ Look = Callable[[Tensor, Tensor, Tensor, int | None, float, float | None], Tenso
 
 
 class Attention(nn.Module):
-    """Attention of one layer: (B, T, D) -> (B, T, D)."""
+    """Attention of one layer: (B, T, D) -> (B, T, D), times `shrink` where float16 might overflow."""
 
     def __init__(self, config: Gemma2Config, layer: int) -> None:
         super().__init__()
@@ -127,12 +127,14 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * width, config.hidden_size)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None
-    ) -> Tensor:
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None,
+        shrink: float = 1.0,
+    ) -> Tensor:  # fmt: skip
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         query, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)  # (B, T, H or Hkv, d)
         query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if cache is not None:
             keys, values = cache.update(self.layer, positions, keys, values)
         mixed = look(query, keys, values, self.window, self.scale, self.cap)
-        return self.o_proj(mixed.flatten(2))  # (B, T, H * d) -> (B, T, D)
+        mixed = mixed.flatten(2)  # (B, T, H * d)
+        return self.o_proj(mixed if shrink == 1.0 else mixed * shrink)

@@ -4,6 +4,8 @@ Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 Source of the numerics: Gemma's reference implementation, github.com/google/gemma_pytorch, gemma/model.py.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,11 +95,11 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         wide = x.float()
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd * (1.0 + weight.float())).to(x.dtype)
+        return (wide * rstd * (1.0 + weight.float())).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -106,7 +108,7 @@ class _RMSNorm(torch.autograd.Function):
         g = dy * (1.0 + weight.float())
         d_x = rstd * (g - normed * (g * normed).mean(-1, keepdim=True)) if ctx.needs_input_grad[0] else None
         d_weight = (dy * normed).sum_to_size(weight.shape).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return None if d_x is None else d_x.to(x.dtype), d_weight, None
+        return None if d_x is None else d_x.to(x.dtype), d_weight, None, None
 
 
 class RMSNorm(nn.Module):
@@ -120,8 +122,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None, shrunk: float = 1.0) -> Tensor:
+        """The norm in `dtype`, by default x's own, of x before it was multiplied by `shrunk`."""
+        return _RMSNorm.apply(x, self.weight, self.eps * shrunk**2, dtype or x.dtype)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -146,8 +149,51 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
 
+class _GeGLU(torch.autograd.Function):
+    """gelu_tanh(gate) * up, of which only gate and up are saved: gelu is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_gate = torch.ops.aten.gelu_backward(grads[0] * up, gate, approximate="tanh")
+        return d_gate, F.gelu(gate, approximate="tanh").mul_(grads[0])
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu_tanh(gate) * up. Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
+    return _GeGLU.apply(gate, up)
+
+
+@contextmanager
+def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, what autograd saves of x is not kept: the backward pass calls `make` for it again.
+
+    For a tensor that costs little arithmetic and much memory, as the product of a GeGLU or a norm's result; what `make`
+    needs must be saved anyway. Selective recomputation: arXiv:2205.05198, section 4.
+    """
+
+    def pack(saved: Tensor) -> tuple[Tensor | None, torch.Size]:
+        is_x = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
+        return None if is_x else saved, saved.shape
+
+    def unpack(packed: tuple[Tensor | None, torch.Size]) -> Tensor:
+        saved, shape = packed
+        if saved is None:
+            with torch.no_grad():
+                return make().view(shape)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
 class MLP(nn.Module):
-    """down(gelu_tanh(gate(x)) * up(x)): (..., D) -> (..., D). Source: "GLU Variants" (arXiv:2002.05202), eq. 6."""
+    """down(gelu_tanh(gate(x)) * up(x)): (..., D) -> (..., D), times `shrink` where float16 might overflow."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -155,6 +201,13 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shrink: float = 1.0, selective: bool = False) -> Tensor:
         gate, up = project(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.gelu(gate, approximate="tanh") * up)
+        if shrink != 1.0:
+            up = up * shrink
+        product = geglu(gate, up)
+        if not selective:
+            return self.down_proj(product)
+        gate, up = gate.detach(), up.detach()
+        with recomputed(product, lambda: geglu(gate, up)):
+            return self.down_proj(product)

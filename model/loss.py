@@ -1,8 +1,12 @@
-"""Cross-entropy on supervised positions only, in chunks, without ever keeping (B, T, V) logits.
+"""Cross-entropy on supervised positions only, without ever keeping (B, T, V) logits.
 
-Shapes: B batch, T positions, D model width, V vocabulary, n supervised positions, c rows of one chunk.
+Shapes: B batch, T positions, D model width, V vocabulary, n supervised positions, c rows of a chunk, m columns of a block.
 Gemma-2's head has 256,000 rows: at 1,500 tokens float32 logits are 1.5 GB, and autograd would keep three of them
-(raw, capped, softmax). Here a chunk's gradient is taken in the forward pass and only (n, D) is kept.
+(raw, capped, softmax). Here the gradient is taken in the forward pass and only (n, D) is kept, in one of two ways:
+
+- a frozen head with a softcap, in float32 or bfloat16: by blocks of the vocabulary (`_sweep`), each read once;
+- any other head: by chunks of rows with all their logits (`_by_rows`).
+
 Source: "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) for the idea.
 """
 
@@ -10,13 +14,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.layers import has_fast_matmul
 from model.transformer import Gemma2
 
 IGNORE = -100
-# Bytes of float32 logits that one chunk may hold: 128 rows of the 256,000-row head.
+# Bytes of float32 logits that one chunk of rows may hold: 128 rows of the 256,000-row head.
 CHUNK_BYTES = 128 * 256_000 * 4
+# Rows of a sweep, and bytes of float32 logits of one of its blocks, which every pass over it should find in the cache.
+SWEEP_ROWS = 512
+BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 32 << 20, "mps": 32 << 20}
+# exp(cap) must not overflow when 256,000 of them are added in float32.
+LARGEST_CAP = 70.0
 
 
 def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
@@ -37,7 +47,7 @@ def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Ten
     return loss, gradient if slope is None else gradient.mul_(slope)
 
 
-class _ChunkedLoss(torch.autograd.Function):
+class _ByRows(torch.autograd.Function):
     """loss = sum over rows of CE(softcap(head(h))); gradients of h and of the head's parameters, made in forward.
 
     The head is any module or function (n, D) -> (n, V): plain, with replaced rows, or with LoRA. Its own linear maps
@@ -83,6 +93,90 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None, None, None, None, None, None, *(d * factor.to(d.dtype) for d in ctx.saved_tensors))
 
 
+class _Sweep(torch.autograd.Function):
+    """The same for a frozen weight (V, D) of which the rows `ids` may be replaced by trained ones (n_ids, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, ids: tuple[int, ...], cap: float, scale: float, needs_grad: bool, targets: Tensor,
+        hidden: Tensor, rows: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden, d_rows = torch.empty_like(hidden), torch.zeros(0) if rows is None else torch.zeros_like(rows)
+        for start in range(0, hidden.shape[0], SWEEP_ROWS):
+            part = slice(start, start + SWEEP_ROWS)
+            swept = _sweep(hidden[part], targets[part], weight, ids, rows, cap, needs_grad)
+            total += swept[0]
+            if needs_grad:
+                d_hidden[part] = swept[1].mul_(scale)
+                d_rows += swept[2].mul_(scale) if rows is not None else 0.0
+        ctx.scale = scale
+        if needs_grad:
+            ctx.save_for_backward(d_hidden, *([] if rows is None else [d_rows]))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        factor = grads[0] / ctx.scale
+        d_hidden, *d_rows = (d * factor.to(d.dtype) for d in ctx.saved_tensors)
+        return (*[None] * 6, d_hidden, d_rows[0] if d_rows else None)
+
+
+def _sweep(
+    h: Tensor, targets: Tensor, weight: Tensor, ids: tuple[int, ...], rows: Tensor | None, cap: float, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of h (c, D), its gradient (c, D) and that of the trained rows (n_ids, D), float32: one pass over W.
+
+    With t = tanh(z / cap) a capped logit y = cap t cannot exceed the cap, so that exp(y) needs no maximum taken off, and
+    the sum over the vocabulary may come after the numerators of the gradient. With e = exp(y), S = sum_v e_v:
+
+        loss = log S - y_target
+        dh   = sum_v e_v (1 - t_v^2) W_v / S - (1 - t_target^2) W_target
+    """
+    size = max(1, BLOCK_BYTES[h.device.type] // (4 * h.shape[0]))
+    sums, picked = (torch.zeros(h.shape[0], 1, device=h.device) for _ in range(2))
+    gradient = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
+    columns = torch.zeros(h.shape[0], len(ids), device=h.device)  # the numerators of the trained rows
+    for start in range(0, weight.shape[0], size):
+        block = weight[start : start + size]
+        local = [(k, i - start) for k, i in enumerate(ids) if start <= i < start + size]
+        if rows is not None and local:
+            block = block.clone()
+            for k, i in local:
+                block[i] = rows[k]  # rounded to the head's dtype
+        t = (h @ block.T).float().div_(cap).tanh_()  # (c, m)
+        e = (t * cap).exp_()
+        sums += e.sum(1, keepdim=True)
+        index = targets[:, None] - start
+        inside = (index >= 0) & (index < block.shape[0])
+        picked = torch.where(inside, t.gather(1, index.clamp(0, block.shape[0] - 1)), picked)
+        if needs_grad:
+            e.addcmul_(e, t.square_(), value=-1.0)
+            gradient += e.to(h.dtype) @ block
+            for k, i in local:
+                columns[:, k] = e[:, i]
+    loss = (sums.log() - cap * picked).sum()
+    if not needs_grad:
+        return loss, gradient, columns
+    slope = 1.0 - picked.square()
+    wanted = weight[targets].float()  # (c, D)
+    for k, i in enumerate(ids):
+        wanted = torch.where(targets[:, None] == i, rows[k].to(weight.dtype).float(), wanted)
+    gradient.div_(sums).addcmul_(slope, wanted, value=-1.0)
+    columns.div_(sums)
+    for k, i in enumerate(ids):
+        columns[:, k : k + 1] -= slope * (targets[:, None] == i)
+    return loss, gradient, columns.T @ h.float()
+
+
+def _replaced(head: nn.Module) -> tuple[tuple[int, ...], Tensor | None] | None:
+    """The ids and the trained rows that replace some of a frozen head's; None for a head of another kind."""
+    if isinstance(head, nn.Linear):
+        return (), None
+    found = getattr(head, "replaced_rows", None)
+    return found() if found else None
+
+
 def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> tuple[Tensor, int]:
     """Summed cross-entropy over the supervised positions, float32, and their number.
 
@@ -92,11 +186,17 @@ def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float
     Gradients are exact for the hidden states and for every trainable parameter of the head. Differentiable once.
     """
     keep = targets != IGNORE
-    rows = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
     picked = hidden[keep]  # (n, D)
-    cap = model.config.final_logit_softcapping
+    cap, weight, replaced = model.config.final_logit_softcapping, model.lm_head.weight, _replaced(model.lm_head)
     # Asked here: inside a Function's forward gradients are always off, and an evaluation would pay for them.
     needs_grad = torch.is_grad_enabled() and (picked.requires_grad or bool(params))
-    total = _ChunkedLoss.apply(model.lm_head, cap, rows, scale, needs_grad, targets[keep], picked, *params)
+    # Numerators up to exp(cap) fit into bfloat16, whose exponents are float32's, but not into float16.
+    can_sweep = cap is not None and cap <= LARGEST_CAP and hidden.dtype in (torch.float32, torch.bfloat16)
+    if replaced is not None and can_sweep and not weight.requires_grad and has_fast_matmul(hidden):
+        ids, rows = replaced
+        total = _Sweep.apply(weight, ids, cap, scale, needs_grad, targets[keep], picked, rows)
+    else:
+        chunk = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
+        total = _ByRows.apply(model.lm_head, cap, chunk, scale, needs_grad, targets[keep], picked, *params)
     return total, picked.shape[0]

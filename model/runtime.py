@@ -141,34 +141,45 @@ def available_memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def pick_checkpointing(
-    name: str, config: Gemma2Config, tokens: int, precision: Precision, device: torch.device
-) -> tuple[bool, str]:
-    """Whether to recompute activations in the backward pass, and why; `tokens` is the number in a micro-batch.
+CHECKPOINTING = ("none", "selective", "full")
 
-    "auto" recomputes when weights and activations would take more than MEMORY_SHARE of what is free; the rest is headroom
-    for the head's chunks, the optimizer, fragmentation and, where the memory is the machine's, other programs.
+
+def pick_checkpointing(
+    name: str, config: Gemma2Config, tokens: int, precision: Precision, device: torch.device, copies: bool = False
+) -> tuple[str, str]:
+    """What to recompute in the backward pass (none, selective or full), and why; `tokens` is the number in a micro-batch.
+
+    "auto" takes the first of them with which weights and activations stay under MEMORY_SHARE of what is free; the rest is
+    headroom for the head's chunks, the optimizer, fragmentation and, where the memory is the machine's, other programs.
+    `copies`: LoRA runs in its reference form, which keeps float32 copies.
     """
     if name != "auto":
-        return name == "full", "asked for"
+        return name, "asked for"
     free, width = available_memory_bytes(device), precision.dtype.itemsize
     weights = width * config.num_parameters
-    activations = tokens * config.num_hidden_layers * activation_bytes_per_token(config, width, tokens)
-    needed = f"weights and activations take about {(weights + activations) / 1e9:.1f} of {free / 1e9:.1f} GB free"
-    return weights + activations > MEMORY_SHARE[device.type] * free, needed
+    for mode in CHECKPOINTING:
+        kept = tokens * config.num_hidden_layers * activation_bytes_per_token(config, width, mode, copies)
+        if weights + kept <= MEMORY_SHARE[device.type] * free:
+            break
+    needed = f"weights and activations take about {(weights + kept) / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    return mode, needed
 
 
-def activation_bytes_per_token(config: Gemma2Config, width: int, length: int) -> int:
+def activation_bytes_per_token(config: Gemma2Config, width: int, mode: str, copies: bool = False) -> int:
     """Rough size of what one block keeps for one token's backward pass, `width` bytes per activation.
 
-    Counted from the operators: about 14 vectors of the model width, 5 of the MLP's, 8 of the heads' and 3 rows of scores,
-    float32 attention weights, and LoRA's float32 copy and dropout mask of each of its inputs (6 of the model width, 1 of
-    the MLP's) in its reference form; the fused forms keep less. A count, not a measurement.
+    Counted from what the operators save: the inputs of the four norms and of the four groups of linears, queries, keys,
+    values, gate and up; "selective" leaves out the norms' results and the gated product. A count, not a measurement.
     """
-    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    plain = 14 * config.hidden_size + 5 * config.intermediate_size + 8 * heads
-    scores = (3 * width + 4) * config.num_attention_heads * length
-    return width * plain + scores + 5 * (6 * config.hidden_size + config.intermediate_size)
+    if mode == "full":
+        return width * config.hidden_size
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    kept = 6 * config.hidden_size + heads + 3 * config.intermediate_size
+    if mode == "selective":
+        kept -= 2 * config.hidden_size + config.intermediate_size
+    # The reference form's float32 copy and mask of each input of a linear.
+    extra = 5 * (6 * config.hidden_size + config.intermediate_size) if copies else 0
+    return width * kept + extra
 
 
 def describe(device: torch.device) -> str:

@@ -4,6 +4,8 @@ Shapes: B batch, T query positions, S key positions, D model width, V vocabulary
 Source: arXiv:2408.00118.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Attention, InDocuments, KVCache, Look, Masked, attention_mask
 from model.config import Gemma2Config
 from model.documents import document_spans
-from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
+from model.layers import MLP, Embedding, Linear, RMSNorm, recomputed, rotary_tables, softcap
+
+# A power of two, so exact: float16 ends at 65,504, which outputs of o_proj and down_proj exceed. The norm that follows
+# takes the factor out again.
+FP16_SHRINK = 2.0**-6
 
 
 class Block(nn.Module):
@@ -30,11 +36,29 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None
-    ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), rotary, look, positions, cache)
-        x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None,
+        selective: bool = False,
+    ) -> Tensor:  # fmt: skip
+        dtype = self.input_layernorm.weight.dtype
+        shrink = FP16_SHRINK if dtype == torch.float16 else 1.0
+        with _recomputed_norm(self.input_layernorm, x, dtype, selective) as normed:
+            attended = self.self_attn(normed, rotary, look, positions, cache, shrink)
+        x = x + self.post_attention_layernorm(attended, x.dtype, shrink)
+        with _recomputed_norm(self.pre_feedforward_layernorm, x, dtype, selective) as normed:
+            changed = self.mlp(normed, shrink, selective)
+        return x + self.post_feedforward_layernorm(changed, x.dtype, shrink)
+
+
+@contextmanager
+def _recomputed_norm(norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bool) -> Iterator[Tensor]:
+    """The norm of x in `dtype`; with `selective` what is saved of it inside is computed again from x."""
+    normed = norm(x, dtype)
+    if not selective:
+        yield normed
+        return
+    source = x.detach()
+    with recomputed(normed, lambda: norm(source, dtype)):
+        yield normed
 
 
 class Decoder(nn.Module):
@@ -46,8 +70,9 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        # Recompute each block in the backward pass instead of keeping its activations (arXiv:1604.06174).
-        self.checkpoint_activations = False
+        # What the backward pass computes again instead of keeping it: "none"; "selective", norms and the gated product;
+        # "full", each block (arXiv:1604.06174).
+        self.checkpoint_activations = "none"
 
     def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Look:
         """How the layers of this pass attend: through masks with a cache, else document by document."""
@@ -72,14 +97,16 @@ class Decoder(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         look = self.look(positions, documents, cache)
         x = self.embed_tokens(tokens)  # (B, T, D)
+        if x.dtype == torch.float16:
+            x = x.float()  # the residual stream of a trained Gemma-2 outgrows float16
         rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             arguments: tuple[Any, ...] = (x, rotary, look, positions, cache)
-            if self.checkpoint_activations and torch.is_grad_enabled():
+            if self.checkpoint_activations == "full" and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                x = layer(*arguments)
-        return self.norm(x)
+                x = layer(*arguments, self.checkpoint_activations == "selective" and torch.is_grad_enabled())
+        return self.norm(x, self.norm.weight.dtype)
 
 
 class Gemma2(nn.Module):

@@ -22,6 +22,8 @@ HEADS = {
 def problem(make_model, randomized, monkeypatch):
     """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, of which every third is supervised."""
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)  # four rows: the last chunk is not full
+    monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
+    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)  # seven columns: neither is the last block
 
     def make(head, dtype=torch.float32, **changes):
         model = make_model(dtype=dtype, **changes)
@@ -75,6 +77,14 @@ def test_every_chunk_size_gives_the_same(problem, relative, monkeypatch, rows):
     assert relative(loss, truth) < 1e-6
     for mine, right in zip(gradients(model, hidden, loss), gradients(model, hidden, truth), strict=True):
         assert relative(mine, right) < 1e-5
+
+
+def test_confident_logits_at_the_cap_stay_finite(problem, relative):
+    """exp(30), 60 times over: the sum without a maximum taken off."""
+    model, hidden, targets = problem("rows, tied", final_logit_softcapping=30.0)
+    loss, _ = supervised_loss(model, hidden * 1e3, targets)
+    assert relative(loss, reference(model, hidden * 1e3, targets)) < 1e-5
+    assert torch.isfinite(gradients(model, hidden, loss)[0]).all()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -138,12 +148,14 @@ def test_no_logits_stay_alive_after_the_forward(problem, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_evaluation_takes_no_gradient(problem, relative, head):
+def test_evaluation_takes_no_gradient(problem, relative, monkeypatch, head):
     model, hidden, targets = problem(head)
-    modes = []
+    asked, modes = [], []
     handle = model.lm_head.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    sweep = loss_module._sweep
+    monkeypatch.setattr(loss_module, "_sweep", lambda *args: asked.append(args[-1]) or sweep(*args))
     with torch.no_grad():
         loss, _ = supervised_loss(model, hidden, targets)
     handle.remove()
-    assert modes and not any(modes)
+    assert (modes or asked) and not any(modes) and not any(asked)
     assert not loss.requires_grad and relative(loss, reference(model, hidden, targets)) < 1e-6

@@ -10,6 +10,7 @@ import torch
 from model import runtime
 from model.config import Gemma2Config
 from model.runtime import (
+    CHECKPOINTING,
     available_memory_bytes,
     describe,
     peak_memory_bytes,
@@ -104,26 +105,27 @@ def test_precision_by_name():
 
 
 def test_checkpointing_follows_the_free_memory(monkeypatch):
-    """Gemma-2-2B: recomputed at a few thousand tokens where memory is short, not where it is plenty."""
+    """Gemma-2-2B: more is recomputed the more tokens there are and the less memory is free."""
     config, bf16, fp32 = Gemma2Config(), pick_precision("bf16", CUDA, 1), pick_precision("fp32", CPU, 1)
     free = {}
     monkeypatch.setattr(runtime, "available_memory_bytes", lambda device: free[device.type])
     free |= {"cuda": 80 * 10**9, "cpu": 80 * 10**9, "mps": 80 * 10**9}
-    assert pick_checkpointing("auto", config, 1500, bf16, CUDA)[0] is False
-    free["cuda"] = 15 * 10**9
-    recompute, reason = pick_checkpointing("auto", config, 1500, bf16, CUDA)
-    assert recompute is True and "of 15.0 GB free" in reason
-    tokens = [n for n in range(64, 9000, 64) if pick_checkpointing("auto", config, n, fp32, CPU)[0]]
-    assert tokens and tokens == list(range(tokens[0], 9000, 64)) and tokens[0] > 64  # one threshold
-    on_mps = [n for n in range(64, 9000, 64) if pick_checkpointing("auto", config, n, bf16, MPS)[0]]
-    assert on_mps[0] > tokens[0]  # half the bytes, more tokens
+    assert pick_checkpointing("auto", config, 1500, bf16, CUDA)[0] == "none"
+    free["cuda"] = 12 * 10**9
+    mode, reason = pick_checkpointing("auto", config, 1500, bf16, CUDA)
+    assert mode == "selective" and "of 12.0 GB free" in reason
+    assert pick_checkpointing("auto", config, 1500, bf16, CUDA, copies=True)[0] == "full"
+    order = [CHECKPOINTING.index(pick_checkpointing("auto", config, n, fp32, CPU)[0]) for n in range(64, 30_000, 64)]
+    assert order == sorted(order) and set(order) == {0, 1, 2}
+    on_mps = [CHECKPOINTING.index(pick_checkpointing("auto", config, n, bf16, MPS)[0]) for n in range(64, 30_000, 64)]
+    assert on_mps.index(1) > order.index(1)  # half the bytes, more tokens
 
 
 def test_checkpointing_by_name(monkeypatch):
     monkeypatch.setattr(runtime, "available_memory_bytes", lambda device: 0)
     bf16 = pick_precision("bf16", CPU, 1)
-    for name, expected in (("full", True), ("none", False)):
-        assert pick_checkpointing(name, Gemma2Config(), 10**6, bf16, CPU) == (expected, "asked for")
+    for name in CHECKPOINTING:
+        assert pick_checkpointing(name, Gemma2Config(), 10**6, bf16, CPU) == (name, "asked for")
 
 
 def test_memory_is_read_from_the_card(monkeypatch):

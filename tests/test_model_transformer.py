@@ -162,3 +162,32 @@ def test_rms_norm_gradients_equal_autograds(relative):
     assert relative(norm(x), truth) < 1e-6
     for ours, theirs in zip(got, expected, strict=True):
         assert relative(ours, theirs) < 1e-6
+
+
+def test_float16_survives_outputs_and_residuals_beyond_its_range(make_model, relative):
+    """o_proj and down_proj give more than 65,504 before their norms, and the residual stream grows past it too."""
+    model = make_model(final_logit_softcapping=None)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(3e4)
+            layer.mlp.down_proj.weight.mul_(1e4)
+            layer.post_feedforward_layernorm.weight.add_(5e4)
+    tokens = torch.randint(0, 60, (2, 17))
+    with torch.no_grad():
+        truth = model(tokens)
+        peak = max(h.abs().max().item() for h in outputs_of(model, "down_proj", "o_proj", tokens))
+        assert peak > 65_504
+        ours = model.half()(tokens)
+    assert torch.isfinite(ours).all() and relative(ours, truth) < 2e-2
+
+
+def outputs_of(model, *names_and_tokens):
+    """What the modules whose names end in one of the names return for the tokens."""
+    *names, tokens = names_and_tokens
+    found = []
+    hooks = [m.register_forward_hook(lambda _m, _i, y: found.append(y)) for n, m in model.named_modules()
+             if n.endswith(tuple(names))]  # fmt: skip
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return found
