@@ -101,7 +101,11 @@ class Run:
         order = epoch_order(len(self.packing.packs), self.args.seed, epoch)
         chosen = [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
         size = self.args.micro_batch
-        return [collate(chosen[i : i + size], self.tokenizer.pad_id) for i in range(0, len(chosen), size)]
+        return [self.collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    def collate(self, packs: list[list[Example]]) -> Batch:
+        """A batch of packs; on a GPU always of the same length, for which kernels have been compiled."""
+        return collate(packs, self.tokenizer.pad_id, self.args.max_length if self.device.type == "cuda" else None)
 
 
 def train_step(run: Run, step: int) -> dict[str, Any]:
@@ -135,9 +139,9 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
 
 def batch_loss(run: Run, batch: Batch, scale: float = 1.0) -> tuple[torch.Tensor, int]:
     """Summed loss over a micro-batch's supervised positions, and their number; the logits never exist as a whole."""
-    parts = (batch.tokens, batch.positions, batch.documents, batch.targets)
-    tokens, positions, documents, targets = (part.to(run.device) for part in parts)
-    hidden = run.model.model(tokens, positions, documents)  # (B, T, D)
+    tokens, positions, targets = (t.to(run.device) for t in (batch.tokens, batch.positions, batch.targets))
+    # The document ids stay on the host, where spans are read from them without waiting for a device.
+    hidden = run.model.model(tokens, positions, batch.documents)  # (B, T, D)
     return supervised_loss(run.model, hidden, targets, scale)
 
 
@@ -149,7 +153,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     run.model.eval()
     total, supervised = 0.0, 0
     for packed in run.held_out_packs:
-        loss, count = batch_loss(run, collate([packed], run.tokenizer.pad_id))
+        loss, count = batch_loss(run, run.collate([packed]))
         total, supervised = total + loss.item(), supervised + count
     scored = run.held_out[: run.args.eval_calls]
     accuracy = evaluate_calls(run.model, run.tokenizer, scored, run.seen_tools, MAX_NEW_TOKENS) if scored else None

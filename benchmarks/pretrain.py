@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from data.generate.batches import Batch, Example, batches, encode, pack, to_batc
 from data.generate.documents import gate_document
 from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
 from data.generate.values import Source
+from model.attention import attend, attention_mask
 from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
@@ -42,6 +43,7 @@ CONFIG = Gemma2Config(
 )  # fmt: skip
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
 WARMUP_TOKENS = 300_000
+TILE = 64  # queries
 # glibc gives large blocks back to the system at once and pays for every page again in the next step.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -77,8 +79,31 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if model.layers.has_fast_matmul(probe) else torch.float32
 
 
+@dataclass(frozen=True)
+class TiledMasks:
+    """Attention with masks (B, 1, T, T) in tiles of queries, each with the keys before its end: one graph for all packs."""
+
+    wide: Tensor
+    narrow: Tensor
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+    ) -> Tensor:
+        mask = self.wide if window is None else self.narrow
+        parts = [slice(start, start + TILE) for start in range(0, query.shape[1], TILE)]
+        return torch.cat([attend(query[:, t], keys[:, : t.stop], values[:, : t.stop], mask[:, :, t, : t.stop], scale, cap)
+                          for t in parts], dim=1)  # fmt: skip
+
+
 def compile_blocks(base: Gemma2) -> None:
     """Compiles each block for one shape. The hardware question breaks the graph, so it is answered beforehand."""
+    window = base.config.sliding_window
+
+    def look(positions: Tensor, documents: Tensor | None, cache: object) -> TiledMasks:
+        masks = (attention_mask(positions, positions, documents, documents, w) for w in (None, window))
+        return TiledMasks(*masks)
+
+    base.model.look = look  # type: ignore[method-assign]
 
     def always(x: Tensor) -> bool:
         return True

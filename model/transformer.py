@@ -6,6 +6,7 @@ Source: arXiv:2408.00118.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,6 +62,13 @@ def _recomputed_norm(norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bo
         yield normed
 
 
+@cache
+def _has_flex(device: torch.device) -> bool:
+    from model.flex import can_run
+
+    return can_run(device)
+
+
 class Decoder(nn.Module):
     """Everything but the head: token ids (B, T) -> hidden states (B, T, D) after the final norm."""
 
@@ -75,8 +83,13 @@ class Decoder(nn.Module):
         self.checkpoint_activations = "none"
 
     def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Look:
-        """How the layers of this pass attend: through masks with a cache, else document by document."""
+        """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be."""
         batch, length = positions.shape
+        if cache is None and positions.is_cuda and _has_flex(positions.device):
+            from model.flex import InBlocks  # imported only where it runs: it brings a compiler
+
+            documents = torch.zeros_like(positions) if documents is None else documents
+            return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)
         if cache is None:
             return InDocuments(document_spans(documents, batch, length))
         end = int(positions.max()) + 1

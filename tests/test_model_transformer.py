@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from model.attention import KVCache
+from model.attention import InDocuments, KVCache
+from model.documents import document_spans
+from model.flex import InBlocks
 from model.layers import RMSNorm
 from model.loader import load_gemma2, save_gemma2
 
@@ -191,3 +193,25 @@ def outputs_of(model, *names_and_tokens):
     for hook in hooks:
         hook.remove()
     return found
+
+
+@pytest.mark.parametrize("window", [5, 40])
+def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relative, window):
+    """Softcap, window, documents and grouped heads, uncompiled on a CPU, where it has no backward pass; all on a GPU."""
+    model = make_model(sliding_window=window, head_dim=16)
+    documents = torch.tensor([[0] * 9 + [1] * 8, [0] * 3 + [1] * 12 + [-1] * 2])
+    positions = torch.cat(
+        [torch.arange(int(n)) for row in documents for n in row.unique_consecutive(return_counts=True)[1]]
+    )
+    tokens, positions = torch.randint(0, 60, (2, 17)), positions.view(2, 17)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokens, positions, documents = (x.to(device) for x in (model, tokens, positions, documents))
+    model.requires_grad_(device == "cuda")
+    spans, results = document_spans(documents, 2, 17), []
+    for look in (InDocuments(spans), InBlocks.of(documents, window, is_compiled=device == "cuda")):
+        model.model.look = lambda *_, look=look: look
+        logits = model(tokens, positions, documents)
+        parameters = [p for p in model.model.layers.parameters() if p.requires_grad]
+        results.append([logits, *(torch.autograd.grad(logits.square().sum(), parameters) if parameters else [])])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative(ours, theirs) < (1e-5 if device == "cpu" else 1e-2)

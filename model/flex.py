@@ -1,0 +1,79 @@
+"""Attention in the documents of a pack by FlexAttention: one fused Triton kernel that skips blocks without a visible pair.
+
+Shapes: B batch, T positions, H query heads, Hkv key/value heads, d head width.
+For CUDA devices whose shared memory holds the tiles of Gemma-2's 256-wide heads. Separate because FlexAttention needs a
+compiler, and is imported only where it is used.
+Source: "Flex Attention" (arXiv:2412.05496); softcap and masks as there, the order is Gemma-2's: cap, then mask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+# Bytes of shared memory that a block of threads can have on sm_80 (163 KB) and sm_90 (227 KB), but not on sm_86 (99 KB).
+MIN_SHARED_MEMORY = 160 * 1024
+
+
+def can_run(device: torch.device) -> bool:
+    """True on a GPU with tensor cores for bf16 and room for the tiles."""
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)
+    return properties.major >= 8 and shared >= MIN_SHARED_MEMORY
+
+
+@cache
+def _attention(is_compiled: bool) -> Callable[..., Any]:
+    # One graph for one length: packs are padded to a fixed length where this is used.
+    return torch.compile(flex_attention, dynamic=False) if is_compiled else flex_attention
+
+
+@cache
+def _capped(cap: float) -> Callable[..., Tensor]:
+    def score(value: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(value / cap)
+
+    return score
+
+
+def block_mask(documents: Tensor, window: int | None) -> BlockMask:
+    """Causal, inside a document, and with a window among the last `window` keys; documents (B, T) on the device."""
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        near = query >= key if window is None else (query >= key) & (query - key < window)
+        return near & (documents[b, query] == documents[b, key])
+
+    batch, length = documents.shape
+    return create_block_mask(sees, batch, None, length, length, device=documents.device.type)
+
+
+@dataclass(frozen=True)
+class InBlocks:
+    """The block masks of the global and of the sliding layers, made once for a batch."""
+
+    wide: BlockMask
+    narrow: BlockMask
+    is_compiled: bool = True
+
+    @classmethod
+    def of(cls, documents: Tensor, window: int, is_compiled: bool = True) -> "InBlocks":
+        """Masks of a batch of packs; a window that covers the pack needs none of its own."""
+        wide = block_mask(documents, None)
+        return cls(wide, block_mask(documents, window) if window < documents.shape[1] else wide, is_compiled)
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+    ) -> Tensor:
+        """query (B, T, H, d), keys and values (B, T, Hkv, d) -> (B, T, H, d)."""
+        mixed = _attention(self.is_compiled)(
+            query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2),
+            score_mod=None if cap is None else _capped(cap), block_mask=self.wide if window is None else self.narrow,
+            scale=scale, enable_gqa=True,
+        )  # fmt: skip
+        return mixed.transpose(1, 2)
