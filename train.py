@@ -8,20 +8,21 @@ import argparse
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
+from torch import nn
 
 from data.chat import Example, common_prompt
 from data.dataset import build_examples, load_conversations, split
 from data.flags import USER_ERRORS, Parser, real, whole
 from data.masks import mask_text
 from data.messages import Conversation
-from data.packing import Batch, Packing, collate, epoch_order, pack_examples
+from data.packing import IGNORED, Batch, Packing, collate, epoch_order, pack_examples
 from data.progress import Progress, StopSignal
 from data.report import (
     RUN,
@@ -42,9 +43,12 @@ from lora.adapter import save_adapter
 from lora.config import SEVEN, LoRAConfig, parse_targets
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS, resolve_impl
+from lora.sliced import unsharded
+from model import ranks as processes
 from model import runtime
 from model.config import Gemma2Config
 from model.loss import supervised_loss
+from model.ranks import Ranks
 from model.transformer import Gemma2
 
 console = Console(highlight=False)
@@ -65,15 +69,32 @@ CHECKPOINT = "checkpoint"
 MAX_NEW_TOKENS = 128  # per reply when calls are scored
 
 
+class StepLoss(nn.Module):
+    """Hidden states and summed loss in one call, whose backward pass DistributedDataParallel can watch."""
+
+    def __init__(self, model: Gemma2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
+        device = self.model.model.norm.weight.device
+        tokens, positions, targets = (t.to(device) for t in (batch.tokens, batch.positions, batch.targets))
+        # The document ids stay on the host, where spans are read from them without waiting for a device.
+        hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
+        return supervised_loss(self.model, hidden, targets, scale)[0]  # the logits never exist as a whole
+
+
 @dataclass
 class Run:
-    """Everything that one training run holds."""
+    """Everything that one training run holds. `step_loss` is a StepLoss, wrapped where several ranks train."""
 
     args: argparse.Namespace
+    ranks: Ranks
     output: Path
     device: torch.device
     precision: runtime.Precision
     model: Gemma2
+    step_loss: nn.Module
     tokenizer: Tokenizer
     config: LoRAConfig
     optimizer: torch.optim.AdamW
@@ -85,7 +106,7 @@ class Run:
 
     @property
     def packs_per_step(self) -> int:
-        return self.args.micro_batch * self.args.accumulate
+        return self.args.micro_batch * self.args.accumulate * self.ranks.count
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,13 +116,22 @@ class Run:
     def total_steps(self) -> int:
         return self.args.max_steps or math.ceil(self.args.epochs * self.steps_per_epoch)
 
-    def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step 1, 2, ...; an epoch's last step may be short."""
+    def packs(self, step: int) -> list[list[Example]]:
+        """The packs of optimizer step 1, 2, ... on all ranks; an epoch's last step may be short."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         order = epoch_order(len(self.packing.packs), self.args.seed, epoch)
-        chosen = [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
+        return [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
+
+    def batches(self, packs: list[list[Example]]) -> list[Batch]:
+        """This rank's micro-batches: every rank has as many, the last ones with nothing supervised where packs run out."""
         size = self.args.micro_batch
-        return [self.collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+        groups = [packs[i : i + size] for i in range(0, len(packs), size)]
+        mine = groups[self.ranks.index :: self.ranks.count]
+        batches = [self.collate(group) for group in mine]
+        for _ in range(math.ceil(len(groups) / self.ranks.count) - len(mine)):
+            idle = self.collate(groups[0])
+            batches.append(replace(idle, targets=torch.full_like(idle.targets, IGNORED)))
+        return batches
 
     def collate(self, packs: list[list[Example]]) -> Batch:
         """A batch of packs; on a GPU always of the same length, for which kernels have been compiled."""
@@ -111,38 +141,33 @@ class Run:
 def train_step(run: Run, step: int) -> dict[str, Any]:
     """One optimizer step on the mean loss over all of the step's supervised tokens; returns its line of metrics."""
     start = time.perf_counter()
-    batches = run.batches(step)
-    supervised = sum(batch.num_supervised for batch in batches)
+    packs = run.packs(step)
+    supervised = sum(example.num_supervised for pack in packs for example in pack)
     rate = state.learning_rate(step, run.total_steps, run.args.lr, run.args.warmup)
     state.set_learning_rate(run.optimizer, rate)
-    scale = run.scaler.get_scale() / max(1, supervised)
+    share = run.ranks.count / max(1, supervised)  # gradients are averaged over the ranks
     total = torch.zeros((), device=run.device)
     run.model.train()
-    for batch in batches:
-        loss, _ = batch_loss(run, batch, scale)
-        run.scaler.scale(loss / max(1, supervised)).backward()
+    batches = run.batches(packs)
+    for number, batch in enumerate(batches, start=1):
+        with processes.synchronized(run.step_loss, number == len(batches)):
+            loss = run.step_loss(batch, run.scaler.get_scale() * share)
+            run.scaler.scale(loss * share).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
     parameters = trainable_parameters(run.model).values()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, run.args.clip or math.inf).item()
+    norm = unsharded(torch.nn.utils.clip_grad_norm_(parameters, run.args.clip or math.inf)).item()
     is_finite = math.isfinite(norm)
     if is_finite or run.scaler.is_enabled():  # a scaler itself skips a step whose gradients overflowed
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    tokens = sum(int((batch.documents >= 0).sum()) for batch in batches)
-    line = {"step": step, "loss": total.item() / max(1, supervised), "grad_norm": norm, "lr": rate, "tokens": tokens,
-            "supervised_tokens": supervised, "tokens_per_second": tokens / (time.perf_counter() - start),
+    tokens = sum(len(example.tokens) for pack in packs for example in pack)
+    line = {"step": step, "loss": run.ranks.total(total).item() / max(1, supervised), "grad_norm": norm, "lr": rate,
+            "tokens": tokens, "supervised_tokens": supervised,
+            "tokens_per_second": tokens / (time.perf_counter() - start),
             "peak_memory_bytes": runtime.peak_memory_bytes(run.device)}  # fmt: skip
     return line | {"skipped": True} if run.scaler.is_enabled() and not is_finite else line
-
-
-def batch_loss(run: Run, batch: Batch, scale: float = 1.0) -> tuple[torch.Tensor, int]:
-    """Summed loss over a micro-batch's supervised positions, and their number; the logits never exist as a whole."""
-    tokens, positions, targets = (t.to(run.device) for t in (batch.tokens, batch.positions, batch.targets))
-    # The document ids stay on the host, where spans are read from them without waiting for a device.
-    hidden = run.model.model(tokens, positions, batch.documents)  # (B, T, D)
-    return supervised_loss(run.model, hidden, targets, scale)
 
 
 @torch.no_grad()
@@ -151,12 +176,13 @@ def evaluate(run: Run) -> dict[str, Any]:
     if not run.held_out:
         return {"eval_loss": None, "tool_call_accuracy": None}
     run.model.eval()
-    total, supervised = 0.0, 0
+    total, supervised, step_loss = 0.0, 0, StepLoss(run.model)
     for packed in run.held_out_packs:
-        loss, count = batch_loss(run, run.collate([packed]))
-        total, supervised = total + loss.item(), supervised + count
+        total += step_loss(run.collate([packed])).item()
+        supervised += sum(example.num_supervised for example in packed)
     scored = run.held_out[: run.args.eval_calls]
     accuracy = evaluate_calls(run.model, run.tokenizer, scored, run.seen_tools, MAX_NEW_TOKENS) if scored else None
+    processes.slice_again(run.model)
     return {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": accuracy}
 
 
@@ -177,15 +203,17 @@ def train(run: Run, start: int) -> None:
                 raise FloatingPointError(
                     f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}; try {advice}"
                 )
-            if stop.requested or step == run.total_steps or (run.args.save_every and step % run.args.save_every == 0):
+            must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))  # one rank's signal stops all
+            if must_stop or step == run.total_steps or (run.args.save_every and step % run.args.save_every == 0):
                 save(run, step)
-            if stop.requested:
+            if must_stop:
                 raise KeyboardInterrupt
 
 
 def record(run: Run, line: dict[str, Any]) -> None:
     """Appends one line of metrics and tells an evaluation."""
-    append_metrics(run.output, line)
+    if run.ranks.is_first:
+        append_metrics(run.output, line)
     if line.get("eval_loss") is not None:
         accuracy = line["tool_call_accuracy"]
         shares = f"; exact calls: {describe_shares(accuracy)}" if accuracy else ""
@@ -195,10 +223,12 @@ def record(run: Run, line: dict[str, Any]) -> None:
 def save(run: Run, step: int) -> None:
     """The checkpoint to resume from, first, since nothing else can be made again; adapter, tokenizer, picture."""
     counters = {"step": step, "scaler": run.scaler.state_dict(), "fingerprint": fingerprint(run.args)}
-    state.save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, runtime.rng_state(run.device), counters)
-    save_adapter(run.model, run.output, run.config)
-    run.tokenizer.save(run.output)
-    draw_loss(run.output)
+    rng, writes = run.ranks.gather(runtime.rng_state(run.device)), run.ranks.is_first
+    state.save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng, counters, writes)
+    save_adapter(run.model, run.output, run.config, writes)
+    if writes:
+        run.tokenizer.save(run.output)
+        draw_loss(run.output)
 
 
 def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
@@ -215,10 +245,10 @@ def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conver
     return training, held_out, report.as_dict()
 
 
-def build(args: argparse.Namespace, output: Path) -> Run:
+def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     """Reads the data, then the model, and puts LoRA into it. Raises: ValueError, FileNotFoundError for wrong inputs."""
     runtime.seed_everything(args.seed)
-    device, folder = runtime.pick_device(args.device), model_folder(args.model)
+    device, folder = runtime.pick_device(ranks.device(args.device)), model_folder(args.model)
     model_config = Gemma2Config.from_json(folder)
     if args.max_length > model_config.max_position_embeddings:
         raise ValueError(
@@ -237,15 +267,22 @@ def build(args: argparse.Namespace, output: Path) -> Run:
     config = LoRAConfig(rank=args.rank, alpha=args.alpha, dropout=args.dropout, targets=parse_targets(args.targets),
                         adapt=args.adapt, token_ids=tuple(sorted(tokenizer.tag_ids.values())),
                         base_model=base_name(args.model))  # fmt: skip
-    model = load_base(folder, tokenizer, device, precision.dtype, args.seed)
+    if args.shard and (ranks.count == 1 or precision.needs_scaler):
+        raise ValueError("--shard: needs several ranks (torchrun --nproc-per-node=N train.py) and --dtype bf16 or fp32, "
+                         f"got {ranks.count} rank and {precision.name}")  # fmt: skip
+    model = load_base(folder, tokenizer, torch.device("cpu") if args.shard else device, precision.dtype, args.seed)
     add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = recompute
+    if args.shard:
+        processes.shard(model, ranks, device)
+    step_loss = StepLoss(model) if args.shard else processes.data_parallel(StepLoss(model), ranks)
+    runtime.seed_everything(args.seed + ranks.index)  # each rank its own dropout masks
     optimizer = state.make_optimizer(model, args.weight_decay, args.row_lr_scale)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     held_out_packs = pack_held_out(held_out, tokenizer, args)
     seen = {name for conversation in training for name in conversation.tool_names}
-    run = Run(args, output, device, precision, model, tokenizer, config, optimizer, scaler, packing, held_out,
-              held_out_packs, seen)  # fmt: skip
+    run = Run(args, ranks, output, device, precision, model, step_loss, tokenizer, config, optimizer, scaler, packing,
+              held_out, held_out_packs, seen)  # fmt: skip
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
     choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
                "checkpoint_activations": [recompute, why]}  # fmt: skip
@@ -277,7 +314,8 @@ def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: 
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    write_json(run.output / RUN, content)
+    if run.ranks.is_first:
+        write_json(run.output / RUN, content)
     console.print(mask_text(examples[0], run.tokenizer), soft_wrap=True)
     for sentence in describe_run(content):
         console.print(sentence, soft_wrap=True)
@@ -313,9 +351,12 @@ def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
 def resume(run: Run) -> int:
     """Puts the run back to its checkpoint; returns the last step that was done."""
     counters = state.read_counters(run.output / CHECKPOINT)
-    runtime.set_rng_state(state.load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer), run.device)
+    rng = state.load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer)
+    mine = {name.removesuffix(f".{run.ranks.index}"): value for name, value in rng.items()}
+    runtime.set_rng_state(mine, run.device)
     run.scaler.load_state_dict(counters["scaler"])
-    keep_metrics_until(run.output, counters["step"])
+    if run.ranks.is_first:
+        keep_metrics_until(run.output, counters["step"])
     return int(counters["step"])
 
 
@@ -348,6 +389,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint-activations", choices=("auto", *runtime.CHECKPOINTING), default="auto",
         help="what the backward pass computes again: selective, norms and gated products; full, each block; "
              "auto: what the memory asks for")  # fmt: skip
+    add("--shard", action="store_true", help="with torchrun: slice every weight over the ranks (FSDP2) instead of DDP")
     add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
     add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
     add("--eval-calls", type=whole(0), help="held-out rows whose calls are scored; default 16, on a CPU 4")
@@ -371,24 +413,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
-    output = None
     try:
         args = parse_args(argv)
-        output = prepare_output(args)
-        run = build(args, output)
-        train(run, resume(run) if args.resume else 0)
     except USER_ERRORS as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    with processes.joined() as ranks:
+        return run_once(args, ranks)
+
+
+def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
+    """The whole run on this rank; returns the exit code. Only the first rank speaks."""
+    console.quiet = not ranks.is_first
+    stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not ranks.is_first)
+    output: Path | None = None
+    try:
+        output = Path(str(ranks.share(prepare_output(args) if ranks.is_first else None)))
+        run = build(args, ranks, output)
+        train(run, resume(run) if args.resume else 0)
+    except USER_ERRORS as error:
+        stderr.print(f"train.py: {error}")
+        return 2
     except torch.OutOfMemoryError as error:
-        print(f"train.py: out of memory ({error}); try --checkpoint-activations selective or full, a smaller "
-              "--micro-batch or --max-length", file=sys.stderr)  # fmt: skip
+        stderr.print(f"train.py: out of memory ({error}); try --checkpoint-activations selective or full, a smaller "
+                     "--micro-batch or --max-length")  # fmt: skip
         return 1
     except (FloatingPointError, OSError, SafetensorError) as error:
-        print(f"train.py: {error}; {kept(output)}", file=sys.stderr)
+        stderr.print(f"train.py: {error}; {kept(output)}")
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; {kept(output)}", file=sys.stderr)
+        stderr.print(f"interrupted; {kept(output)}")
         return 130
     question = '--tools data/example_tools.py --prompt "What is 17.5 times 23?"'
     console.print(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}", soft_wrap=True)

@@ -5,7 +5,7 @@ Separate from `train_step` because it is the only file that needs the two librar
 
 import argparse
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class Peer:
         from peft import LoraConfig, get_peft_model
         from transformers import Gemma2Config, Gemma2ForCausalLM
 
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()}
-        config = Gemma2Config(**values, attention_bias=False, attn_implementation="eager", use_cache=False)
+        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()}
+        config = Gemma2Config(**values | {"attention_bias": False, "attn_implementation": "eager", "use_cache": False})
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
         with torch.device("meta"):

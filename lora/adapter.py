@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lora.config import EMBEDDING, HEAD, LoRAConfig
 from lora.inject import add_lora
 from lora.layer import LoRAEmbedding, LoRALinear, TokenRowsEmbedding, TokenRowsHead
+from lora.sliced import unsharded
 
 CONFIG, WEIGHTS, NEW_ROWS = "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors"
 PREFIX = "base_model.model."
@@ -52,23 +53,28 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     return tensors
 
 
-def save_adapter(model: Any, directory: str | Path, config: LoRAConfig) -> None:
+def save_adapter(model: Any, directory: str | Path, config: LoRAConfig, writes: bool = True) -> None:
     """Writes the adapter of `model` as PEFT reads it, float32, each file replaced in one step.
+
+    Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
 
     The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of this file.
     Raises: ValueError if the model has no adapter.
     """
     directory = Path(directory)
-    tensors = {key: p.detach().float().cpu().contiguous() for key, p in adapter_tensors(model).items()}
+    tensors = {key: unsharded(p.detach()).float().cpu().contiguous() for key, p in adapter_tensors(model).items()}
     if not tensors:
         raise ValueError("this model carries no LoRA; nothing to save")
+    rows = {}
+    if config.adapt == "course" and config.token_ids:
+        ids = torch.tensor(config.token_ids)
+        rows = {name: unsharded(_base_weight(model, name)).cpu()[ids] for name in (EMBEDDING, HEAD)}
+    if not writes:
+        return
     directory.mkdir(parents=True, exist_ok=True)
     _write(tensors, directory / WEIGHTS)
     (directory / NEW_ROWS).unlink(missing_ok=True)  # of an earlier adapter in this folder
-    if config.adapt == "course" and config.token_ids:
-        ids = torch.tensor(config.token_ids)
-        rows = {name: _base_weight(model, name)[ids.to(_base_weight(model, name).device)].cpu()
-                for name in (EMBEDDING, HEAD)}  # fmt: skip
+    if rows:
         _write({"ids": ids, **rows}, directory / NEW_ROWS)
     content = config.to_peft(tied=model.config.tie_word_embeddings)
     partial = directory / (CONFIG + ".partial")

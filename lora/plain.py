@@ -40,7 +40,7 @@ def draw_mask(x: Tensor, p: float, seed: Tensor) -> Tensor | None:
     if x.device.type != "cpu":
         generator = torch.Generator(x.device).manual_seed(int(seed))
         return torch.rand(x.shape, device=x.device, generator=generator) >= p
-    return keep_bits(*x.shape, p, seed).to(INTEGERS[x.itemsize])
+    return keep_bits(x.shape[0], x.shape[1], p, seed).to(INTEGERS[x.itemsize])
 
 
 def keep_mask(rows: int, columns: int, p: float, seed: Tensor, device: torch.device) -> Tensor:

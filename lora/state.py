@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora.inject import trainable_parameters
+from lora.sliced import sliced_like, unsharded
 
 TENSORS, COUNTERS = "state.safetensors", "state.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -56,13 +57,19 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     rng: dict[str, Tensor],
     counters: dict[str, Any],
+    writes: bool = True,
 ) -> None:
-    """Replaces the checkpoint in `directory`. `counters` is anything JSON can hold; it comes back from `load_checkpoint`."""
+    """Replaces the checkpoint in `directory`. `counters` is anything JSON can hold; it comes back from `load_checkpoint`.
+
+    Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
+    """
     tensors = {f"rng.{name}": state.cpu() for name, state in rng.items()}
     for name, parameter in trainable_parameters(model).items():
-        tensors[f"parameter.{name}"] = parameter.detach().cpu()
+        tensors[f"parameter.{name}"] = unsharded(parameter.detach()).cpu()
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().cpu()
+            tensors[f"{moment}.{name}"] = unsharded(value.detach()).cpu()
+    if not writes:
+        return
     partial, old = directory.with_name(directory.name + ".partial"), directory.with_name(directory.name + ".old")
     if old.exists() and not directory.exists():
         old.rename(directory)  # an earlier stop left only this one
@@ -117,8 +124,10 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
         raise ValueError(f"{path}: made with another model or other LoRA flags; these tensors differ: {', '.join(odd)}")
     with torch.no_grad():
         for name, parameter in named.items():
-            parameter.copy_(tensors[f"parameter.{name}"])
+            parameter.copy_(sliced_like(tensors[f"parameter.{name}"], parameter))
             moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
             # AdamW keeps its step count on the CPU unless it is fused or capturable.
-            optimizer.state[parameter] = {m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()}
+            optimizer.state[parameter] = {
+                m: t if m == "step" else sliced_like(t.to(parameter.device), parameter) for m, t in moments.items()
+            }
     return {key.removeprefix("rng."): tensor for key, tensor in tensors.items() if key.startswith("rng.")}

@@ -30,8 +30,9 @@ def can_run(device: torch.device) -> bool:
 
 @cache
 def _attention(is_compiled: bool) -> Callable[..., Any]:
+    attention: Callable[..., Any] = flex_attention
     # One graph for one length: packs are padded to a fixed length where this is used.
-    return torch.compile(flex_attention, dynamic=False) if is_compiled else flex_attention
+    return torch.compile(attention, dynamic=False) if is_compiled else attention
 
 
 @cache

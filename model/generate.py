@@ -72,7 +72,7 @@ def decode(
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature else None
     cache = KVCache(model.config, len(prompts), max(lengths) + max_new_tokens, device, weight.dtype)
     padded = [list(prompt) + [model.config.pad_token_id] * (max(lengths) - len(prompt)) for prompt in prompts]
-    hidden = model.model(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
+    hidden = model.hidden(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
     position = torch.tensor(lengths, device=device)[:, None]  # (B, 1): where each row's next token stands
     hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
     has_ended = [False] * len(prompts)
@@ -83,7 +83,7 @@ def decode(
         has_ended = [ended or value in stop_ids for ended, value in zip(has_ended, values, strict=True)]
         if all(has_ended) or step + 1 == max_new_tokens:
             return
-        hidden = model.model(ids[:, None], positions=position, cache=cache)[:, 0]
+        hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]
         position = position + 1
 
 

@@ -160,8 +160,8 @@ def _sweep(
         return loss, gradient, columns
     slope = 1.0 - picked.square()
     wanted = weight[targets].float()  # (c, D)
-    for k, i in enumerate(ids):
-        wanted = torch.where(targets[:, None] == i, rows[k].to(weight.dtype).float(), wanted)
+    for i, row in zip(ids, () if rows is None else rows.to(weight.dtype).float(), strict=True):
+        wanted = torch.where(targets[:, None] == i, row, wanted)
     gradient.div_(sums).addcmul_(slope, wanted, value=-1.0)
     columns.div_(sums)
     for k, i in enumerate(ids):

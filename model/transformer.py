@@ -141,6 +141,17 @@ class Gemma2(nn.Module):
         """Sets a changed configuration (vocabulary, tying) on the model and its decoder."""
         self.config = self.model.config = config
 
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm; the arguments are those of `forward`."""
+        states: Tensor = self.model(tokens, positions, documents, cache)
+        return states
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> softcapped float32 logits (..., V)."""
         return softcap(self.lm_head(hidden).float(), self.config.final_logit_softcapping)
@@ -158,4 +169,4 @@ class Gemma2(nn.Module):
         see one another. With a cache, positions say where the new tokens stand and all that is stored before is seen.
         Raises: ValueError for documents together with a cache, or for positions past the cache's end.
         """
-        return self.logits(self.model(tokens, positions, documents, cache))
+        return self.logits(self.hidden(tokens, positions, documents, cache))

@@ -11,8 +11,9 @@ PACKAGES = ("model", "lora", "data")
 # The reading order. A file that is listed imports only listed files above it; for the others it is enough that there is
 # no cycle. A subpackage stands as one entry.
 ORDER = {
-    "model": "config kernels layers attention transformer loss loader embedding generate runtime".split(),
-    "lora": "config reference plain kernels fused ops layer inject adapter state".split(),
+    "model": """config kernels layers documents attention flex transformer loss loader embedding generate runtime
+                ranks""".split(),
+    "lora": "config sliced reference plain kernels fused ops layer inject adapter state".split(),
 }
 HARDWARE = ("is_available", "device_count", "is_bf16_supported", "get_device", "is_mkldnn", "cpu_count", "mem_get_info")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,64 @@
+"""Two processes on the CPU against one: the same losses, the same adapter, and only the first of them writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ("--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 --eval-rows 2 "
+         "--eval-calls 1").split()  # fmt: skip
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+FILES = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+         "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json", "checkpoint"}  # fmt: skip
+
+
+def train(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
+    """Runs the program; returns what it printed."""
+    launcher = TORCHRUN if ranks == 2 else (sys.executable,)
+    command = [*launcher, "train.py", *FLAGS, "--output", str(output), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          check=False, timeout=300)  # fmt: skip
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with twice the accumulation."""
+    folder = tmp_path_factory.mktemp("ranks") / "alone"
+    train(folder, "--accumulate", "2")
+    return folder
+
+
+@pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["ddp", "shard"])
+def test_two_ranks_train_as_one_with_twice_the_accumulation(alone: Path, tmp_path: Path, flags: list[str]) -> None:
+    text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
+    assert text.count("done: adapter in") == 1
+    assert {path.name for path in (tmp_path / "two").iterdir()} == FILES
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(alone), strict=True):
+        assert ours["step"] == theirs["step"]
+        for name in ("loss", "grad_norm", "eval_loss"):
+            assert ours.get(name, 0.0) == pytest.approx(theirs.get(name, 0.0), rel=1e-5), name
+        assert ours.get("tokens") == theirs.get("tokens")
+    found, truth = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "two", alone))
+    assert found.keys() == truth.keys()
+    assert max((found[name] - truth[name]).abs().max().item() for name in truth) < 1e-5
+    # A finished run, resumed, reads the checkpoint on both ranks and writes the same adapter's metrics again.
+    assert "done: adapter in" in train(tmp_path / "two", "--accumulate", "1", "--resume", *flags, ranks=2)
+    states = [load_file(f / "checkpoint" / "state.safetensors") for f in (tmp_path / "two", alone)]
+    moments = [name for name in states[1] if name.startswith("exp_avg.")]
+    assert moments and all((states[0][n] - states[1][n]).abs().max() < 1e-5 for n in moments)
+    assert {"rng.cpu.0", "rng.cpu.1"} <= states[0].keys()
+
+
+def test_shard_needs_several_ranks(tmp_path: Path) -> None:
+    assert "torchrun" in train(tmp_path / "one", "--shard", code=2)
