@@ -134,5 +134,7 @@ class TokenRowsHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.base(hidden)
         replaced = F.linear(hidden, self.trained.rows.to(hidden.dtype))  # (..., n)
-        # In place: a copy of 256,000 columns would cost more than the product of the n rows.
-        return logits.index_copy_(-1, self.trained.ids, replaced)
+        # In place: a copy of 256,000 columns would cost more than the product of the n rows. Not by index_copy_, which has
+        # been wrong and slow on MPS (github.com/pytorch/pytorch/issues/166237).
+        logits[..., self.trained.ids] = replaced
+        return logits

@@ -33,11 +33,16 @@ def keep_bits(rows: int, columns: int, p: float, seed: Tensor) -> Tensor:
     return bits.bitwise_right_shift_(15).view(2 * half, columns)[:rows]
 
 
+def has_integer_masks(device: torch.device) -> bool:
+    """True where masks are made of random bytes, on a CPU; an accelerator's own generator is fast enough."""
+    return device.type == "cpu"
+
+
 def draw_mask(x: Tensor, p: float, seed: Tensor) -> Tensor | None:
     """The mask of x (M, K), the same for the same seed: integers on a CPU, else booleans; None where nothing drops."""
     if not p:
         return None
-    if x.device.type != "cpu":
+    if not has_integer_masks(x.device):
         generator = torch.Generator(x.device).manual_seed(int(seed))
         return torch.rand(x.shape, device=x.device, generator=generator) >= p
     return keep_bits(x.shape[0], x.shape[1], p, seed).to(INTEGERS[x.itemsize])

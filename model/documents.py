@@ -61,11 +61,11 @@ def tiles(spans: list[tuple[int, int, int]], window: int | None) -> Iterator[Til
 def hide_(scores: Tensor, queries: int, window: int | None) -> Tensor:
     """Writes -inf where a query must not see a key; scores (..., n, S), the last query's own key the last one."""
     keys = scores.shape[-1]
-    future = torch.ones(queries, queries, dtype=torch.bool, device=scores.device).triu_(1)
-    scores[..., keys - queries :].masked_fill_(future, float("-inf"))
+    order = torch.arange(keys, device=scores.device)
+    own = order[keys - queries :, None]  # the index of each query's own key
+    scores[..., keys - queries :].masked_fill_(order[keys - queries :] > own, float("-inf"))
     if window is not None and keys > window:
-        past = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril_(keys - queries - window)
-        scores.masked_fill_(past, float("-inf"))
+        scores.masked_fill_(order <= own - window, float("-inf"))
     return scores
 
 

@@ -1,0 +1,78 @@
+"""A whole training step under a mode that refuses what MPS refuses: float64 and operators without an MPS kernel.
+
+There is no Mac behind these tests: the step runs on the CPU, by the code that an accelerator without Triton would run.
+"""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import train
+from lora import plain
+
+NOT_ON_MPS = (torch.float64, torch.complex128)
+ROOT = Path(__file__).parents[1]
+
+
+def unimplemented() -> set[str]:
+    """The operators that PyTorch's own tests list as having no MPS kernel for any dtype."""
+    path = Path(torch.__file__).parent / "testing" / "_internal" / "common_mps.py"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "UNIMPLEMENTED_XFAILLIST":
+            assert isinstance(node.value, ast.Dict)
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            found = {k.value for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Constant)}
+            # "to" stands there for its conversions to float64.
+            return {str(name).replace(".", "_") for name in found} - {"to"}
+    raise AssertionError(f"{path}: no list of unimplemented operators")
+
+
+class LikeMPS(TorchDispatchMode):
+    """Raises where MPS would, and remembers the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused, self.seen = unimplemented(), set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.rstrip("_")
+        if name in self.refused:
+            raise NotImplementedError(f"aten::{name} has no MPS kernel")
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype in NOT_ON_MPS:
+                raise TypeError(f"aten::{name} has a tensor of {leaf.dtype}, which MPS does not have")
+        self.seen.add(name)
+        return result
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("adapt", ["rows", "course"])
+def test_a_training_step_and_an_evaluation_run_on_what_mps_has(tmp_path, monkeypatch, dtype, adapt):
+    monkeypatch.setattr(plain, "has_integer_masks", lambda device: False)
+    recompute = "selective" if adapt == "rows" else "full"
+    flags = ["--device", "cpu", "--dtype", dtype, "--max-length", "256", "--max-steps", "2", "--accumulate", "2",
+             "--eval-rows", "2", "--eval-calls", "2", "--adapt", adapt, "--output", str(tmp_path / "run"),
+             "--lora-impl", "torch", "--checkpoint-activations", recompute]  # fmt: skip
+    steps, mode = train.train, LikeMPS()
+
+    def under_the_mode(run: train.Run, start: int) -> None:
+        with mode:
+            steps(run, start)
+
+    monkeypatch.setattr(train, "train", under_the_mode)
+    assert train.main(flags) == 0
+    assert {"mm", "tanh", "gelu_backward", "lerp"} <= mode.seen
+
+
+def test_the_mode_refuses() -> None:
+    with LikeMPS(), pytest.raises(TypeError, match="float64"):
+        torch.ones(2).double()
+    name = next(n for n in sorted(unimplemented()) if n in {"geqrf", "ormqr", "linalg_eigvals", "symeig", "linalg_eig"})
+    with LikeMPS(), pytest.raises(NotImplementedError, match=name):
+        getattr(torch.ops.aten, name)(torch.eye(2))
