@@ -78,10 +78,10 @@ class StepLoss(nn.Module):
 
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
-        tokens, positions, targets = (t.to(device) for t in (batch.tokens, batch.positions, batch.targets))
-        # The document ids stay on the host, where spans are read from them without waiting for a device.
+        tokens, positions = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.positions))
+        # Document ids and targets stay on the host: what is looked up in them there needs no waiting for the device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
-        return supervised_loss(self.model, hidden, targets, scale)[0]  # the logits never exist as a whole
+        return supervised_loss(self.model, hidden, batch.targets, scale)[0]  # the logits never exist as a whole
 
 
 @dataclass

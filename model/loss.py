@@ -180,14 +180,17 @@ def _replaced(head: nn.Module) -> tuple[tuple[int, ...], Tensor | None] | None:
 def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> tuple[Tensor, int]:
     """Summed cross-entropy over the supervised positions, float32, and their number.
 
-    hidden (B, T, D) from `model.model`; targets int64 (B, T), -100 where not supervised. `scale` is the factor that the
+    hidden (B, T, D) from `model.hidden`; targets int64 (B, T), -100 where not supervised, best on the host: their
+    places are looked up where they lie, and a GPU would have to be waited for. `scale` is the factor that the
     caller will multiply the loss with before `backward` (a gradient scaler's): the stored 16-bit gradients carry it.
     Divide the sum by the whole step's number of supervised tokens, never by the micro-batch's.
     Gradients are exact for the hidden states and for every trainable parameter of the head. Differentiable once.
     """
-    keep = targets != IGNORE
+    flat = targets.flatten()
+    places = (flat != IGNORE).nonzero()[:, 0]
+    wanted, places = (t.to(hidden.device, non_blocking=True) for t in (flat[places], places))
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
-    picked = hidden[keep]  # (n, D)
+    picked = hidden.flatten(0, 1).index_select(0, places)  # (n, D)
     cap, weight, replaced = model.config.final_logit_softcapping, model.lm_head.weight, _replaced(model.lm_head)
     # Asked here: inside a Function's forward gradients are always off, and an evaluation would pay for them.
     needs_grad = torch.is_grad_enabled() and (picked.requires_grad or bool(params))
@@ -195,8 +198,8 @@ def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float
     can_sweep = cap is not None and cap <= LARGEST_CAP and hidden.dtype in (torch.float32, torch.bfloat16)
     if replaced is not None and can_sweep and not weight.requires_grad and has_fast_matmul(hidden):
         ids, rows = replaced
-        total = _Sweep.apply(weight, ids, cap, scale, needs_grad, targets[keep], picked, rows)
+        total = _Sweep.apply(weight, ids, cap, scale, needs_grad, wanted, picked, rows)
     else:
         chunk = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
-        total = _ByRows.apply(model.lm_head, cap, chunk, scale, needs_grad, targets[keep], picked, *params)
+        total = _ByRows.apply(model.lm_head, cap, chunk, scale, needs_grad, wanted, picked, *params)
     return total, picked.shape[0]

@@ -4,6 +4,7 @@ There is no Mac behind these tests: the step runs on the CPU, by the code that a
 """
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class LikeMPS(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refused, self.seen = unimplemented(), set[str]()
+        self.refused, self.seen = unimplemented(), Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__.rstrip("_")
@@ -47,7 +48,8 @@ class LikeMPS(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, torch.Tensor) and leaf.dtype in NOT_ON_MPS:
                 raise TypeError(f"aten::{name} has a tensor of {leaf.dtype}, which MPS does not have")
-        self.seen.add(name)
+        has_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.seen["index by mask" if has_mask else name] += 1
         return result
 
 
@@ -67,7 +69,27 @@ def test_a_training_step_and_an_evaluation_run_on_what_mps_has(tmp_path, monkeyp
 
     monkeypatch.setattr(train, "train", under_the_mode)
     assert train.main(flags) == 0
-    assert {"mm", "tanh", "gelu_backward", "lerp"} <= mode.seen
+    assert {"mm", "tanh", "gelu_backward", "lerp"} <= mode.seen.keys()
+
+
+def test_a_step_waits_for_the_device_only_for_what_it_logs(tmp_path, monkeypatch):
+    """A scalar that is read, and an index by mask, whose size is not known before: each would stop the host on a GPU."""
+    found = []
+    steps = train.train_step
+
+    def counted(run: train.Run, step: int) -> dict[str, Any]:
+        with LikeMPS() as mode:
+            line = steps(run, step)
+        mode.seen["_local_scalar_dense"] -= sum(len(group["params"]) for group in run.optimizer.param_groups)
+        found.append({name: mode.seen[name] for name in ("_local_scalar_dense", "index by mask", "masked_select")})
+        return line
+
+    monkeypatch.setattr(train, "train_step", counted)
+    flags = ["--device", "cpu", "--dtype", "fp32", "--max-length", "256", "--max-steps", "2", "--accumulate", "3",
+             "--eval-rows", "0", "--eval-calls", "0", "--dropout", "0", "--output", str(tmp_path / "run")]  # fmt: skip
+    assert train.main(flags) == 0
+    # The loss and the norm of the gradients; AdamW's counters, which it keeps on the host, are left out above.
+    assert found[1] == {"_local_scalar_dense": 2, "index by mask": 0, "masked_select": 0}
 
 
 def test_the_mode_refuses() -> None:
