@@ -24,7 +24,7 @@ IGNORE = -100
 CHUNK_BYTES = 128 * 256_000 * 4
 # Rows of a sweep, and bytes of float32 logits of one of its blocks, which every pass over it should find in the cache.
 SWEEP_ROWS = 512
-BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 32 << 20, "mps": 32 << 20}
+BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20, "mps": 32 << 20}
 # exp(cap) must not overflow when 256,000 of them are added in float32.
 LARGEST_CAP = 70.0
 

@@ -125,6 +125,12 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss on to a new program; the high-water mark begins with it.
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
