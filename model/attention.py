@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from model.config import Gemma2Config
 from model.documents import attend_documents
-from model.layers import Linear, has_fast_matmul, project, rotate, softcap
+from model.layers import Linear, has_fast_matmul, project, softcap
+from model.pointwise import rotate
 
 
 class KVCache:

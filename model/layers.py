@@ -1,4 +1,4 @@
-"""The small parts of a block: linear, RMSNorm, softcap, rotary embedding, gated MLP.
+"""The small modules of a block: linear, embedding, RMSNorm, gated MLP; softcap and the rotary tables.
 
 Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 Source of the numerics: Gemma's reference implementation, github.com/google/gemma_pytorch, gemma/model.py.
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.pointwise import geglu, rms_norm
 
 # Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at D = 2304.
 UPCAST_ROWS = 8192
@@ -87,44 +89,19 @@ class Embedding(nn.Embedding):
         return F.embedding(tokens, self.weight) * self.scale
 
 
-class _RMSNorm(torch.autograd.Function):
-    """y = n (1 + w) with n = x rstd, rstd = 1 / sqrt(mean(x^2) + eps), all in float32. Saves x in its own dtype and rstd.
-
-    With g = dy (1 + w):  dx = rstd (g - n mean(g n)),  dw = sum over rows of dy n.
-    Autograd would keep two float32 copies of x for each of a block's four norms; `benchmarks/LOG.md` has the effect.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
-        ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd * (1.0 + weight.float())).to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, weight, rstd = ctx.saved_tensors
-        dy, normed = grads[0].float(), x.float() * rstd
-        g = dy * (1.0 + weight.float())
-        d_x = rstd * (g - normed * (g * normed).mean(-1, keepdim=True)) if ctx.needs_input_grad[0] else None
-        d_weight = (dy * normed).sum_to_size(weight.shape).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return None if d_x is None else d_x.to(x.dtype), d_weight, None, None
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + w), in float32, cast back after the product. x (..., D).
-
-    Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is Gemma's.
-    """
+    """x / rms(x) * (1 + w), in float32, cast back after the product. x (..., D). See `rms_norm`."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor, dtype: torch.dtype | None = None, shrunk: float = 1.0) -> Tensor:
-        """The norm in `dtype`, by default x's own, of x before it was multiplied by `shrunk`."""
-        return _RMSNorm.apply(x, self.weight, self.eps * shrunk**2, dtype or x.dtype)
+    def forward(
+        self, x: Tensor, dtype: torch.dtype | None = None, shrunk: float = 1.0, residual: Tensor | None = None
+    ) -> Tensor:
+        """The norm in `dtype`, by default x's own, of x before it was multiplied by `shrunk`; plus `residual`."""
+        return rms_norm(x, self.weight, self.eps * shrunk**2, dtype or x.dtype, residual)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -141,32 +118,6 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
     angles = positions[:, :, None, None].float() * (1.0 / theta**exponents)  # (B, T, 1, d / 2)
     angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotary embedding to x (B, T, H, d); the tables are cast to x's dtype first, as Gemma does."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
-
-
-class _GeGLU(torch.autograd.Function):
-    """gelu_tanh(gate) * up, of which only gate and up are saved: gelu is computed again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.gelu(gate, approximate="tanh").mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        d_gate = torch.ops.aten.gelu_backward(grads[0] * up, gate, approximate="tanh")
-        return d_gate, F.gelu(gate, approximate="tanh").mul_(grads[0])
-
-
-def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """gelu_tanh(gate) * up. Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
-    return _GeGLU.apply(gate, up)
 
 
 @contextmanager

@@ -44,10 +44,10 @@ class Block(nn.Module):
         shrink = FP16_SHRINK if dtype == torch.float16 else 1.0
         with _recomputed_norm(self.input_layernorm, x, dtype, selective) as normed:
             attended = self.self_attn(normed, rotary, look, positions, cache, shrink)
-        x = x + self.post_attention_layernorm(attended, x.dtype, shrink)
+        x = self.post_attention_layernorm(attended, x.dtype, shrink, residual=x)
         with _recomputed_norm(self.pre_feedforward_layernorm, x, dtype, selective) as normed:
             changed = self.mlp(normed, shrink, selective)
-        return x + self.post_feedforward_layernorm(changed, x.dtype, shrink)
+        return self.post_feedforward_layernorm(changed, x.dtype, shrink, residual=x)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ PACKAGES = ("model", "lora", "data")
 # The reading order. A file that is listed imports only listed files above it; for the others it is enough that there is
 # no cycle. A subpackage stands as one entry.
 ORDER = {
-    "model": """config kernels layers documents attention flex transformer loss loader embedding generate runtime
+    "model": """config kernels pointwise layers documents attention flex transformer loss loader embedding generate runtime
                 ranks""".split(),
     "lora": "config sliced reference plain kernels fused ops layer inject adapter state".split(),
 }
