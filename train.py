@@ -63,7 +63,7 @@ CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes 
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
                "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
-               "overlong", "train_on", "epochs", "max_steps")  # fmt: skip
+               "overlong", "train_on", "epochs", "max_steps", "ranks")  # fmt: skip
 EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
 CHECKPOINT = "checkpoint"
 MAX_NEW_TOKENS = 128  # per reply when calls are scored
@@ -78,7 +78,7 @@ class StepLoss(nn.Module):
 
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
-        tokens, positions = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.positions))
+        tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in (batch.tokens, batch.positions))
         # Document ids and targets stay on the host: what is looked up in them there needs no waiting for the device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
         return supervised_loss(self.model, hidden, batch.targets, scale)[0]  # the logits never exist as a whole
@@ -146,12 +146,13 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     rate = state.learning_rate(step, run.total_steps, run.args.lr, run.args.warmup)
     state.set_learning_rate(run.optimizer, rate)
     share = run.ranks.count / max(1, supervised)  # gradients are averaged over the ranks
+    scale = run.scaler.get_scale() * share
     total = torch.zeros((), device=run.device)
     run.model.train()
     batches = run.batches(packs)
     for number, batch in enumerate(batches, start=1):
         with processes.synchronized(run.step_loss, number == len(batches)):
-            loss = run.step_loss(batch, run.scaler.get_scale() * share)
+            loss = run.step_loss(batch, scale)
             run.scaler.scale(loss * share).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
@@ -222,7 +223,8 @@ def record(run: Run, line: dict[str, Any]) -> None:
 
 def save(run: Run, step: int) -> None:
     """The checkpoint to resume from, first, since nothing else can be made again; adapter, tokenizer, picture."""
-    counters = {"step": step, "scaler": run.scaler.state_dict(), "fingerprint": fingerprint(run.args)}
+    counters = {"step": step, "scaler": run.scaler.state_dict(), "precision": run.precision.name,
+                "fingerprint": fingerprint(run.args)}  # fmt: skip
     rng, writes = run.ranks.gather(runtime.rng_state(run.device)), run.ranks.is_first
     state.save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng, counters, writes)
     save_adapter(run.model, run.output, run.config, writes)
@@ -258,7 +260,8 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
     recompute, why = runtime.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
-                                                copies=impl == "reference")  # fmt: skip
+                                                copies=impl == "reference",
+                                                slices=ranks.count if args.shard else 1)  # fmt: skip
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -286,6 +289,8 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
     choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
                "checkpoint_activations": [recompute, why]}  # fmt: skip
+    if ranks.is_first and args.overwrite:
+        clear_run(output, CHECKPOINT)  # only now: a wrong input must not cost the earlier run
     introduce(run, examples, data, choices)
     return run
 
@@ -334,9 +339,23 @@ def prepare_output(args: argparse.Namespace) -> Path:
     if output.is_dir() and any(output.iterdir()):
         if not args.overwrite:
             raise ValueError(f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder")
-        clear_run(output, CHECKPOINT)
     output.mkdir(parents=True, exist_ok=True)
     return output
+
+
+def agreed_output(args: argparse.Namespace, ranks: Ranks) -> Path:
+    """The first rank's output folder, on every rank. Raises on every rank what `prepare_output` raises on the first."""
+    found: tuple[str, str] | None = None
+    if ranks.is_first:
+        try:
+            found = str(prepare_output(args)), ""
+        except USER_ERRORS as error:
+            found = "", str(error)
+    shared = ranks.share(found)
+    assert isinstance(shared, tuple)
+    if shared[1]:
+        raise ValueError(shared[1])
+    return Path(shared[0])
 
 
 def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
@@ -349,8 +368,12 @@ def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
 
 
 def resume(run: Run) -> int:
-    """Puts the run back to its checkpoint; returns the last step that was done."""
+    """Puts the run back to its checkpoint; returns the last step that was done. Raises: ValueError for another dtype."""
     counters = state.read_counters(run.output / CHECKPOINT)
+    then = counters.get("precision", run.precision.name)
+    if then != run.precision.name:
+        raise ValueError(f"{run.output}: was trained in {then}, this device would go on in {run.precision.name}; "
+                         f"give --dtype {then}, or start again with --overwrite")  # fmt: skip
     rng = state.load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer)
     mine = {name.removesuffix(f".{run.ranks.index}"): value for name, value in rng.items()}
     runtime.set_rng_state(mine, run.device)
@@ -374,7 +397,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=real(1e-9), help="default 1; the embedded base instead stops after two minutes")
     add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
     add("--lr", type=real(0), help="peak learning rate")
-    add("--row-lr-scale", type=real(0), help="rate of the new tokens' rows, as a multiple of --lr")
+    add("--row-lr-scale", type=real(0), help="with --adapt rows: rate of the new tokens' rows, as a multiple of --lr")
     add("--warmup", type=real(0, 1), default=0.1, help="share of the steps")
     add("--weight-decay", type=real(0), default=0.1)
     add("--clip", type=real(0), default=1.0, help="largest gradient norm; 0 never clips")
@@ -390,7 +413,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what the backward pass computes again: selective, norms and gated products; full, each block; "
              "auto: what the memory asks for")  # fmt: skip
     add("--shard", action="store_true", help="with torchrun: slice every weight over the ranks (FSDP2) instead of DDP")
-    add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows that is held out")
+    add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows of --dataset that is held out")
     add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
     add("--eval-calls", type=whole(0), help="held-out rows whose calls are scored; default 16, on a CPU 4")
     add("--seed", type=int, default=0)
@@ -428,7 +451,8 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not ranks.is_first)
     output: Path | None = None
     try:
-        output = Path(str(ranks.share(prepare_output(args) if ranks.is_first else None)))
+        args.ranks = ranks.count
+        output = agreed_output(args, ranks)
         run = build(args, ranks, output)
         train(run, resume(run) if args.resume else 0)
     except USER_ERRORS as error:

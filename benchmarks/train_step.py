@@ -28,6 +28,7 @@ from data.chat import Example
 from data.packing import Batch, collate
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from lora.ops import IMPLEMENTATIONS
 from lora.state import make_optimizer
 from model.config import Gemma2Config
 from model.loss import supervised_loss
@@ -243,8 +244,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--share", type=float, default=0.3, help="share of each document that is supervised")
     add("--rank", type=int, default=16)
     add("--dropout", type=float, default=0.05)
-    add("--lora-impl", default="auto")
-    add("--checkpoint-activations", choices=("none", "selective", "full"), default="none")
+    add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
+    add("--checkpoint-activations", choices=("none", "selective", "full"), default="none",
+        help="the peer recomputes whole blocks for selective as for full")  # fmt: skip
     add("--rounds", type=int, default=3)
     add("--only", type=lambda text: text.split(","), default=list(NAMES[:2]), help=f"out of {', '.join(NAMES)}")
     add("--no-peak", action="store_true", help="do not measure memory, which takes a process for each")
@@ -254,6 +256,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.only) - set(NAMES):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if min(args.packs, args.rounds, args.rank) < 1:
+        parser.error("--packs, --rounds, --rank: expected at least 1")
     if args.documents < 1 or args.length // args.documents < 4 or not 0 < args.share <= 1:
         parser.error(
             "--length, --documents, --share: every document needs 4 tokens, and the share lies above 0, up to 1"

@@ -51,7 +51,7 @@ def block_mask(documents: Tensor, window: int | None) -> BlockMask:
         return near & (documents[b, query] == documents[b, key])
 
     batch, length = documents.shape
-    return create_block_mask(sees, batch, None, length, length, device=documents.device.type)
+    return create_block_mask(sees, batch, None, length, length, device=documents.device)
 
 
 @dataclass(frozen=True)

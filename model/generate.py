@@ -52,7 +52,8 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     return ids.gather(1, picked)[:, 0]
 
 
-@torch.inference_mode()
+# Not inference_mode: what FSDP2 allocates in a first pass could not be trained with later.
+@torch.no_grad()
 def decode(
     model: Gemma2,
     prompts: Sequence[Sequence[int]],

@@ -130,7 +130,7 @@ def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
 
     def pack(saved: Tensor) -> tuple[Tensor | None, torch.Size]:
         is_x = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
-        return None if is_x else saved, saved.shape
+        return None if is_x else saved.detach(), saved.shape  # itself, it could hold its own graph alive
 
     def unpack(packed: tuple[Tensor | None, torch.Size]) -> Tensor:
         saved, shape = packed

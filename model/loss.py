@@ -127,14 +127,15 @@ def _sweep(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed loss of h (c, D), its gradient (c, D) and that of the trained rows (n_ids, D), float32: one pass over W.
 
-    With t = tanh(z / cap) a capped logit y = cap t cannot exceed the cap, so that exp(y) needs no maximum taken off, and
-    the sum over the vocabulary may come after the numerators of the gradient. With e = exp(y), S = sum_v e_v:
+    With t = tanh(z / cap) a capped logit y = cap t cannot exceed the cap, so that e = exp(y) needs no maximum taken off, and
+    the sum over the vocabulary may come after the numerators of the gradient. The target x stays out of both, for a
+    confident prediction would drown in its rounding. With R = sum_(v != x) e_v and S = R + e_x:
 
-        loss = log S - y_target
-        dh   = sum_v e_v (1 - t_v^2) W_v / S - (1 - t_target^2) W_target
+        loss = log S - y_x = log(1 + R / e_x)
+        dh   = sum_(v != x) e_v (1 - t_v^2) W_v / S - R / S (1 - t_x^2) W_x
     """
     size = max(1, BLOCK_BYTES[h.device.type] // (4 * h.shape[0]))
-    sums, picked = (torch.zeros(h.shape[0], 1, device=h.device) for _ in range(2))
+    rest, picked = (torch.zeros(h.shape[0], 1, device=h.device) for _ in range(2))
     gradient = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
     columns = torch.zeros(h.shape[0], len(ids), device=h.device)  # the numerators of the trained rows
     for start in range(0, weight.shape[0], size):
@@ -146,19 +147,22 @@ def _sweep(
                 block[i] = rows[k]  # rounded to the head's dtype
         t = (h @ block.T).float().div_(cap).tanh_()  # (c, m)
         e = (t * cap).exp_()
-        sums += e.sum(1, keepdim=True)
         index = targets[:, None] - start
-        inside = (index >= 0) & (index < block.shape[0])
-        picked = torch.where(inside, t.gather(1, index.clamp(0, block.shape[0] - 1)), picked)
+        inside, index = (index >= 0) & (index < block.shape[0]), index.clamp(0, block.shape[0] - 1)
+        picked = torch.where(inside, t.gather(1, index), picked)
+        e.scatter_(1, index, e.gather(1, index).masked_fill_(inside, 0.0))
+        rest += e.sum(1, keepdim=True)
         if needs_grad:
             e.addcmul_(e, t.square_(), value=-1.0)
             gradient += e.to(h.dtype) @ block
             for k, i in local:
                 columns[:, k] = e[:, i]
-    loss = (sums.log() - cap * picked).sum()
+    own = (cap * picked).exp_()
+    loss = (rest / own).log1p_().sum()
     if not needs_grad:
         return loss, gradient, columns
-    slope = 1.0 - picked.square()
+    sums = rest + own
+    slope = (1.0 - picked.square()) * (rest / sums)
     wanted = weight[targets].float()  # (c, D)
     for i, row in zip(ids, () if rows is None else rows.to(weight.dtype).float(), strict=True):
         wanted = torch.where(targets[:, None] == i, row, wanted)
@@ -188,7 +192,9 @@ def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float
     """
     flat = targets.flatten()
     places = (flat != IGNORE).nonzero()[:, 0]
-    wanted, places = (t.to(hidden.device, non_blocking=True) for t in (flat[places], places))
+    # Only CUDA copies what it was given before it returns: elsewhere a freed source could be overwritten first.
+    is_cuda = hidden.device.type == "cuda"
+    wanted, places = (t.to(hidden.device, non_blocking=is_cuda) for t in (flat[places], places))
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
     picked = hidden.flatten(0, 1).index_select(0, places)  # (n, D)
     cap, weight, replaced = model.config.final_logit_softcapping, model.lm_head.weight, _replaced(model.lm_head)

@@ -6,7 +6,7 @@ elsewhere it runs as it stands. Shapes: B batch, T positions, H heads, D model w
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,27 @@ R = TypeVar("R")
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` of tensors, as one kernel where the first of them lies on a CUDA device."""
-    compiled: list[Callable[P, R]] = []
+    """`function` of tensors without gradients, as one kernel where a training pass runs it on a CUDA device."""
+    compiled: list[Callable[..., R]] = []
 
     @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args: Any, **kwargs: Any) -> R:
         first = args[0]
         # Inside a larger compiled region the function is only a part of it.
-        if not (isinstance(first, Tensor) and first.is_cuda) or torch.compiler.is_compiling():
+        if not (isinstance(first, Tensor) and _can_compile(first)) or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if not compiled:
             compiled.append(torch.compile(function))
-        return compiled[0](*args, **kwargs)
+        # Gradients are by hand here; whether one is wanted must not be a reason to compile again.
+        detached = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+        return compiled[0](*detached, **kwargs)
 
-    return run
+    return cast(Callable[P, R], run)
+
+
+def _can_compile(x: Tensor) -> bool:
+    """True for activations (B, T, ...) of a pass over a text, on a GPU that Triton supports; decoding is one token long."""
+    return x.is_cuda and x.dim() > 1 and x.shape[1] > 1 and torch.cuda.get_device_capability(x.device) >= (7, 0)
 
 
 @fused

@@ -18,8 +18,7 @@ from model.config import Gemma2Config
 from model.layers import has_fast_matmul
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Below this many parameters a CPU step is bound by memory traffic of small operators, and 16-bit casts cost more
-# than the halved weights save.
+# Below this many parameters float32 weights are no burden for a CPU that has to multiply in float32.
 SMALL_MODEL = 50_000_000
 # The share of the free memory that weights and activations may take before activations are recomputed instead.
 MEMORY_SHARE = {"cuda": 0.7, "mps": 0.4, "cpu": 0.4}
@@ -74,12 +73,10 @@ def pick_precision(name: str, device: torch.device, num_parameters: int) -> Prec
         return Precision("fp16", True, f"compute capability {major}.{minor} has no bf16; fp16 with a gradient scaler")
     if device.type == "mps":
         return _mps_precision()
-    if num_parameters < SMALL_MODEL:
-        return Precision(
-            "fp32", False, f"a model of {num_parameters / 1e6:.1f} M parameters is fastest in fp32 on a CPU"
-        )
     if has_fast_matmul(torch.empty(0, dtype=torch.bfloat16)):
         return Precision("bf16", False, "this CPU multiplies bf16 in hardware")
+    if num_parameters < SMALL_MODEL:
+        return Precision("fp32", False, f"a model of {num_parameters / 1e6:.1f} M parameters fits into memory in fp32")
     return Precision("bf16", False, "bf16 halves the memory; this CPU multiplies in fp32, slice by slice")
 
 
@@ -151,18 +148,24 @@ CHECKPOINTING = ("none", "selective", "full")
 
 
 def pick_checkpointing(
-    name: str, config: Gemma2Config, tokens: int, precision: Precision, device: torch.device, copies: bool = False
+    name: str,
+    config: Gemma2Config,
+    tokens: int,
+    precision: Precision,
+    device: torch.device,
+    copies: bool = False,
+    slices: int = 1,
 ) -> tuple[str, str]:
     """What to recompute in the backward pass (none, selective or full), and why; `tokens` is the number in a micro-batch.
 
     "auto" takes the first of them with which weights and activations stay under MEMORY_SHARE of what is free; the rest is
     headroom for the head's chunks, the optimizer, fragmentation and, where the memory is the machine's, other programs.
-    `copies`: LoRA runs in its reference form, which keeps float32 copies.
+    `copies`: LoRA runs in its reference form, which keeps float32 copies. `slices`: ranks that share the weights.
     """
     if name != "auto":
         return name, "asked for"
     free, width = available_memory_bytes(device), precision.dtype.itemsize
-    weights = width * config.num_parameters
+    weights = width * config.num_parameters // slices
     for mode in CHECKPOINTING:
         kept = tokens * config.num_hidden_layers * activation_bytes_per_token(config, width, mode, copies)
         if weights + kept <= MEMORY_SHARE[device.type] * free:

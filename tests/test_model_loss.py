@@ -87,6 +87,36 @@ def test_confident_logits_at_the_cap_stay_finite(problem, relative):
     assert torch.isfinite(gradients(model, hidden, loss)[0]).all()
 
 
+@pytest.mark.parametrize("head", ["plain", "rows, tied"])
+@pytest.mark.parametrize("confidence", [1.0, 5.0])
+def test_a_confident_bf16_gradient_does_not_drown_in_rounding(problem, head, confidence):
+    """Against the exact gradient at the same bf16 logits; at 5.0 the targets have a probability above 0.99."""
+    model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=30.0)
+    weight = effective_weight(model)
+    targets = torch.arange(30).view(2, 15) + 30  # the replaced rows 50 and 59 among them
+    hidden = confidence * 4 * weight[targets] / weight[targets].float().norm(dim=-1, keepdim=True) ** 2
+    hidden = (hidden * 2).to(torch.bfloat16).requires_grad_()
+    loss, _ = supervised_loss(model, hidden, targets)
+    (ours,) = torch.autograd.grad(loss, hidden)
+    z = (hidden.detach().flatten(0, 1) @ weight.T).double()
+    y = (30.0 * torch.tanh(z / 30.0)).requires_grad_()
+    truth = F.cross_entropy(y, targets.flatten(), reduction="sum")
+    (d_y,) = torch.autograd.grad(truth, y)
+    exact = ((d_y * (1 - torch.tanh(z / 30.0) ** 2)) @ weight.double()).view_as(hidden)
+    if confidence > 1:
+        assert truth / 30 < 0.01
+    assert abs(loss.item() - truth.item()) < 1e-3 * truth.item() + 1e-6
+    assert ((ours.double() - exact).norm() / exact.norm()).item() < 0.01
+
+
+def effective_weight(model):
+    """The head's weight with its trained rows in place."""
+    weight = model.lm_head.weight.detach().clone()
+    if hasattr(model.lm_head, "trained"):
+        weight[model.lm_head.trained.ids] = model.lm_head.trained.rows.detach().to(weight.dtype)
+    return weight
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
     model, hidden, targets = problem(head)

@@ -93,7 +93,7 @@ def test_precision_on_mps(hardware, release, name):
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_precision_on_a_cpu(monkeypatch, is_fast):
     monkeypatch.setattr(runtime, "has_fast_matmul", lambda x: is_fast)
-    assert pick_precision("auto", CPU, 3_000_000).name == "fp32"
+    assert pick_precision("auto", CPU, 3_000_000).name == ("bf16" if is_fast else "fp32")
     large = pick_precision("auto", CPU, LARGE)
     assert large.name == "bf16" and not large.needs_scaler and ("in hardware" in large.reason) == is_fast
 

@@ -111,7 +111,7 @@ def test_the_loss_falls(run, flags):
 
 
 def test_one_batch_of_four_equals_four_of_one(run):
-    common = ("--max-steps", "1", "--dropout", "0", "--max-length", "200")
+    common = ("--max-steps", "1", "--dropout", "0", "--max-length", "200", "--dtype", "fp32")
     _, whole = run(*common, "--micro-batch", "4", "--accumulate", "1", output="whole")
     _, parts = run(*common, "--micro-batch", "1", "--accumulate", "4", output="parts")
     (a, b) = (metrics(folder)[1] for folder in (whole, parts))
@@ -165,12 +165,28 @@ def test_resuming_with_other_settings_is_refused(run, capsys):
     assert len(metrics(folder)) == 3
 
 
+def test_resuming_in_another_precision_or_with_other_ranks_is_refused(run, capsys, monkeypatch):
+    _, folder = run("--max-steps", "1", "--dtype", "auto")
+    state = json.loads((folder / "checkpoint" / "state.json").read_text())
+    other = "fp32" if state["precision"] == "bf16" else "bf16"
+    (folder / "checkpoint" / "state.json").write_text(json.dumps(state | {"precision": other}))
+    assert run("--max-steps", "1", "--dtype", "auto", "--resume")[0] == 2
+    assert f"was trained in {other}" in capsys.readouterr().err
+    state["fingerprint"]["ranks"] = 2
+    (folder / "checkpoint" / "state.json").write_text(json.dumps(state))
+    assert run("--max-steps", "1", "--dtype", "auto", "--resume")[0] == 2
+    assert "--ranks was 2 and is 1" in capsys.readouterr().err
+
+
 def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
     _, folder = run("--max-steps", "1")
     (folder / "notes.txt").write_text("mine")
     before = (folder / "adapter_model.safetensors").read_bytes()
     assert run("--max-steps", "1")[0] == 2 and "not empty" in capsys.readouterr().err
     assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert run("--max-steps", "2", "--overwrite", "--dataset", "nowhere.jsonl")[0] == 2
+    assert run("--max-steps", "2", "--overwrite", "--model", "nowhere/")[0] == 2
+    assert (folder / "adapter_model.safetensors").read_bytes() == before and len(metrics(folder)) == 2
     assert run("--max-steps", "2", "--overwrite")[0] == 0
     assert len(metrics(folder)) == 3 and (folder / "notes.txt").read_text() == "mine"
 
