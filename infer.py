@@ -71,7 +71,9 @@ def model_folder(name: str | Path | None) -> Path:
     return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else resolve_folder(str(name))
 
 
-def load_base(folder: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Gemma2:
+def load_base(
+    folder: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype | None, seed: int = 0
+) -> Gemma2:
     """The base with a row for each tag of the tokenizer. Raises: ValueError if vocabulary and tokenizer do not fit."""
     model = load_gemma2(folder, device, dtype)
     size = model.config.vocab_size
@@ -97,7 +99,8 @@ def load_agent(args: argparse.Namespace) -> tuple[Gemma2, Tokenizer]:
     has_own = args.adapter and (args.adapter / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_pretrained(args.adapter if has_own else folder)
     precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
-    model = load_base(folder, tokenizer, device, precision.dtype)
+    # A merged folder keeps the base's own dtype, whatever would be fastest here.
+    model = load_base(folder, tokenizer, device, None if args.merge and args.dtype == "auto" else precision.dtype)
     if args.adapter:
         load_adapter(model, args.adapter)
     return model.eval(), tokenizer

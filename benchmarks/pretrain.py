@@ -99,11 +99,11 @@ def compile_blocks(base: Gemma2) -> None:
     """Compiles each block for one shape. The hardware question breaks the graph, so it is answered beforehand."""
     window = base.config.sliding_window
 
-    def look(positions: Tensor, documents: Tensor | None, cache: object) -> TiledMasks:
+    def look(positions: Tensor, documents: Tensor | None, *_: object) -> TiledMasks:
         masks = (attention_mask(positions, positions, documents, documents, w) for w in (None, window))
         return TiledMasks(*masks)
 
-    base.model.look = look  # type: ignore[method-assign]
+    base.model.look = look  # type: ignore[method-assign, assignment]
 
     def always(x: Tensor) -> bool:
         return True

@@ -29,17 +29,20 @@ class KVCache:
         shape = (batch, max_length, config.num_key_value_heads, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
-        self.max_length = max_length
+        self.max_length, self.end = max_length, 0
 
-    def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns everything up to the last one written."""
-        end = int(positions.max()) + 1
+    def reach(self, end: int) -> None:
+        """Says, once for all layers, that what is about to be stored ends before `end`. Raises: ValueError past the end."""
         if end > self.max_length:
             raise ValueError(f"position {end - 1} does not fit a cache of {self.max_length} entries")
+        self.end = end
+
+    def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns everything that `reach` has announced."""
         index = positions[:, :, None, None].expand_as(keys)
         self.keys[layer].scatter_(1, index, keys)
         self.values[layer].scatter_(1, index, values)
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
+        return self.keys[layer][:, : self.end], self.values[layer][:, : self.end]
 
 
 def attention_mask(

@@ -82,8 +82,11 @@ class Decoder(nn.Module):
         # "full", each block (arXiv:1604.06174).
         self.checkpoint_activations = "none"
 
-    def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Look:
-        """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be."""
+    def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None, is_whole: bool = False) -> Look:
+        """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be.
+
+        `is_whole`: the tokens stand at 0 .. T - 1, whatever the cache held before.
+        """
         batch, length = positions.shape
         if cache is None and positions.is_cuda and _has_flex(positions.device):
             from model.flex import InBlocks  # imported only where it runs: it brings a compiler
@@ -92,7 +95,11 @@ class Decoder(nn.Module):
             return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)
         if cache is None:
             return InDocuments(document_spans(documents, batch, length))
+        if is_whole:  # a prompt from its beginning: all keys are its own, and no scores of all pairs are needed
+            cache.reach(length)
+            return InDocuments(document_spans(None, batch, length))
         end = int(positions.max()) + 1
+        cache.reach(end)
         keys = torch.arange(end, device=positions.device).expand(batch, end)
         wide = attention_mask(positions, keys, None, None, None)
         return Masked(wide, attention_mask(positions, keys, None, None, self.config.sliding_window))
@@ -106,9 +113,10 @@ class Decoder(nn.Module):
     ) -> Tensor:
         if cache is not None and documents is not None:
             raise ValueError("documents and a cache exclude one another: a cache does not keep documents")
+        is_whole = positions is None
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        look = self.look(positions, documents, cache)
+        look = self.look(positions, documents, cache, is_whole)
         x = self.embed_tokens(tokens)  # (B, T, D)
         if x.dtype == torch.float16:
             x = x.float()  # the residual stream of a trained Gemma-2 outgrows float16

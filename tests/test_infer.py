@@ -527,7 +527,7 @@ def adapted(base: Path, adapter: Path) -> Gemma2:
 
 
 def test_the_adapter_names_its_base_and_changes_the_model(base, adapter):
-    args = infer.parse_args(["--adapter", str(adapter)])
+    args = infer.parse_args(["--adapter", str(adapter), "--dtype", "fp32"])
     model, tokenizer = infer.load_agent(args)
     tokens = torch.tensor([[2, 40, 2050, 300]])
     assert len(tokenizer) == 2056 and torch.equal(model(tokens), adapted(base, adapter)(tokens))
