@@ -137,6 +137,13 @@ def evaluate_calls(
     return accuracy.as_dict()
 
 
+def reply_text(model: Gemma2, tokenizer: Tokenizer, conversation: Conversation, max_new_tokens: int) -> str:
+    """What the model writes, greedy, where the first reply of a conversation stands; control tokens as text."""
+    prompt = render_prompt(first_question(conversation), tokenizer)
+    (ids,) = generate(model, [prompt], max_new_tokens, tokenizer.stop_ids)
+    return tokenizer.decode(ids)
+
+
 def first_reply(conversation: Conversation) -> Message:
     """The first turn of the model. Raises: StopIteration without one; `parse_row` refuses such rows."""
     return next(message for message in conversation.messages if message.role == "model")

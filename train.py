@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from torch import nn
 
@@ -32,12 +34,13 @@ from data.report import (
     draw_loss,
     git_commit,
     keep_metrics_until,
+    read_metrics,
     versions,
     write_json,
 )
-from data.score import describe_shares
+from data.score import describe_shares, kind_of
 from data.tokenizer import Tokenizer
-from infer import EMBEDDED, evaluate_calls, load_base, model_folder
+from infer import EMBEDDED, evaluate_calls, first_question, first_reply, load_base, model_folder, reply_text
 from lora import state
 from lora.adapter import save_adapter
 from lora.config import SEVEN, LoRAConfig, parse_targets
@@ -56,9 +59,9 @@ console = Console(highlight=False)
 # Defaults of a flag that is not given: the course's, and those of the small embedded base, which learns at a higher rate.
 COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "row_lr_scale": 1.0, "alpha": 64.0,
           "eval_rows": 64, "eval_calls": 16}  # fmt: skip
-SMALL = {"max_length": 512, "micro_batch": 1, "accumulate": 8, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
+SMALL = {"max_length": 512, "micro_batch": 4, "accumulate": 2, "lr": 2e-3, "row_lr_scale": 2.5, "alpha": 32.0,
          "eval_rows": 64, "eval_calls": 64}  # fmt: skip
-SMALL_STEPS = 70  # two minutes on two CPU cores
+SMALL_STEPS = 85  # two minutes on two CPU cores
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
@@ -103,6 +106,7 @@ class Run:
     held_out: list[Conversation]
     held_out_packs: list[list[Example]]
     seen_tools: set[str]
+    questions: list[Conversation]  # written by hand, scored on their own; the embedded rows have some
 
     @property
     def packs_per_step(self) -> int:
@@ -183,8 +187,19 @@ def evaluate(run: Run) -> dict[str, Any]:
         supervised += sum(example.num_supervised for example in packed)
     scored = run.held_out[: run.args.eval_calls]
     accuracy = evaluate_calls(run.model, run.tokenizer, scored, run.seen_tools, MAX_NEW_TOKENS) if scored else None
+    line = {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": accuracy}
+    if scored and run.questions:
+        by_hand = evaluate_calls(run.model, run.tokenizer, run.questions, run.seen_tools, MAX_NEW_TOKENS)
+        line |= {"questions_accuracy": by_hand, "sample": write_sample(run)}
     processes.slice_again(run.model)
-    return {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": accuracy}
+    return line
+
+
+def write_sample(run: Run) -> dict[str, str]:
+    """A held-out question for a tool that training never shows, and the model's reply."""
+    unseen = [c for c in run.held_out if kind_of(first_reply(c).calls, run.seen_tools) == "unseen"] or run.held_out
+    asked = next(m.content for m in reversed(first_question(unseen[0]).messages) if m.role == "user")
+    return {"question": asked, "reply": reply_text(run.model, run.tokenizer, unseen[0], MAX_NEW_TOKENS)}
 
 
 def train(run: Run, start: int) -> None:
@@ -219,6 +234,18 @@ def record(run: Run, line: dict[str, Any]) -> None:
         accuracy = line["tool_call_accuracy"]
         shares = f"; exact calls: {describe_shares(accuracy)}" if accuracy else ""
         console.print(f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}", soft_wrap=True)
+    if line.get("questions_accuracy"):
+        console.print(f"questions written by hand: {describe_shares(line['questions_accuracy'])}", soft_wrap=True)
+
+
+def show_sample(run: Run) -> None:
+    """The sample question's reply before and after training, side by side."""
+    samples = [line["sample"] for line in read_metrics(run.output) if line.get("sample")]
+    if len(samples) < 2:
+        return
+    table = Table("before", "after", title=Text(samples[0]["question"]), show_lines=True)
+    table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
+    console.print(table)
 
 
 def save(run: Run, step: int) -> None:
@@ -283,9 +310,10 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     optimizer = state.make_optimizer(model, args.weight_decay, args.row_lr_scale)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     held_out_packs = pack_held_out(held_out, tokenizer, args)
+    questions = [] if args.dataset else load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
     seen = {name for conversation in training for name in conversation.tool_names}
     run = Run(args, ranks, output, device, precision, model, step_loss, tokenizer, config, optimizer, scaler, packing,
-              held_out, held_out_packs, seen)  # fmt: skip
+              held_out, held_out_packs, seen, questions)  # fmt: skip
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
     choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
                "checkpoint_activations": [recompute, why]}  # fmt: skip
@@ -455,6 +483,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
         output = agreed_output(args, ranks)
         run = build(args, ranks, output)
         train(run, resume(run) if args.resume else 0)
+        show_sample(run)
     except USER_ERRORS as error:
         stderr.print(f"train.py: {error}")
         return 2
