@@ -123,7 +123,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     status = Path("/proc/self/status")
-    if status.is_file():
+    if sys.platform != "darwin" and status.is_file():
         # Linux hands ru_maxrss on to a new program; the high-water mark begins with it.
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         if "VmHWM" in fields:

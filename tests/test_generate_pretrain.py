@@ -68,7 +68,7 @@ def test_rate_warms_up_stays_and_decays_to_zero() -> None:
 
 
 def test_the_gate_scores_every_kind_between_zero_and_one(tokenizer: Tokenizer) -> None:
-    scores = gate(new_model(0, compute_dtype()), tokenizer, rows=2, length=384, documents=4)
+    scores = gate(new_model(0, compute_dtype()), tokenizer, rows=2, length=768, documents=8)
     assert {"fill_pick", "fill_list", "fill_fill", "fill_whole", "double_whole", "none_whole"} <= set(scores)
     assert all(0.0 <= value <= 1.0 for value in scores.values())
 

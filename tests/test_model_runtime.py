@@ -154,6 +154,7 @@ def test_peak_memory_is_in_bytes_on_a_mac_too(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert peak_memory_bytes(CPU) == 1000
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(runtime.Path, "is_file", lambda path: False)  # no /proc
     assert peak_memory_bytes(CPU) == 1000 * 1024
 
 
