@@ -201,9 +201,8 @@ class Agent:
 
     def _finish(self, reply: Reply) -> Iterator[Event]:
         """The answer, or why there is none."""
-        is_blank_start = not (
-            reply.ended or reply.thinking or reply.outcomes
-        )  # a cut reply may hold no more than spaces
+        # A cut reply may hold no more than spaces.
+        is_blank_start = not (reply.ended or reply.thinking or reply.outcomes)
         if reply.content or is_blank_start:
             self.num_answered = len(self.ids)
             yield Event("answer", reply.content)

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from safetensors import SafetensorError
 from torch import nn
 
@@ -34,7 +32,7 @@ from data.report import (
     draw_loss,
     git_commit,
     keep_metrics_until,
-    read_metrics,
+    show_sample,
     versions,
     write_json,
 )
@@ -236,16 +234,6 @@ def record(run: Run, line: dict[str, Any]) -> None:
         console.print(f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}", soft_wrap=True)
     if line.get("questions_accuracy"):
         console.print(f"questions written by hand: {describe_shares(line['questions_accuracy'])}", soft_wrap=True)
-
-
-def show_sample(run: Run) -> None:
-    """The sample question's reply before and after training, side by side."""
-    samples = [line["sample"] for line in read_metrics(run.output) if line.get("sample")]
-    if len(samples) < 2:
-        return
-    table = Table("before", "after", title=Text(samples[0]["question"]), show_lines=True)
-    table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
-    console.print(table)
 
 
 def save(run: Run, step: int) -> None:
@@ -483,7 +471,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
         output = agreed_output(args, ranks)
         run = build(args, ranks, output)
         train(run, resume(run) if args.resume else 0)
-        show_sample(run)
+        show_sample(output, console)
     except USER_ERRORS as error:
         stderr.print(f"train.py: {error}")
         return 2

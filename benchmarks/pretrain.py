@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from data.generate.batches import Batch, Example, batches, encode, pack, to_batc
 from data.generate.documents import gate_document
 from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
 from data.generate.values import Source
-from model.attention import attend, attention_mask
+from model.attention import Masked, attend, attention_mask
 from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
@@ -79,12 +79,8 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if model.layers.has_fast_matmul(probe) else torch.float32
 
 
-@dataclass(frozen=True)
-class TiledMasks:
+class TiledMasks(Masked):
     """Attention with masks (B, 1, T, T) in tiles of queries, each with the keys before its end: one graph for all packs."""
-
-    wide: Tensor
-    narrow: Tensor
 
     def __call__(
         self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None

@@ -8,6 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "loss.png"
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 RUN_FILES = (METRICS, RUN, PICTURE, "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors",
@@ -93,6 +97,15 @@ def describe_run(run: dict[str, Any]) -> list[str]:
             f"{name.replace('_', ' ')}: {choice} ({reason})" for name, (choice, reason) in run["choices"].items()
         ),
     ]
+
+
+def show_sample(directory: Path, console: Console) -> None:
+    """The reply to the run's sample question before and after training, side by side; nothing without two of them."""
+    samples = [line["sample"] for line in read_metrics(directory) if line.get("sample")]
+    if len(samples) > 1:
+        table = Table("before", "after", title=Text(samples[0]["question"]))
+        table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
+        console.print(table)
 
 
 def draw_loss(directory: Path) -> None:

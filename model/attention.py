@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from model.config import Gemma2Config
-from model.documents import attend_documents
 from model.layers import Linear, has_fast_matmul, project, softcap
 from model.pointwise import rotate
 
@@ -97,18 +96,6 @@ class Masked:
         self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
     ) -> Tensor:
         return attend(query, keys, values, self.wide if window is None else self.narrow, scale, cap)
-
-
-@dataclass(frozen=True)
-class InDocuments:
-    """Attention inside the documents of a pack, which are spans (row, start, stop): see `model/documents.py`."""
-
-    spans: list[tuple[int, int, int]]
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
-    ) -> Tensor:
-        return attend_documents(query, keys, values, self.spans, window, scale, cap)
 
 
 # (query (B, T, H, d), keys and values (B, S, Hkv, d), window, scale, cap) -> (B, T, H, d)

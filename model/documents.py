@@ -156,14 +156,15 @@ def _weights(squashed: Tensor, queries: int, window: int | None, cap: float | No
     return torch.softmax(scores, dim=-1)
 
 
-def attend_documents(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    spans: list[tuple[int, int, int]],
-    window: int | None,
-    scale: float,
-    cap: float | None,
-) -> Tensor:
-    """Causal attention inside each span, (B, T, H, d); every position must lie in one. Differentiable once."""
-    return _DocumentAttention.apply(query, keys, values, spans, window, scale, cap)
+@dataclass(frozen=True)
+class InDocuments:
+    """Causal attention inside the documents of a batch: spans (row, start, stop), in one of which each position lies."""
+
+    spans: list[tuple[int, int, int]]
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+    ) -> Tensor:
+        """query (B, T, H, d), keys and values (B, T, Hkv, d) -> (B, T, H, d). Differentiable once."""
+        mixed: Tensor = _DocumentAttention.apply(query, keys, values, self.spans, window, scale, cap)
+        return mixed

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Attention, InDocuments, KVCache, Look, Masked, attention_mask
+from model.attention import Attention, KVCache, Look, Masked, attention_mask
 from model.config import Gemma2Config
-from model.documents import document_spans
+from model.documents import InDocuments, document_spans
 from model.layers import MLP, Embedding, Linear, RMSNorm, recomputed, rotary_tables, softcap
 
 # A power of two, so exact: float16 ends at 65,504, which outputs of o_proj and down_proj exceed. The norm that follows
@@ -93,11 +93,10 @@ class Decoder(nn.Module):
 
             documents = torch.zeros_like(positions) if documents is None else documents
             return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)
-        if cache is None:
+        if cache is None or is_whole:  # with a cache: all keys are the prompt's own
+            if cache is not None:
+                cache.reach(length)
             return InDocuments(document_spans(documents, batch, length))
-        if is_whole:  # a prompt from its beginning: all keys are its own, and no scores of all pairs are needed
-            cache.reach(length)
-            return InDocuments(document_spans(None, batch, length))
         end = int(positions.max()) + 1
         cache.reach(end)
         keys = torch.arange(end, device=positions.device).expand(batch, end)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ def train(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def metrics(folder: Path) -> list[dict[str, float]]:
+def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -42,7 +43,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["ddp", "shard"])
 def test_two_ranks_train_as_one_with_twice_the_accumulation(alone: Path, tmp_path: Path, flags: list[str]) -> None:
     text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
-    assert text.count("done: adapter in") == 1
+    assert text.count("done: adapter in") == 1 and text.count("questions written by hand") == 2
+    assert "before" in text and metrics(alone)[0]["questions_accuracy"]["n"]["overall"] == 30
     assert {path.name for path in (tmp_path / "two").iterdir()} == FILES
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(alone), strict=True):
         assert ours["step"] == theirs["step"]
