@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 
 from data.generate import phrases
 from data.generate.batches import batches, encode, pack
-from data.generate.documents import FORBIDDEN, WEIGHTS, gate_document, new_document
+from data.generate.documents import FORBIDDEN, gate_document, new_document
+from data.generate.entries import everyday_entry, new_request
+from data.generate.everyday import ITEMS
 from data.generate.tokenizer import NUM_PIECES, SPECIALS, train_tokenizer, training_text
 from data.generate.values import KINDS, Source, new_field, new_value
 from data.generate.words import NOUNS, mine, side, templates
@@ -52,7 +54,7 @@ def test_turns_alternate_and_only_the_model_is_weighted_fully() -> None:
         text = "".join(text for text, _ in document)
         assert text.startswith("<start_of_turn>user\n") and text.endswith("<end_of_turn>\n")
         assert text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2 * text.count("<start_of_turn>model\n")
-        assert {tag for _, tag in document} <= set(WEIGHTS)
+        assert {tag for _, tag in document} <= {"user", "pick", "list", "fill", "say"}
         assert all("<start_of_turn>" not in text for text, tag in document if tag != "user")
 
 
@@ -74,6 +76,30 @@ def test_values_lie_on_their_side(held: bool) -> None:
             assert side(str(value)) == held
         elif isinstance(value, str) and " " not in value:
             assert side(value) == held or value.capitalize() == value
+
+
+def test_a_fluent_stream_knows_every_word_but_only_its_values() -> None:
+    source = Source(random.Random(0), made_up=0.0, fluent=True)
+    assert {source.word(NOUNS) for _ in range(5000)} == {*NOUNS}
+    assert not any(side(source.digits(1, 4)) for _ in range(500))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_every_idiom_names_the_value_of_every_field(held: bool) -> None:
+    source = Source(random.Random(0), held)
+    for _ in range(1500):
+        entry = everyday_entry(source)
+        request = new_request(source, entry, [entry])
+        assert all(str(value) in request.text for value in request.values.values()), request
+
+
+def test_everyday_tools_and_idioms_are_different() -> None:
+    idioms = [idiom for item in ITEMS for idiom in item.idioms]
+    assert len({(item.verb, item.noun) for item in ITEMS}) == len(ITEMS) > 35
+    assert len(idioms) > 380 and all("{" in idiom for idiom in idioms)
+    for item in ITEMS:
+        assert all(f"{{{len(item.fields) - 1}}}" in idiom for idiom in item.idioms), item.names
+        assert templates(item.idioms, True) and len({*item.idioms}) == len(item.idioms)
 
 
 @settings(max_examples=200, deadline=None)
@@ -115,7 +141,7 @@ def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
 
 
 def test_packs_restart_positions_and_weigh_no_first_token(tokenizer: Tokenizer) -> None:
-    stream = batches(tokenizer, 0, rows=2, length=512)
+    stream = batches(tokenizer, 0, rows=2, length=512, user_weight=0.12)
     for _ in range(10):
         batch = next(stream)
         assert batch.tokens.shape == batch.weights.shape == (2, 512)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data.generate.documents import WEIGHTS, Segment, new_document
+from data.generate.documents import Segment, new_document
 from data.generate.values import Source
 
 PAD, BOS = 0, 2
@@ -67,8 +67,8 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
     return packs
 
 
-def to_batch(packs: list[list[Example]], length: int) -> Batch:
-    """Lays packs out as arrays."""
+def to_batch(packs: list[list[Example]], length: int, user_weight: float) -> Batch:
+    """Lays packs out as arrays; what the model writes has weight 1."""
     tokens = np.full((len(packs), length), PAD, dtype=np.int64)
     positions, documents = np.zeros_like(tokens), np.zeros_like(tokens)
     weights = np.zeros(tokens.shape, dtype=np.float32)
@@ -77,17 +77,17 @@ def to_batch(packs: list[list[Example]], length: int) -> Batch:
         for number, (ids, tags) in enumerate(examples, start=1):
             part = slice(start, start + len(ids))
             tokens[row, part], positions[row, part], documents[row, part] = ids, range(len(ids)), number
-            weights[row, part] = [WEIGHTS[tag] for tag in tags]
+            weights[row, part] = [{"": 0.0, "user": user_weight}.get(tag, 1.0) for tag in tags]
             start = part.stop
     return Batch(tokens, positions, documents, weights)
 
 
-def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int) -> Iterator[Batch]:
+def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, user_weight: float) -> Iterator[Batch]:
     """Endless batches of `rows` packs, in random order."""
-    source = Source(random.Random(seed))
+    source = Source(random.Random(seed), fluent=True)
     while True:
         packs = pack(encode(tokenizer, [new_document(source) for _ in range(POOL)]), length)
         source.rng.shuffle(packs)
         # A rest that does not fill a batch is dropped: another shape would cost a compilation.
         for i in range(0, len(packs) - rows + 1, rows):
-            yield to_batch(packs[i : i + rows], length)
+            yield to_batch(packs[i : i + rows], length, user_weight)

@@ -111,7 +111,7 @@ def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[En
 
 def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
     """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
-    source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP)
+    source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP, everyday=0.0)
     free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
     rows = []
     for (seen, kind), count in HELDOUT_ROWS.items():

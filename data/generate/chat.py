@@ -115,11 +115,8 @@ def small_talk(source: Source) -> tuple[str, str]:
     if style < 0.6:
         ask = source.wording(FRAMES).format(**slots)
         return ask[:1].upper() + ask[1:], source.template(FRAME_ANSWERS).format(**slots)
-    if style < 0.9:
-        question, answer = source.pick(templates(MADE_PAIRS, source.held))
-        return question.format(**slots), answer.format(**slots)
-    a, b = source.rng.randint(0, 20), source.rng.randint(0, 20)
-    return source.pick((f"What is {a} plus {b}?", f"{a} + {b}?")), f"{a} plus {b} is {a + b}."
+    question, answer = source.pick(templates(MADE_PAIRS, source.held))
+    return question.format(**slots), answer.format(**slots)
 
 
 def story(source: Source) -> tuple[str, list[tuple[str, str]]]:

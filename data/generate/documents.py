@@ -29,7 +29,9 @@ FORBIDDEN = (
     "<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
     "</tool_response>",
 )  # fmt: skip
-WEIGHTS = {"": 0.0, "user": 0.12, "pick": 1.0, "list": 1.0, "fill": 1.0, "say": 1.0}
+
+# No further message is added to a document of so many characters.
+ENOUGH_CHARACTERS = 900
 
 INTROS = (
     "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.",
@@ -164,8 +166,15 @@ Turns = tuple[tuple[Callable[[Source, list[Entry], Layout], Turn], int], ...]
 TURNS: Turns = ((_fill_turn, 46), (_double_turn, 24), (_none_turn, 13), (_missing_turn, 7), (_ask_turn, 10))
 
 
-def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) -> list[Turn]:
-    """A list of entries and one to three messages about it, some followed by a result to report."""
+def _length(turns: list[Turn]) -> int:
+    return sum(len(ask) + sum(len(text) for text, _ in answer) for ask, answer in turns)
+
+
+def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) -> list[Turn]:
+    """A list of entries and one to six messages about it, while they are short; some are followed by a result to report.
+
+    One list serves many messages because only what the model writes is learned from.
+    """
     entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
     layout = new_layout(source)
     builders = [
@@ -174,7 +183,9 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 3) 
     builders = builders or [_fill_turn]
     listing = f"{source.wording(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
     turns: list[Turn] = []
-    for _ in range(min(max_turns, source.pick((1, 2, 2, 3)))):
+    for _ in range(min(max_turns, source.rng.randint(1, 6))):
+        if turns and len(listing) + _length(turns) > ENOUGH_CHARACTERS:
+            break
         turns.append(source.pick(builders)(source, entries, layout))
         if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
             record, answer = result_turn(source)
@@ -228,7 +239,7 @@ def chat_document(source: Source) -> list[Turn]:
 
 # By number of documents; the entries documents are three times as long as the others.
 BUILDERS = (
-    (entries_document, 58), (copy_document, 10), (lookup_document, 13), (record_document, 11), (story_document, 4),
+    (entries_document, 70), (copy_document, 6), (lookup_document, 8), (record_document, 8), (story_document, 4),
     (chat_document, 4),
 )  # fmt: skip
 
@@ -253,6 +264,6 @@ def new_document(source: Source, vary: bool = True) -> list[Segment]:
 
 
 def gate_document(source: Source, kind: str) -> list[Segment]:
-    """A document with one message of one kind ("fill", "double" or "none"), to measure with."""
-    build = {"fill": _fill_turn, "double": _double_turn, "none": _none_turn}[kind]
+    """A document with one message, to measure with: two requests, one that nothing fits, or one request."""
+    build = {"double": _double_turn, "none": _none_turn}.get(kind, _fill_turn)
     return render(entries_document(source, ((build, 1),), max_turns=1))

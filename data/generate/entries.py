@@ -9,6 +9,7 @@ from typing import Any
 
 from data.generate import phrases, words
 from data.generate.domains import DOMAINS, Domain
+from data.generate.everyday import ITEMS
 from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
@@ -18,7 +19,7 @@ TAILS = ("", "", "", "", "", "", " by name", " on a given day", " for a customer
 
 @dataclass(frozen=True)
 class Entry:
-    """`verb` and `noun` are the words of the description that a request may repeat."""
+    """`verb` and `noun` are the words of the description that a request may repeat; `idioms` repeat none of them."""
 
     name: str
     verb: str
@@ -26,6 +27,7 @@ class Entry:
     tail: str
     fields: tuple[Field, ...]
     domain: Domain
+    idioms: tuple[str, ...] = ()
 
     @property
     def action(self) -> str:
@@ -71,8 +73,18 @@ def article(word: str, noun: str) -> str:
     return ("an " if word == "a " and noun[:1] in "aeio" else word) + noun
 
 
+def everyday_entry(source: Source) -> Entry:
+    """A tool of daily life, now and then under a name that says nothing."""
+    item = source.pick(ITEMS)
+    name = source.invent() if source.chance(0.2 * source.made_up) else source.pick(item.names)
+    fields = item.new_fields(source)
+    return Entry(name, item.verb, item.noun, source.pick(item.tails), fields, source.pick(DOMAINS), item.idioms)
+
+
 def new_entry(source: Source, near: Entry | None = None) -> Entry:
     """A random entry; with `near`, one that shares its verb or its noun and so is easily mistaken for it."""
+    if near is None and source.chance(source.everyday):
+        return everyday_entry(source)
     domain = near.domain if near else source.pick(DOMAINS)
     verb, bare = source.word(domain.verbs, words.VERBS), source.word(domain.nouns, words.NOUNS)
     if source.chance(0.2):
@@ -110,6 +122,10 @@ def new_entries(source: Source, count: int) -> list[Entry]:
     source.rng.shuffle(entries)
     return entries
 
+
+# Share of requests for an everyday tool that use an idiom.
+IDIOM = 0.8
+QUESTIONS = frozenset("what what's how how's which where where's is are will do does did can has any should when who".split())
 
 # Kinds whose values and prepositions look alike: side by side, one of them is named.
 ALIKE = (KINDS["text"], KINDS["subject"], KINDS["product"])
@@ -176,11 +192,13 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
 
 def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> str:
     """Action and values in one clause, without greeting or full stop; `others` are the entries on offer."""
+    if entry.idioms and len(values) == len(entry.fields) and source.chance(IDIOM):
+        return source.wording(entry.idioms).format(*values.values())
     spoken = field_phrases(source, entry, values)
     action = _action_text(source, entry, others)
     if not spoken:
         return action
-    joint = source.template(phrases.JOINTS)
+    joint = source.pick(phrases.JOINTS)  # marks of the language, the same on both sides
     if source.blur and joint == " ":
         joint = ", "  # with unknown words around, only a mark tells where one value's phrase ends
     if source.chance(0.88):
@@ -199,6 +217,8 @@ def finish(source: Source, core: str) -> str:
     prefix, closer = source.wording(phrases.PREFIXES), source.wording(phrases.CLOSERS)
     text = prefix + core + ("," + closer if closer and source.chance(0.5) else closer)
     text = text if source.chance(0.25) else sentence(text)
+    if core.split()[0] in QUESTIONS:
+        return text + source.pick(("?", "?", "?", "", "."))
     return text + source.pick((".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else "."))
 
 

@@ -27,13 +27,17 @@ class Source:
     """A random stream on one side of the split.
 
     `made_up` is the share of invented words among names and values; `blur` the chance that a template's own words are
-    replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording.
+    replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording. `fluent`
+    streams know the words of both sides, as a base model knows its language; templates and values stay on their side.
+    `everyday` is the share of entries that are tools of daily life, asked for in idioms.
     """
 
     rng: random.Random
     held: bool = False
     made_up: float = MADE_UP
     blur: float = 0.0
+    fluent: bool = False
+    everyday: float = 0.25
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -53,9 +57,12 @@ class Source:
 
     def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
         """A word of this side, or an invented one; `spare` serves where a short list has none on this side."""
-        return (
-            self.invent() if self.chance(self.made_up) else self.pick(mine(words, self.held) or mine(spare, self.held))
-        )
+        known = self.known(words) or self.known(spare)
+        return self.invent() if not known or self.chance(self.made_up) else self.pick(known)
+
+    def known(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """The words of a list that this stream may use."""
+        return words if self.fluent else mine(words, self.held)
 
     def on_side(self, draw: Callable[[], str]) -> str:
         """Draws until the text lies on this stream's side; `draw` must have plenty of texts to choose from."""
@@ -331,7 +338,7 @@ WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 1
 def new_field(source: Source, kind_name: str | None = None) -> Field:
     """A field of a random kind, with one of its usual names or, often, a name that says nothing."""
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
-    usual = mine(kind.names, source.held)
+    usual = source.known(kind.names)
     has_usual_name = bool(usual) and not source.chance(source.made_up)
     known = has_usual_name and not source.held  # nobody has told the model what a held-out name stands for
     if has_usual_name:
