@@ -277,6 +277,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     recompute, why = runtime.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
                                                 copies=impl == "reference",
                                                 slices=ranks.count if args.shard else 1)  # fmt: skip
+    check_recomputed_dropout(args, recompute, impl, device)
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
@@ -309,6 +310,17 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
         clear_run(output, CHECKPOINT)  # only now: a wrong input must not cost the earlier run
     introduce(run, examples, data, choices)
     return run
+
+
+def check_recomputed_dropout(args: argparse.Namespace, recompute: str, impl: str, device: torch.device) -> None:
+    """Raises: ValueError where a recomputed block would draw other dropout masks than its first pass did.
+
+    The fused paths draw theirs from a seed of their own; the reference form uses PyTorch's generator, whose state PyTorch's
+    checkpointing puts back on CPUs and GPUs but not on MPS.
+    """
+    if device.type == "mps" and recompute == "full" and impl == "reference" and args.dropout:
+        raise ValueError("--lora-impl reference with --checkpoint-activations full and dropout is not exact on mps: give "
+                         "--lora-impl auto, --checkpoint-activations none, or --dropout 0")  # fmt: skip
 
 
 def base_name(model: str | None) -> str:
@@ -361,17 +373,16 @@ def prepare_output(args: argparse.Namespace) -> Path:
 
 def agreed_output(args: argparse.Namespace, ranks: Ranks) -> Path:
     """The first rank's output folder, on every rank. Raises on every rank what `prepare_output` raises on the first."""
-    found: tuple[str, str] | None = None
+    found, problem = "", ""
     if ranks.is_first:
         try:
-            found = str(prepare_output(args)), ""
+            found = str(prepare_output(args))
         except USER_ERRORS as error:
-            found = "", str(error)
-    shared = ranks.share(found)
-    assert isinstance(shared, tuple)
-    if shared[1]:
-        raise ValueError(shared[1])
-    return Path(shared[0])
+            problem = str(error)
+    found, problem = ranks.share(found), ranks.share(problem)
+    if problem:
+        raise ValueError(problem)
+    return Path(found)
 
 
 def check_fingerprint(args: argparse.Namespace, output: Path) -> None:

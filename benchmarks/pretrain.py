@@ -1,4 +1,4 @@
-"""Pretrains the embedded base model on generated documents, on a CPU: `python -m benchmarks.pretrain --help`.
+"""Pretrains the embedded base model on generated documents: `python -m benchmarks.pretrain --help`.
 
 Warm-up, a constant trunk, and a decay to zero that branches from any checkpoint of the trunk (arXiv:2405.18392).
 Muon moves the hidden matrices and AdamW the rest (Keller Jordan, "Muon", 2024). The model computes in bfloat16, as it
@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import model.attention
 import model.layers
@@ -44,6 +45,9 @@ CONFIG = Gemma2Config(
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
 WARMUP_TOKENS = 300_000
 TILE = 64  # queries
+# The arguments that decide what comes out.
+RECIPE = ("seed", "tokens", "decay_tokens", "minutes", "rows", "length", "micro", "muon_lr", "adam_lr", "user_weight",
+          "say_weight")  # fmt: skip
 # glibc gives large blocks back to the system at once and pays for every page again in the next step.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -67,15 +71,16 @@ def new_model(seed: int, dtype: torch.dtype) -> Gemma2:
 
 def start_model(args: argparse.Namespace) -> Gemma2:
     """A fresh model, or with --init the weights of an exported one."""
-    base = new_model(args.seed, compute_dtype())
+    dtype = compute_dtype(args.device)
+    base = new_model(args.seed, dtype)
     if args.init:
-        base.load_state_dict(load_gemma2(args.init, dtype=compute_dtype()).state_dict())
-    return base
+        base.load_state_dict(load_gemma2(args.init, dtype=dtype).state_dict())
+    return base.to(args.device)
 
 
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware, else float32."""
-    probe = torch.zeros(1, dtype=torch.bfloat16)
+def compute_dtype(device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    probe = torch.zeros(1, dtype=torch.bfloat16, device=device)
     return torch.bfloat16 if model.layers.has_fast_matmul(probe) else torch.float32
 
 
@@ -111,7 +116,7 @@ def compile_blocks(base: Gemma2) -> None:
 
 
 def head_loss(base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies of hidden (N, D) against targets (N): the weighted sum, and the sum over the model's turns."""
+    """Cross-entropies of hidden (N, D) against targets (N): the weighted sum, and the sum over those of weight 1."""
     losses = F.cross_entropy(base.logits(hidden), targets, reduction="none")
     return (losses * weights).sum(), (losses * (weights == 1.0)).sum()
 
@@ -133,8 +138,8 @@ def gate(
         packs += [packs[-1]] * (-len(packs) % rows)  # whole batches: another shape would cost a compilation
         hits: dict[str, list[bool]] = {}
         for i in range(0, len(packs), rows):
-            batch = to_batch(packs[i : i + rows], length, user_weight=0.0)
-            guesses = base.logits(hidden_states(base, batch)).argmax(-1).numpy()  # (B, T)
+            batch = to_batch(packs[i : i + rows], length)
+            guesses = base.logits(hidden_states(base, batch)).argmax(-1).cpu().numpy()  # (B, T)
             for row, examples in enumerate(packs[i : i + rows]):
                 _score(examples, guesses[row], hits)
         scores |= {f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items()}
@@ -154,8 +159,23 @@ def _score(examples: list[Example], guesses: NDArray[np.int64], hits: dict[str, 
 
 
 def hidden_states(base: Gemma2, batch: Batch) -> Tensor:
-    tokens, positions, documents = (torch.from_numpy(a) for a in (batch.tokens, batch.positions, batch.documents))
+    device = base.model.norm.weight.device
+    arrays = (batch.tokens, batch.positions, batch.documents)
+    tokens, positions, documents = (torch.from_numpy(array).to(device) for array in arrays)
     return base.model(tokens, positions, documents)  # (B, T, D)
+
+
+class Documents(IterableDataset[Batch]):
+    """Endless batches, of another seed in each worker process."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, args: argparse.Namespace) -> None:
+        self.tokenizer, self.seed, self.args = tokenizer, seed, args
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        seed = self.seed + (worker.id << 40 if worker else 0)
+        weights = {"user": self.args.user_weight, "say": self.args.say_weight}
+        return batches(self.tokenizer, seed, self.args.rows, self.args.length, weights)
 
 
 class Threads:
@@ -185,11 +205,11 @@ def train_step(
     """One update on some batches; returns its tokens and its mean loss on what the model writes."""
     num_tokens, weight, spoken, num_spoken = 0, 0.0, 0.0, 0
     for batch in made:
-        ids, w = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
+        states = hidden_states(base, batch).flatten(0, 1)
+        ids, w = (torch.from_numpy(array).to(states.device) for array in (batch.tokens, batch.weights))
         w = F.pad(w[:, 1:], (0, 1)).flatten()  # the weight of each target
         learned = w.nonzero().squeeze(1)  # only these rows meet the head
-        hidden = hidden_states(base, batch).flatten(0, 1)[learned]
-        loss, model_loss = head(base, hidden, torch.roll(ids, -1, 1).flatten()[learned], w[learned])
+        loss, model_loss = head(base, states[learned], torch.roll(ids, -1, 1).flatten()[learned], w[learned])
         loss.backward()
         optimizers.take_gradients()
         num_tokens += ids.numel()
@@ -234,10 +254,12 @@ def train(args: argparse.Namespace) -> None:
     optimizers = Optimizers(base, args.muon_lr, args.adam_lr)
     state = load_checkpoint(args.resume, optimizers) if args.resume else State()
     start = replace(state)
+    state.history.append({"from_tokens": state.tokens} | {name: getattr(args, name) for name in RECIPE})
     compile_blocks(base)
     head = torch.compile(head_loss, dynamic=args.user_weight == 0)
     # A new seed for each start: a resumed run must not meet the same documents again.
-    stream = batches(tokenizer, args.seed * 1_000_003 + state.steps, args.rows, args.length, args.user_weight)
+    documents = Documents(tokenizer, args.seed * 1_000_003 + state.steps, args)
+    stream = iter(DataLoader(documents, batch_size=None, num_workers=args.workers))
     threads = Threads(args.threads)
     losses: list[float] = []
     saved = gated = state.tokens
@@ -272,14 +294,8 @@ def train(args: argparse.Namespace) -> None:
 
 def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[str, float]) -> None:
     """Writes the model beside its tokenizer, with the recipe and the measured accuracies."""
-    save_gemma2(base.to(torch.bfloat16), args.export)
-    recipe = {
-        "tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds), "seed": args.seed,
-        "decay_tokens": args.decay_tokens, "minutes": args.minutes, "muon_lr": args.muon_lr, "adam_lr": args.adam_lr,
-        "user_weight": args.user_weight,
-        "tokens_per_step": args.micro * args.rows * args.length, "torch": torch.__version__,
-        "held_out_accuracy": scores,
-    }  # fmt: skip
+    save_gemma2(base.to("cpu", torch.bfloat16), args.export)
+    recipe = vars(state) | {"seconds": round(state.seconds), "torch": torch.__version__, "held_out_accuracy": scores}
     (args.export / "pretrain.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
@@ -306,8 +322,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--muon-lr", type=float, default=0.02, help="0: AdamW alone")
     add("--adam-lr", type=float, default=3e-3)
     add("--user-weight", type=float, default=0.12, help="loss weight of the user's words; 0 in the end is faster")
+    add("--say-weight", type=float, default=1.0, help="loss weight of answers in words; plans and records have 1")
     add("--gate-every", type=int, default=1_000_000, help="tokens between measurements of held-out accuracy")
     add("--save-every", type=int, default=1_000_000, help="tokens between checkpoints")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--workers", type=int, default=0, help="processes that write documents; a GPU reads more than one can write")
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)

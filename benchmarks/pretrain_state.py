@@ -5,8 +5,9 @@ embedding and the norms.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,11 +18,15 @@ from model.transformer import Gemma2
 
 @dataclass
 class State:
-    """Where a run stands: tokens seen (padding included), steps, seconds of training, and the recipe that led here."""
+    """Where a run stands: tokens seen (padding included), steps, seconds of training, and the runs that led here.
+
+    `history` has the arguments of each run with the tokens at its start.
+    """
 
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Optimizers:
@@ -78,7 +83,7 @@ class Optimizers:
         for full, value in tensors.items():
             name, key = full.split("|")
             master = self.masters[name]
-            owner[id(master)].state[master][key] = value
+            owner[id(master)].state[master][key] = value.to(master.device) if value.dim() else value
         self.publish()
 
 

@@ -44,20 +44,30 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def share(self, value: object) -> object:
-        """The first rank's object, on every rank."""
-        box = [value]
-        if self.count > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def gather(self, value: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every rank's tensors, under its number: name.0, name.1, ... (only the names alone for one rank)."""
+    def share(self, text: str) -> str:
+        """The first rank's text, on every rank; sent as bytes, for object collectives would pickle."""
         if self.count == 1:
-            return value
-        boxes: list[dict[str, Tensor]] = [{} for _ in range(self.count)]
-        dist.all_gather_object(boxes, value)
-        return {f"{name}.{index}": tensor for index, box in enumerate(boxes) for name, tensor in box.items()}
+            return text
+        encoded = torch.tensor([*text.encode()], dtype=torch.uint8)
+        size = torch.tensor(len(encoded))
+        dist.broadcast(size, src=0)
+        received = encoded if self.is_first else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(received, src=0)
+        return bytes(received.tolist()).decode()
+
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every rank's tensors, which agree in names and shapes, under its number: name.0, name.1, ...
+
+        One rank's keep their names.
+        """
+        if self.count == 1:
+            return tensors
+        gathered: dict[str, Tensor] = {}
+        for name in sorted(tensors):
+            boxes = [torch.empty_like(tensors[name]) for _ in range(self.count)]
+            dist.all_gather(boxes, tensors[name])
+            gathered |= {f"{name}.{index}": box for index, box in enumerate(boxes)}
+        return gathered
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
 
 
 def test_packs_restart_positions_and_weigh_no_first_token(tokenizer: Tokenizer) -> None:
-    stream = batches(tokenizer, 0, rows=2, length=512, user_weight=0.12)
+    stream = batches(tokenizer, 0, rows=2, length=512, weights={"user": 0.12})
     for _ in range(10):
         batch = next(stream)
         assert batch.tokens.shape == batch.weights.shape == (2, 512)

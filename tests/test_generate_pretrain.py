@@ -1,12 +1,16 @@
 """The pretraining loop: it learns, its rate ends at zero, and a checkpoint goes on as if nothing had happened."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
 
 from benchmarks.pretrain import (
+    Documents,
     compute_dtype,
     gate,
     head_loss,
@@ -30,7 +34,7 @@ def tokenizer() -> Tokenizer:
 
 
 def first_batches(tokenizer: Tokenizer, count: int) -> list[Batch]:
-    stream = batches(tokenizer, 0, ROWS, LENGTH, user_weight=0.12)
+    stream = batches(tokenizer, 0, ROWS, LENGTH, {"user": 0.12})
     return [next(stream) for _ in range(count)]
 
 
@@ -48,11 +52,11 @@ def test_a_checkpoint_continues_exactly(tokenizer: Tokenizer, tmp_path: Path) ->
     base = new_model(0, torch.float32)
     optimizers = Optimizers(base, 0.02, 3e-3)
     train_step(base, head_loss, optimizers, made[:1], 1.0)
-    save_checkpoint(tmp_path / "last", optimizers, State(5, 1, 2.0))
+    save_checkpoint(tmp_path / "last", optimizers, State(5, 1, 2.0, [{"seed": 3}]))
     train_step(base, head_loss, optimizers, made[1:], 1.0)
     other = new_model(1, torch.float32)
     loaded = Optimizers(other, 0.02, 3e-3)
-    assert load_checkpoint(tmp_path / "last", loaded) == State(5, 1, 2.0)
+    assert load_checkpoint(tmp_path / "last", loaded) == State(5, 1, 2.0, [{"seed": 3}])
     train_step(other, head_loss, loaded, made[1:], 1.0)
     for name, p in base.named_parameters():
         torch.testing.assert_close(dict(other.named_parameters())[name], p, rtol=0, atol=0)
@@ -69,7 +73,16 @@ def test_rate_warms_up_stays_and_decays_to_zero() -> None:
 
 def test_the_gate_scores_every_kind_between_zero_and_one(tokenizer: Tokenizer) -> None:
     scores = gate(new_model(0, compute_dtype()), tokenizer, rows=2, length=768, documents=8)
-    assert {"fill_pick", "fill_list", "fill_fill", "fill_whole", "double_whole", "none_whole", "coined_whole", "everyday_whole"} <= set(scores)
+    assert {
+        "fill_pick",
+        "fill_list",
+        "fill_fill",
+        "fill_whole",
+        "double_whole",
+        "none_whole",
+        "coined_whole",
+        "everyday_whole",
+    } <= set(scores)
     assert all(0.0 <= value <= 1.0 for value in scores.values())
 
 
@@ -78,3 +91,11 @@ def test_init_starts_from_the_exported_weights() -> None:
     exported = load_gemma2(FOLDER, dtype=compute_dtype())
     for name, p in exported.named_parameters():
         assert torch.equal(dict(base.named_parameters())[name], p)
+
+
+def test_worker_processes_write_other_documents(tokenizer: Tokenizer) -> None:
+    args = parse_args(["--rows", str(ROWS), "--length", str(LENGTH)])
+    made = list(itertools.islice(DataLoader(Documents(tokenizer, 0, args), batch_size=None, num_workers=2), 4))
+    alone = next(iter(Documents(tokenizer, 0, args)))
+    assert (made[0].tokens == alone.tokens).all() and isinstance(made[0].tokens, np.ndarray)
+    assert not (made[0].tokens == made[1].tokens).all()

@@ -98,3 +98,20 @@ def test_the_mode_refuses() -> None:
     name = next(n for n in sorted(unimplemented()) if n in {"geqrf", "ormqr", "linalg_eigvals", "symeig", "linalg_eig"})
     with LikeMPS(), pytest.raises(NotImplementedError, match=name):
         getattr(torch.ops.aten, name)(torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("device", "recompute", "impl", "dropout", "refused"),
+    [("mps", "full", "reference", 0.05, True), ("mps", "full", "torch", 0.05, False),
+     ("mps", "none", "reference", 0.05, False),
+     ("mps", "full", "reference", 0.0, False), ("cpu", "full", "reference", 0.05, False)],
+)  # fmt: skip
+def test_a_mask_that_would_change_when_recomputed_is_refused(
+    device: str, recompute: str, impl: str, dropout: float, refused: bool
+) -> None:
+    args = train.parse_args(["--dropout", str(dropout)])
+    if refused:
+        with pytest.raises(ValueError, match="--lora-impl auto"):
+            train.check_recomputed_dropout(args, recompute, impl, torch.device(device))
+    else:
+        train.check_recomputed_dropout(args, recompute, impl, torch.device(device))

@@ -21,6 +21,8 @@ PAD, BOS = 0, 2
 # Documents that are packed together: enough that nearly every pack is filled.
 POOL = 256
 Example = tuple[list[int], list[str]]
+# Loss weights by tag. Nothing tells which of many answers to small talk comes: what is learned from it is mostly noise.
+RECORDS_ONLY = {"user": 0.0, "say": 0.25}
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
     return packs
 
 
-def to_batch(packs: list[list[Example]], length: int, user_weight: float) -> Batch:
-    """Lays packs out as arrays; what the model writes has weight 1."""
+def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float] = RECORDS_ONLY) -> Batch:
+    """Lays packs out as arrays; a tag that `weights_` does not name has weight 1."""
     tokens = np.full((len(packs), length), PAD, dtype=np.int64)
     positions, documents = np.zeros_like(tokens), np.zeros_like(tokens)
     weights = np.zeros(tokens.shape, dtype=np.float32)
@@ -77,12 +79,14 @@ def to_batch(packs: list[list[Example]], length: int, user_weight: float) -> Bat
         for number, (ids, tags) in enumerate(examples, start=1):
             part = slice(start, start + len(ids))
             tokens[row, part], positions[row, part], documents[row, part] = ids, range(len(ids)), number
-            weights[row, part] = [{"": 0.0, "user": user_weight}.get(tag, 1.0) for tag in tags]
+            weights[row, part] = [weights_.get(tag, 1.0) if tag else 0.0 for tag in tags]
             start = part.stop
     return Batch(tokens, positions, documents, weights)
 
 
-def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, user_weight: float) -> Iterator[Batch]:
+def batches(
+    tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float] = RECORDS_ONLY
+) -> Iterator[Batch]:
     """Endless batches of `rows` packs, in random order."""
     source = Source(random.Random(seed), fluent=True)
     while True:
@@ -90,4 +94,4 @@ def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, user_weight
         source.rng.shuffle(packs)
         # A rest that does not fill a batch is dropped: another shape would cost a compilation.
         for i in range(0, len(packs) - rows + 1, rows):
-            yield to_batch(packs[i : i + rows], length, user_weight)
+            yield to_batch(packs[i : i + rows], length, weights)

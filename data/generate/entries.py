@@ -125,7 +125,9 @@ def new_entries(source: Source, count: int) -> list[Entry]:
 
 # Share of requests for an everyday tool that use an idiom.
 IDIOM = 0.8
-QUESTIONS = frozenset("what what's how how's which where where's is are will do does did can has any should when who".split())
+QUESTIONS = frozenset(
+    "what what's how how's which where where's is are will do does did can has any should when who".split()
+)
 
 # Kinds whose values and prepositions look alike: side by side, one of them is named.
 ALIKE = (KINDS["text"], KINDS["subject"], KINDS["product"])

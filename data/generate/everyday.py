@@ -18,10 +18,14 @@ COUNTRIES = tuple(
     Norway Sweden Poland Ireland Portugal Morocco Vietnam Iceland""".split()
 )
 GENRES = tuple("jazz rock pop folk blues soul metal techno opera swing reggae".split())
-DISHES = tuple("pizza pasta soup salad curry sushi tacos pancakes burgers noodles risotto stew omelette lasagne".split())
+DISHES = tuple(
+    "pizza pasta soup salad curry sushi tacos pancakes burgers noodles risotto stew omelette lasagne".split()
+)
 COMPANIES = tuple("Apple Tesla Nvidia Siemens Toyota Nestle Shell Bayer Sony Intel Adobe Philips Volvo Nokia".split())
 ROOMS = tuple("kitchen bedroom bathroom hallway garage office garden attic cellar nursery".split())
-UNITS = tuple("miles kilometers meters feet inches yards kilograms pounds grams ounces tons liters gallons cups".split())
+UNITS = tuple(
+    "miles kilometers meters feet inches yards kilograms pounds grams ounces tons liters gallons cups".split()
+)
 
 
 def _listed(items: tuple[str, ...]) -> Kind:
@@ -167,7 +171,8 @@ ITEMS = (
           calculate {0} divided by {1}
           share {0} among {1}"""),
     _item("convert_currency exchange_money currency_converter exchange", "convert money", "| to another currency",
-          {"amount sum value": "amount", "from source_currency base": "currency", "to target target_currency": "currency"}, """
+          {"amount sum value": "amount", "from source_currency base": "currency",
+           "to target target_currency": "currency"}, """
           how much is {0} {1} in {2}
           what are {0} {1} in {2}
           convert {0} {1} to {2}
