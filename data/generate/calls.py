@@ -113,10 +113,15 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
     """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
     source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP, everyday=0.0)
     free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
+    names = {tool.name for tool in train_tools}
     rows = []
     for (seen, kind), count in HELDOUT_ROWS.items():
         for i in range(count):
             chosen = [source.pick(free)] if seen else None
-            rows.append(new_row(source, kind, f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}", chosen)[0])
+            while True:
+                row, tools = new_row(source, kind, f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}", chosen)
+                if seen or names.isdisjoint(tool.name for tool in tools):
+                    break
+            rows.append(row)
     source.rng.shuffle(rows)
     return rows
