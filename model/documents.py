@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.layers import has_fast_matmul
+from model.pointwise import tanh_
 
 # Queries of a tile: its float32 scores should stay in the processor's cache.
 TILE = 128
@@ -145,7 +146,7 @@ def _operand(x: Tensor) -> Tensor:
 def _squashed(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
     """tanh(scale q k^T / cap), or scale q k^T without a cap: (Hkv, H / Hkv * n, S), float32."""
     scores = (q @ k.transpose(1, 2)).float()
-    return scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_()
+    return scores.mul_(scale) if cap is None else tanh_(scores.mul_(scale / cap))
 
 
 def _weights(squashed: Tensor, queries: int, window: int | None, cap: float | None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layers import has_fast_matmul
+from model.pointwise import tanh_
 from model.transformer import Gemma2
 
 IGNORE = -100
@@ -35,7 +36,7 @@ def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Ten
     With y = cap * tanh(z / cap): d loss / d z = (softmax(y) - onehot) * (1 - (y / cap)^2).
     """
     if cap is not None:
-        logits.div_(cap).tanh_()
+        tanh_(logits.div_(cap))
     slope = None if cap is None else 1.0 - logits.square()
     if cap is not None:
         logits.mul_(cap)
@@ -145,7 +146,7 @@ def _sweep(
             block = block.clone()
             for k, i in local:
                 block[i] = rows[k]  # rounded to the head's dtype
-        t = (h @ block.T).float().div_(cap).tanh_()  # (c, m)
+        t = tanh_((h @ block.T).float().div_(cap))  # (c, m)
         e = (t * cap).exp_()
         index = targets[:, None] - start
         inside, index = (index >= 0) & (index < block.shape[0]), index.clamp(0, block.shape[0] - 1)

@@ -35,6 +35,14 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], run)
 
 
+def tanh_(x: Tensor) -> Tensor:
+    """tanh of a float32 x, in place. On a CPU as 2 sigmoid(2 x) - 1: PyTorch's own takes six times as long as its sigmoid.
+
+    Within 2e-7, two units in the last place below 1; near 0 this is an absolute error, as logits take it.
+    """
+    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0) if x.device.type == "cpu" else x.tanh_()
+
+
 def _can_compile(x: Tensor) -> bool:
     """True for activations (B, T, ...) of a pass over a text, on a GPU that Triton supports; decoding is one token long."""
     return x.is_cuda and x.dim() > 1 and x.shape[1] > 1 and torch.cuda.get_device_capability(x.device) >= (7, 0)

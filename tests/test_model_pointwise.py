@@ -7,7 +7,7 @@ from torch import Tensor
 
 import model.pointwise as module
 from model.layers import rotary_tables
-from model.pointwise import geglu, rms_norm, rotate
+from model.pointwise import geglu, rms_norm, rotate, tanh_
 
 
 def plain_norm(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -61,3 +61,9 @@ def test_the_passes_compile(monkeypatch, relative):
             results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
         for mine, right in zip(*results, strict=True):
             assert relative(mine, right) < 1e-5
+
+
+def test_tanh_in_place_is_within_two_units_in_the_last_place() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 200_001), torch.linspace(-1e-2, 1e-2, 100_001)])
+    exact = torch.tanh(x.double())
+    assert (tanh_(x) - exact).abs().max() < 2.4e-7
