@@ -42,7 +42,6 @@ from infer import EMBEDDED, evaluate_calls, first_question, first_reply, load_ba
 from lora import state
 from lora.adapter import save_adapter
 from lora.config import SEVEN, LoRAConfig, parse_targets
-from lora.folder import CHECKPOINT, agreed_output, fingerprint, kept
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS, resolve_impl
 from lora.sliced import unsharded
@@ -62,7 +61,12 @@ SMALL = {"max_length": 512, "micro_batch": 4, "accumulate": 2, "lr": 2e-3, "row_
          "eval_rows": 64, "eval_calls": 64}  # fmt: skip
 SMALL_STEPS = 85  # two minutes on two CPU cores
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
+# A resumed run must agree with its checkpoint on these: they decide which numbers come next.
+FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
+               "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
+               "overlong", "train_on", "epochs", "max_steps", "ranks")  # fmt: skip
 EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
+CHECKPOINT = "checkpoint"
 MAX_NEW_TOKENS = 128  # per reply when calls are scored
 
 
@@ -244,6 +248,11 @@ def save(run: Run, step: int) -> None:
         draw_loss(run.output)
 
 
+def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a resumed run must share with its checkpoint."""
+    return {name: getattr(args, name) for name in FINGERPRINT}
+
+
 def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conversation], dict[str, Any]]:
     """Training rows, held-out rows, and what reading them dropped. The embedded rows have their own held-out file."""
     training, report = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
@@ -343,6 +352,46 @@ def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: 
     console.print(mask_text(examples[0], run.tokenizer), soft_wrap=True)
     for sentence in describe_run(content):
         console.print(sentence, soft_wrap=True)
+
+
+def prepare_output(args: argparse.Namespace) -> Path:
+    """The output folder: new, or cleared of an earlier run's files with --overwrite, or left as it is with --resume."""
+    output = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if args.resume:
+        if not args.output or args.overwrite:
+            raise ValueError("--resume needs --output, the folder of the run to go on with, and no --overwrite")
+        check_fingerprint(args, output)
+        return output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file; give a folder")
+    if output.is_dir() and any(output.iterdir()):
+        if not args.overwrite:
+            raise ValueError(f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def agreed_output(args: argparse.Namespace, ranks: Ranks) -> Path:
+    """The first rank's output folder, on every rank. Raises on every rank what `prepare_output` raises on the first."""
+    found, problem = "", ""
+    if ranks.is_first:
+        try:
+            found = str(prepare_output(args))
+        except USER_ERRORS as error:
+            problem = str(error)
+    found, problem = ranks.share(found), ranks.share(problem)
+    if problem:
+        raise ValueError(problem)
+    return Path(found)
+
+
+def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
+    """Raises: FileNotFoundError without a checkpoint; ValueError naming every setting that differs from its own."""
+    now, then = fingerprint(args), state.read_counters(output / CHECKPOINT).get("fingerprint") or {}
+    other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
+             if now[name] != then.get(name)]  # fmt: skip
+    if other:
+        raise ValueError(f"{output}: cannot go on with other settings: {'; '.join(other)}")
 
 
 def resume(run: Run) -> int:
@@ -450,6 +499,13 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     question = '--tools data/example_tools.py --prompt "What is 17.5 times 23?"'
     console.print(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}", soft_wrap=True)
     return 0
+
+
+def kept(output: Path | None) -> str:
+    """What a stopped run has left to go on from."""
+    if output is None or not (output / CHECKPOINT).is_dir():
+        return "no checkpoint had been written yet"
+    return f"the last checkpoint is kept; go on with --resume --output {output}"
 
 
 if __name__ == "__main__":

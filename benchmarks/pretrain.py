@@ -46,8 +46,8 @@ TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
 WARMUP_TOKENS = 300_000
 TILE = 64  # queries
 # The arguments that decide what comes out.
-RECIPE = ("seed", "tokens", "decay_tokens", "minutes", "rows", "length", "micro", "muon_lr", "adam_lr", "user_weight",
-          "say_weight")  # fmt: skip
+RECIPE = ("init", "seed", "tokens", "decay_tokens", "minutes", "rows", "length", "micro", "muon_lr", "adam_lr",
+          "user_weight", "say_weight", "workers", "device")  # fmt: skip
 # glibc gives large blocks back to the system at once and pays for every page again in the next step.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -125,9 +125,9 @@ def head_loss(base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor) ->
 def gate(
     base: Gemma2, tokenizer: Tokenizer, rows: int, length: int, documents: int = 64, seed: int = 1
 ) -> dict[str, float]:
-    """Exact accuracy on unseen values and templates: choice, field list, filled record, and the whole answer.
+    """Exact accuracy on unseen templates and numbers: choice, field list, filled record, and the whole answer.
 
-    "coined" is "fill" with invented words alone, none of which the model has met; "everyday" asks in idioms.
+    "coined" is "fill" with invented words alone, none of which the model has met; "everyday" asks mostly in idioms.
     Teacher-forced: an answer whose every token is the most likely one is the answer that greedy decoding gives.
     """
     scores: dict[str, float] = {}
@@ -138,7 +138,7 @@ def gate(
         packs += [packs[-1]] * (-len(packs) % rows)  # whole batches: another shape would cost a compilation
         hits: dict[str, list[bool]] = {}
         for i in range(0, len(packs), rows):
-            batch = to_batch(packs[i : i + rows], length)
+            batch = to_batch(packs[i : i + rows], length, {})
             guesses = base.logits(hidden_states(base, batch)).argmax(-1).cpu().numpy()  # (B, T)
             for row, examples in enumerate(packs[i : i + rows]):
                 _score(examples, guesses[row], hits)
@@ -202,7 +202,7 @@ def train_step(
     made: list[Batch],
     scale: float,
 ) -> tuple[int, float]:
-    """One update on some batches; returns its tokens and its mean loss on what the model writes."""
+    """One update on some batches; returns its tokens and its mean loss on targets of weight 1."""
     num_tokens, weight, spoken, num_spoken = 0, 0.0, 0.0, 0
     for batch in made:
         states = hidden_states(base, batch).flatten(0, 1)
@@ -217,12 +217,12 @@ def train_step(
         spoken += float(model_loss.detach())
         num_spoken += int((w == 1.0).sum())
     optimizers.step(scale, weight)
-    return num_tokens, spoken / num_spoken
+    return num_tokens, spoken / max(1, num_spoken)
 
 
 def rate_scale(args: argparse.Namespace, state: State, start: State) -> float:
     """The share of the full rate: linear warm-up, constant, and where asked a linear decay from the start to zero."""
-    warm = min(1.0, (state.tokens - start.tokens + 1) / WARMUP_TOKENS)
+    warm = min(1.0, (state.tokens + 1) / WARMUP_TOKENS)
     if not args.decay_tokens:
         return warm
     done = (state.tokens - start.tokens) / args.decay_tokens
@@ -254,9 +254,13 @@ def train(args: argparse.Namespace) -> None:
     optimizers = Optimizers(base, args.muon_lr, args.adam_lr)
     state = load_checkpoint(args.resume, optimizers) if args.resume else State()
     start = replace(state)
-    state.history.append({"from_tokens": state.tokens} | {name: getattr(args, name) for name in RECIPE})
+    if args.init and not args.resume:
+        before = json.loads((args.init / "pretrain.json").read_text(encoding="utf-8"))
+        state.history += before.get("history", [])
+    recipe = {name: getattr(args, name) for name in RECIPE} | {"init": args.init and str(args.init)}
+    state.history.append({"from_tokens": state.tokens} | recipe)
     compile_blocks(base)
-    head = torch.compile(head_loss, dynamic=args.user_weight == 0)
+    head = torch.compile(head_loss, dynamic=True)
     # A new seed for each start: a resumed run must not meet the same documents again.
     documents = Documents(tokenizer, args.seed * 1_000_003 + state.steps, args)
     stream = iter(DataLoader(documents, batch_size=None, num_workers=args.workers))

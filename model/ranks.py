@@ -48,12 +48,12 @@ class Ranks:
         """The first rank's text, on every rank; sent as bytes, for object collectives would pickle."""
         if self.count == 1:
             return text
-        encoded = torch.tensor([*text.encode()], dtype=torch.uint8)
+        encoded = torch.tensor([*text.encode("utf-8", "surrogateescape")], dtype=torch.uint8)
         size = torch.tensor(len(encoded))
         dist.broadcast(size, src=0)
         received = encoded if self.is_first else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(received, src=0)
-        return bytes(received.tolist()).decode()
+        return bytes(received.tolist()).decode("utf-8", "surrogateescape")
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every rank's tensors, which agree in names and shapes, under its number: name.0, name.1, ...

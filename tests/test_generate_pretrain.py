@@ -63,12 +63,12 @@ def test_a_checkpoint_continues_exactly(tokenizer: Tokenizer, tmp_path: Path) ->
 
 
 def test_rate_warms_up_stays_and_decays_to_zero() -> None:
-    trunk, decay = parse_args([]), parse_args(["--decay-tokens", "10000000", "--minutes", "1"])
+    trunk, decay = parse_args([]), parse_args(["--decay-tokens", "1000", "--minutes", "1"])
     late = State(10_000_000, 1, 0.0)
     assert rate_scale(trunk, State(), State()) < 0.01 and rate_scale(trunk, late, State()) == 1.0
-    assert rate_scale(decay, State(15_000_000, 1, 0.0), late) == pytest.approx(0.5)
-    assert rate_scale(decay, State(11_000_000, 1, 45.0), late) == pytest.approx(0.25)
-    assert rate_scale(decay, State(20_000_000, 1, 0.0), late) == 0.0
+    assert rate_scale(decay, State(10_000_500, 1, 0.0), late) == pytest.approx(0.5)
+    assert rate_scale(decay, State(10_000_100, 1, 45.0), late) == pytest.approx(0.25)
+    assert rate_scale(decay, State(10_002_000, 1, 0.0), late) == 0.0
 
 
 def test_the_gate_scores_every_kind_between_zero_and_one(tokenizer: Tokenizer) -> None:

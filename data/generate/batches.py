@@ -21,8 +21,6 @@ PAD, BOS = 0, 2
 # Documents that are packed together: enough that nearly every pack is filled.
 POOL = 256
 Example = tuple[list[int], list[str]]
-# Loss weights by tag. Nothing tells which of many answers to small talk comes: what is learned from it is mostly noise.
-RECORDS_ONLY = {"user": 0.0, "say": 0.25}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
     return packs
 
 
-def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float] = RECORDS_ONLY) -> Batch:
+def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]) -> Batch:
     """Lays packs out as arrays; a tag that `weights_` does not name has weight 1."""
     tokens = np.full((len(packs), length), PAD, dtype=np.int64)
     positions, documents = np.zeros_like(tokens), np.zeros_like(tokens)
@@ -84,9 +82,7 @@ def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]
     return Batch(tokens, positions, documents, weights)
 
 
-def batches(
-    tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float] = RECORDS_ONLY
-) -> Iterator[Batch]:
+def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float]) -> Iterator[Batch]:
     """Endless batches of `rows` packs, in random order."""
     source = Source(random.Random(seed), fluent=True)
     while True:

@@ -128,6 +128,8 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str]:
         return small_talk(source)
     while True:
         other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
+        if other.idioms and any(e.idioms for e in entries):
+            continue  # tools of daily life overlap: a tip is a percentage
         if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
             text = finish(source, core_request(source, other, new_values(source, other), [other, *entries]))
             return text, source.template(phrases.SORRY)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.generate import phrases, words
 from data.generate.domains import DOMAINS, Domain
-from data.generate.everyday import ITEMS
+from data.generate.everyday import ITEMS, LISTS
 from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
@@ -19,7 +19,7 @@ TAILS = ("", "", "", "", "", "", " by name", " on a given day", " for a customer
 
 @dataclass(frozen=True)
 class Entry:
-    """`verb` and `noun` are the words of the description that a request may repeat; `idioms` repeat none of them."""
+    """`verb` and `noun` are the words of the description that a request may repeat; `idioms` need not."""
 
     name: str
     verb: str
@@ -90,7 +90,9 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
     if source.chance(0.2):
         bare = f"{source.word(words.ADJECTIVES)} {bare}"
     if near is not None:
-        verb, bare = (near.verb.replace(" ", "_"), bare) if source.chance(0.5) else (verb, near.bare_noun)
+        # An idiom may name no verb: its noun must be nobody else's.
+        same_verb = near.idioms or source.chance(0.5)
+        verb, bare = (near.verb.replace(" ", "_"), bare) if same_verb else (verb, near.bare_noun)
     bare = bare.replace("_", " ")
     style = source.rng.random()
     name = f"{verb}_{bare}".replace(" ", "_")
@@ -123,6 +125,8 @@ def new_entries(source: Source, count: int) -> list[Entry]:
     return entries
 
 
+# Kinds of which an everyday tool takes the first and the last.
+RANGES = (LISTS["iso"], KINDS["count"])
 # Share of requests for an everyday tool that use an idiom.
 IDIOM = 0.8
 QUESTIONS = frozenset(
@@ -189,13 +193,15 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
         while not isinstance(value, bool) and value in values.values():
             value = new_value(source, field)
         values[field.name] = value
+    if entry.idioms and len({field.kind for field in entry.fields}) == 1 and entry.fields[0].kind in RANGES:
+        return dict(zip(values, sorted(values.values(), key=lambda v: (type(v).__name__, v)), strict=True))
     return values
 
 
 def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> str:
     """Action and values in one clause, without greeting or full stop; `others` are the entries on offer."""
     if entry.idioms and len(values) == len(entry.fields) and source.chance(IDIOM):
-        return source.wording(entry.idioms).format(*values.values())
+        return source.template(entry.idioms).format(*values.values())
     spoken = field_phrases(source, entry, values)
     action = _action_text(source, entry, others)
     if not spoken:

@@ -1,7 +1,7 @@
 """Tools that people know, and how people ask for them: "Wake me at 7" names neither a tool nor a field.
 
 The grammar of `phrases.py` always repeats a description; these requests do not, and the base has to have met such
-language before a fine-tune can rely on it. Training side only: what is measured on the held-out side is the grammar.
+language before a fine-tune can rely on it. No held-out tool is from here: those come from the grammar alone.
 An idiom's slots {0}, {1}, {2} are the values of the fields in their order.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 
 from data.generate import words
+from data.generate.phrases import family, shuffled
 from data.generate.values import KINDS, Field, Kind, Source
 
 LANGUAGES = tuple("French German Spanish Italian Dutch Polish Greek Turkish Arabic Hindi Swedish Danish Czech".split())
@@ -23,9 +24,10 @@ DISHES = tuple(
 )
 COMPANIES = tuple("Apple Tesla Nvidia Siemens Toyota Nestle Shell Bayer Sony Intel Adobe Philips Volvo Nokia".split())
 ROOMS = tuple("kitchen bedroom bathroom hallway garage office garden attic cellar nursery".split())
-UNITS = tuple(
-    "miles kilometers meters feet inches yards kilograms pounds grams ounces tons liters gallons cups".split()
-)
+UNITS = tuple("miles kilometers meters feet inches yards kilograms grams ounces tons liters gallons cups".split())
+
+
+BARE = shuffled(family("|just |please |only |maybe ", "{v}|for {v}"))
 
 
 def _listed(items: tuple[str, ...]) -> Kind:
@@ -36,7 +38,7 @@ def _listed(items: tuple[str, ...]) -> Kind:
         word = source.word(items)
         return word.capitalize() if proper else word
 
-    return Kind((), "string", draw, KINDS["product"].phrases)
+    return Kind((), "string", draw, BARE)
 
 
 def _iso_date(source: Source) -> str:
@@ -46,10 +48,19 @@ def _iso_date(source: Source) -> str:
     return source.on_side(draw)
 
 
+def _day(source: Source) -> str:
+    """A date that stands after "on": no tomorrow."""
+    while True:
+        value = str(KINDS["date"].draw(source))
+        if value not in ("today", "tomorrow", "tonight"):
+            return value
+
+
 LISTS = {"language": _listed(LANGUAGES), "currency": _listed(CURRENCIES), "country": _listed(COUNTRIES),
          "genre": _listed(GENRES), "dish": _listed(DISHES), "company": _listed(COMPANIES), "room": _listed(ROOMS),
-         "unit": _listed(UNITS), "word": _listed(words.NOUNS), "topic": _listed(words.TOPICS),
-         "iso": Kind((), "string", _iso_date, KINDS["date"].phrases)}  # fmt: skip
+         "unit": _listed(UNITS), "topic": _listed(words.TOPICS),
+         "iso": Kind((), "string", _iso_date, KINDS["date"].phrases), "day": Kind((), "string", _day, KINDS["date"].phrases),
+         "few": Kind((), "integer", lambda source: int(source.digits(1, 2)), KINDS["count"].phrases)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,15 +119,15 @@ ITEMS = (
           we are going to {0}, will it be sunny"""),
     _item("forecast_weather get_forecast weather_on_day day_forecast", "forecast the weather", "| for a day| in a city",
           {"city location place": "city", "date day when": "date"}, """
-          what will the weather be in {0} on {1}
-          will it rain in {0} on {1}
-          do I need an umbrella in {0} on {1}
-          how cold will {0} be on {1}
-          is {1} a sunny day in {0}
-          I'm going to {0} on {1}, what should I wear
-          on {1} I'll be in {0}, will it be warm
-          any snow in {0} on {1}
-          what does the sky do in {0} on {1}
+          what will the weather be in {0} {1}
+          will it rain in {0} {1}
+          do I need an umbrella in {0} {1}
+          how cold will {0} be {1}
+          for {1}, will {0} be sunny
+          I'm going to {0} {1}, what should I wear
+          I'll be in {0} {1}, will it be warm
+          any snow in {0} {1}
+          what does the sky do in {0} {1}
           for {1}, how hot does it get in {0}"""),
     _item("multiply multiply_numbers times product_of", "multiply two numbers", "",
           {"a first x left factor": "amount", "b second y right other": "amount"}, """
@@ -141,12 +152,12 @@ ITEMS = (
           {0} plus {1}
           {0} + {1}
           add {0} and {1}
-          add {1} to {0}
+          add {0} to {1}
           the sum of {0} and {1}
           calculate {0} plus {1}
           what do {0} and {1} make together
           {0} and {1} is how much"""),
-    _item("subtract minus subtract_numbers difference", "subtract one number from another", "",
+    _item("subtract minus subtract_numbers difference", "subtract a number", "| from another",
           {"a first x from_number": "amount", "b second y less": "amount"}, """
           what is {0} minus {1}
           {0} minus {1}
@@ -158,7 +169,7 @@ ITEMS = (
           what's {0} less {1}
           calculate {0} minus {1}
           I have {0} and pay {1}, what is left"""),
-    _item("divide divide_numbers quotient split_evenly", "divide one number by another", "",
+    _item("divide divide_numbers quotient split_evenly", "divide a number", "| by another",
           {"a dividend first total": "amount", "b divisor second parts": "amount"}, """
           what is {0} divided by {1}
           {0} divided by {1}
@@ -170,7 +181,9 @@ ITEMS = (
           what's {0} divided by {1}
           calculate {0} divided by {1}
           share {0} among {1}"""),
-    _item("convert_currency exchange_money currency_converter exchange", "convert money", "| to another currency",
+    # With the verb and noun of the next: the two are never offered together.
+    _item("convert_currency exchange_money currency_converter exchange", "convert an amount",
+          " of money| to another currency",
           {"amount sum value": "amount", "from source_currency base": "currency",
            "to target target_currency": "currency"}, """
           how much is {0} {1} in {2}
@@ -183,7 +196,7 @@ ITEMS = (
           what do I get in {2} for {0} {1}
           exchange {0} {1} for {2}
           {0} {1} makes how many {2}"""),
-    _item("convert_units unit_converter convert units", "convert an amount", "| to another unit",
+    _item("convert_units unit_converter convert units", "convert an amount", " to another unit| between units",
           {"value amount number": "amount", "from unit from_unit": "unit", "to target to_unit": "unit"}, """
           how many {2} are {0} {1}
           how much is {0} {1} in {2}
@@ -356,7 +369,7 @@ ITEMS = (
           what lies between {0} and {1} in miles
           from {0} to {1}, how far is that"""),
     _item("book_flight flight find_flight search_flights fly", "book a flight", "| on a day",
-          {"from origin departure_city": "city", "to destination arrival_city": "city", "date day when": "date"}, """
+          {"from origin departure_city": "city", "to destination arrival_city": "city", "date day when": "day"}, """
           fly me from {0} to {1} on {2}
           I need to fly from {0} to {1} on {2}
           I want to go from {0} to {1} on {2} by plane
@@ -368,7 +381,7 @@ ITEMS = (
           a ticket from {0} to {1} on {2}
           on {2} I have to be in {1}, I start in {0}"""),
     _item("book_hotel hotel reserve_room find_hotel", "book a hotel", "| in a city",
-          {"city location place": "city", "nights stay length": "count"}, """
+          {"city location place": "city", "nights stay length": "few"}, """
           I need a bed in {0} for {1} nights
           we stay {1} nights in {0}
           find me a place to sleep in {0} for {1} nights
@@ -380,7 +393,7 @@ ITEMS = (
           book me into {0} for {1} nights
           we want to spend {1} nights in {0}"""),
     _item("book_table reserve_table restaurant table_for", "book a table", "| at a restaurant",
-          {"guests people seats party": "count", "time at hour": "time"}, """
+          {"guests people seats party": "few", "time at hour": "time"}, """
           a table for {0} at {1}
           we are {0} people and want to eat at {1}
           dinner for {0} at {1}
@@ -392,7 +405,7 @@ ITEMS = (
           reserve for {0} at {1}
           seats for {0} at {1}"""),
     _item("order_food order food_delivery get_food", "order food", "| for delivery",
-          {"dish item food meal": "dish", "quantity count number": "count"}, """
+          {"dish item food meal": "dish", "quantity count number": "few"}, """
           get me {1} {0}
           I want {1} {0}
           {1} {0} please
@@ -452,7 +465,7 @@ ITEMS = (
           can the {0} lights be {1}
           switch the {0} lights {1}"""),
     _item("set_heating heating thermostat set_temperature heat", "set the heating", "| in a room",
-          {"room place where": "room", "degrees temperature level": "count"}, """
+          {"room place where": "room", "degrees temperature level": "few"}, """
           make it {1} degrees in the {0}
           it's cold in the {0}, make it {1} degrees
           heat the {0} to {1}
@@ -499,18 +512,6 @@ ITEMS = (
           tell me the latest on {0}
           what is going on in {0}
           catch me up on {0}"""),
-    _item("define define_word dictionary lookup_word meaning", "define a word", "",
-          {"word term entry": "word"}, """
-          what does {0} mean
-          what does the word {0} mean
-          what is the meaning of {0}
-          what's a {0}
-          look up {0} in the dictionary
-          I don't know the word {0}
-          explain the word {0}
-          what is meant by {0}
-          is {0} a word, and what does it mean
-          meaning of {0}"""),
     _item("count_days days_between date_difference days_until", "count the days", "| between two dates",
           {"start from begin first": "iso", "end to until second": "iso"}, """
           how many days are there from {0} to {1}
@@ -536,7 +537,7 @@ ITEMS = (
           find out where {0} is
           did they ship {0}"""),
     _item("create_event add_event calendar schedule_meeting new_event", "create an event", "| on a day",
-          {"title name subject": "text", "date day on": "date", "time at start": "time"}, """
+          {"title name subject": "text", "date day on": "day", "time at start": "time"}, """
           I have {0} on {1} at {2}
           put {0} in my calendar for {1} at {2}
           on {1} at {2} there is {0}
@@ -572,7 +573,7 @@ ITEMS = (
           draw a number from {0} to {1}
           say a number between {0} and {1}"""),
     _item("tip calculate_tip tip_for add_tip", "calculate a tip", "| for a bill",
-          {"bill amount total": "amount", "percent rate share": "count"}, """
+          {"bill amount total": "amount", "percent rate share": "few"}, """
           what is {1} percent tip on {0}
           the bill is {0}, what's a {1} percent tip
           how much do I tip on {0} at {1} percent
@@ -582,9 +583,9 @@ ITEMS = (
           dinner was {0}, add {1} percent
           our bill says {0}, we tip {1} percent
           how much is a tip of {1} percent for {0}
-          what would {1} percent on {0} be"""),
+          a tip of {1} percent on {0}, how much is that"""),
     _item("percentage percent_of calculate_percent part_of", "calculate a percentage", "| of a number",
-          {"percent rate p": "count", "number value of base": "amount"}, """
+          {"percent rate p": "few", "number value of base": "amount"}, """
           what is {0} percent of {1}
           how much is {0} percent of {1}
           {0} percent of {1}
@@ -594,7 +595,7 @@ ITEMS = (
           I need {0} percent of {1}
           take {0} percent of {1}
           give me {0} percent of {1}
-          {1} has {0} percent, how much is that"""),
+          how much is {0}% of {1}"""),
     _item("square_root root sqrt", "take the square root", "| of a number",
           {"number value x": "amount"}, """
           what is the square root of {0}

@@ -134,8 +134,8 @@ LINKS = shuffled(
         "; moreover |. Another thing: |, and after that | and |. Once more: |; secondly ",
         "{y}",
     ),
-    ("1. {x} 2. {y}", "{x} before you {y}", "a) {x} b) {y}", "1) {x} 2) {y}", "- {x} - {y}", "{x} + {y}", "{x} / {y}",
-     "do this: {x}; and this: {y}"),
+    ("1. {x} 2. {y}", "{x} before you {y}", "a) {x} b) {y}", "1) {x} 2) {y}",
+     "please do this: {x}; and this: {y}"),
 )  # fmt: skip
 
 FITS = "{e} fits."

@@ -28,8 +28,8 @@ class Source:
 
     `made_up` is the share of invented words among names and values; `blur` the chance that a template's own words are
     replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording. `fluent`
-    streams know the words of both sides, as a base model knows its language; templates and values stay on their side.
-    `everyday` is the share of entries that are tools of daily life, asked for in idioms.
+    streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
+    invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life.
     """
 
     rng: random.Random

@@ -1,7 +1,7 @@
 """The vocabulary: plain lists of English words and names, and the syllables of made-up ones.
 
 Separate from the grammar so that the lists can grow without touching it. Every word and every value belongs to exactly one
-side of the split, which a checksum decides, so that training and held-out rows share no content word.
+side of the split, which a checksum decides, so that training and held-out rows of the grammar share no content word.
 """
 
 from functools import cache
