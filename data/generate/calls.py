@@ -26,7 +26,7 @@ SYSTEMS = (
     "Some functions are available.", "Help the user with these tools.", "You know these functions.",
     "Available tools:", "Choose among these:",
 )  # fmt: skip
-TRAIN_SHARES = {"one": 0.50, "two": 0.30, "none": 0.13, "missing": 0.07}
+TRAIN_SHARES = {"one": 0.45, "two": 0.33, "none": 0.15, "missing": 0.07}
 NUM_TRAIN = 3000
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
