@@ -11,11 +11,13 @@ import dataclasses
 import io
 import json
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -385,13 +387,34 @@ def talk(args: argparse.Namespace) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def remembered_interrupts() -> Iterator[list[int]]:
+    """The Ctrl-C signals so far: Python drops the KeyboardInterrupt of one that falls into a destructor or a callback."""
+    seen: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen  # ignored, or somebody else's
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, such as no answer, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show must not end the program
     try:
-        return 0 if run(parse_args(argv)) else 1
+        with remembered_interrupts() as interrupts:
+            done = run(parse_args(argv))
+        return 130 if interrupts else 0 if done else 1
     except USER_ERRORS as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """The agent loop with replies written by hand, and the program around it: flags, exit codes, merge, evaluation."""
 
+import contextlib
 import io
 import json
 import os
@@ -613,3 +614,14 @@ def test_the_script_itself_returns_the_code():
         [sys.executable, str(ROOT / "infer.py"), "--prompt", ""], capture_output=True, text=True, cwd="/", timeout=120
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_a_swallowed_interrupt_is_still_reported(monkeypatch):
+    def run(_: Any) -> bool:
+        with contextlib.suppress(KeyboardInterrupt):  # as a destructor or a callback of a library does
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(infer, "run", run)
+    assert infer.main(["--prompt", "x"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
