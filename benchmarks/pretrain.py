@@ -111,6 +111,7 @@ def compile_blocks(base: Gemma2) -> None:
 
     model.layers.has_fast_matmul = model.attention.has_fast_matmul = always
     torch._inductor.config.cpp.dynamic_threads = True
+    torch._inductor.config.cpp.use_decompose_tanh = True  # softcap and GELU; exact to 1e-7, several times faster
     for layer in base.model.layers:
         layer.compile(dynamic=False)
 

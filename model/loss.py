@@ -26,8 +26,8 @@ CHUNK_BYTES = 128 * 256_000 * 4
 # Rows of a sweep, and bytes of float32 logits of one of its blocks, which every pass over it should find in the cache.
 SWEEP_ROWS = 512
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20, "mps": 32 << 20}
-# exp(cap) must not overflow when 256,000 of them are added in float32.
-LARGEST_CAP = 70.0
+# exp(2 cap) must not overflow when 256,000 of them are added in float32.
+LARGEST_CAP = 35.0
 
 
 def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
@@ -128,12 +128,13 @@ def _sweep(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed loss of h (c, D), its gradient (c, D) and that of the trained rows (n_ids, D), float32: one pass over W.
 
-    With t = tanh(z / cap) a capped logit y = cap t cannot exceed the cap, so that e = exp(y) needs no maximum taken off, and
-    the sum over the vocabulary may come after the numerators of the gradient. The target x stays out of both, for a
-    confident prediction would drown in its rounding. With R = sum_(v != x) e_v and S = R + e_x:
+    With p = sigmoid(2 z / cap) a capped logit is y = cap tanh(z / cap) = 2 cap p - cap, and dy / dz = 4 p (1 - p). It cannot
+    exceed the cap, so that e = exp(2 cap p), which is exp(y) times a constant, needs no maximum taken off, and the sum
+    over the vocabulary may come after the numerators of the gradient. The target x stays out of both, for a confident
+    prediction would drown in its rounding. With R = sum_(v != x) e_v and S = R + e_x:
 
-        loss = log S - y_x = log(1 + R / e_x)
-        dh   = sum_(v != x) e_v (1 - t_v^2) W_v / S - R / S (1 - t_x^2) W_x
+        loss = log S - log e_x = log(1 + R / e_x)
+        dh   = sum_(v != x) e_v 4 p_v (1 - p_v) W_v / S - R / S 4 p_x (1 - p_x) W_x
     """
     size = max(1, BLOCK_BYTES[h.device.type] // (4 * h.shape[0]))
     rest, picked = (torch.zeros(h.shape[0], 1, device=h.device) for _ in range(2))
@@ -146,29 +147,29 @@ def _sweep(
             block = block.clone()
             for k, i in local:
                 block[i] = rows[k]  # rounded to the head's dtype
-        t = tanh_((h @ block.T).float().div_(cap))  # (c, m)
-        e = (t * cap).exp_()
+        p = (h @ block.T).float().mul_(2.0 / cap).sigmoid_()  # (c, m)
+        e = (p * (2.0 * cap)).exp_()
         index = targets[:, None] - start
         inside, index = (index >= 0) & (index < block.shape[0]), index.clamp(0, block.shape[0] - 1)
-        picked = torch.where(inside, t.gather(1, index), picked)
+        picked = torch.where(inside, p.gather(1, index), picked)
         e.scatter_(1, index, e.gather(1, index).masked_fill_(inside, 0.0))
         rest += e.sum(1, keepdim=True)
         if needs_grad:
-            e.addcmul_(e, t.square_(), value=-1.0)
+            e.mul_(p.addcmul_(p, p, value=-1.0))
             gradient += e.to(h.dtype) @ block
             for k, i in local:
                 columns[:, k] = e[:, i]
-    own = (cap * picked).exp_()
+    own = (2.0 * cap * picked).exp_()
     loss = (rest / own).log1p_().sum()
     if not needs_grad:
         return loss, gradient, columns
     sums = rest + own
-    slope = (1.0 - picked.square()) * (rest / sums)
+    slope = 4.0 * picked * (1.0 - picked) * (rest / sums)
     wanted = weight[targets].float()  # (c, D)
     for i, row in zip(ids, () if rows is None else rows.to(weight.dtype).float(), strict=True):
         wanted = torch.where(targets[:, None] == i, row, wanted)
-    gradient.div_(sums).addcmul_(slope, wanted, value=-1.0)
-    columns.div_(sums)
+    gradient.mul_(4.0 / sums).addcmul_(slope, wanted, value=-1.0)
+    columns.mul_(4.0 / sums)
     for k, i in enumerate(ids):
         columns[:, k : k + 1] -= slope * (targets[:, None] == i)
     return loss, gradient, columns.T @ h.float()

@@ -93,9 +93,12 @@ def _filled(layout: Layout, request: Request) -> Segment:
     return "\n" + layout.record(request.entry, request.values), "fill"
 
 
-def result_turn(source: Source) -> tuple[dict[str, object], str]:
-    """A result record and the sentence that answers from it."""
+def result_turn(source: Source) -> tuple[object, str]:
+    """A result, which is a record or a bare value, and the sentence that answers from it."""
     done = source.template(phrases.DONE)
+    bare = new_value(source, new_field(source))
+    if not isinstance(bare, bool) and source.chance(0.2):
+        return bare, source.template(phrases.REPORTS).format(f=source.pick(("result", "answer")), v=bare)
     if source.chance(0.15):
         problem = source.template(phrases.PROBLEMS)
         return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
@@ -165,7 +168,7 @@ def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
 
 
 Turns = tuple[tuple[Callable[[Source, list[Entry], Layout], Turn], int], ...]
-TURNS: Turns = ((_fill_turn, 46), (_double_turn, 24), (_none_turn, 13), (_missing_turn, 7), (_ask_turn, 10))
+TURNS: Turns = ((_fill_turn, 40), (_double_turn, 32), (_none_turn, 12), (_missing_turn, 7), (_ask_turn, 9))
 
 
 def _length(turns: list[Turn]) -> int:

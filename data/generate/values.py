@@ -29,7 +29,8 @@ class Source:
     `made_up` is the share of invented words among names and values; `blur` the chance that a template's own words are
     replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording. `fluent`
     streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
-    invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life.
+    invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
+    `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the reader.
     """
 
     rng: random.Random
@@ -38,6 +39,7 @@ class Source:
     blur: float = 0.0
     fluent: bool = False
     everyday: float = 0.25
+    verbless: float = 0.15
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
