@@ -178,7 +178,7 @@ def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> li
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
     """The words for what is wanted: mostly the description's own, sometimes shortened or with another article."""
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
-    if entry.bare_noun.split()[-1] not in heads and source.chance(source.verbless):  # the noun alone tells which entry is meant
+    if entry.bare_noun.split()[-1] not in heads and source.chance(source.verbless):  # the noun tells the entry
         return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
     words_ = ("a ", "the ", "my ", "this ", "our ")
     noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)

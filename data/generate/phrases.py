@@ -1,13 +1,16 @@
 """The sentence templates: how a request opens, names its action and its values, and how an answer is worded.
 
-Most lists are families: every combination of a few columns of parts. Every fifth template is held out (see
-`words.templates`), in an order shuffled by checksum,
-so that a held-out template is a new combination and not a new word.
+Most lists are families: every combination of a few columns of parts, without those that are no English. Every fifth
+template is held out (see `words.templates`), in an order shuffled by checksum, so that a held-out template is a new
+combination and not a new word.
 Slots: {a} the action, {n} its noun, {f} a field's name, {v} a value, {e} an entry's name.
 """
 
+import re
 from itertools import product
 from zlib import crc32
+
+Templates = tuple[str | None, ...]
 
 
 def family(*columns: str) -> tuple[str, ...]:
@@ -15,9 +18,14 @@ def family(*columns: str) -> tuple[str, ...]:
     return tuple("".join(parts) for parts in product(*(column.split("|") for column in columns)))
 
 
-def shuffled(*families: tuple[str, ...]) -> tuple[str, ...]:
-    """The templates of several families, each once, in the order of their checksums."""
-    return tuple(sorted({text for texts in families for text in texts}, key=lambda text: (crc32(text.encode()), text)))
+def shuffled(*families: tuple[str, ...], broken: str = "(?!)") -> Templates:
+    """The templates of several families, each once, in the order of their checksums.
+
+    One in which the expression `broken` finds something is None: what is left out must not move the others to the other
+    side of the split.
+    """
+    texts = sorted({text for texts in families for text in texts}, key=lambda text: (crc32(text.encode()), text))
+    return tuple(None if re.search(broken, text) else text for text in texts)
 
 
 PLURALS = "I|we|they|my friends|my parents|you and I"
@@ -57,6 +65,10 @@ OPENERS = shuffled(
         "{a}",
         "| for me| for us",
     ),
+    broken=r"^kindly (can|could|would|will|may|is|are|how)|^please (is|are|how|would it)|"
+    r"^please (would you please|can you please|could you kindly)|"
+    r"^now (is|are|how|would it|may|can we|can I|could we)|( we|^help me|^let's|^let us) {a} for (me|us)|"
+    r"^you and I (are asked|ought|plan|intend|hope|wish|decided)|^(I am|we are|I was|it would help me) .*for (me|us)",
 )  # fmt: skip
 # Openers that name the noun only: the verb is left to the reader.
 NOUN_OPENERS = shuffled(
@@ -66,7 +78,9 @@ NOUN_OPENERS = shuffled(
         "could I get|may I have|we could use|I'd like|let me have|please get me|it is about|I wonder about",
         " the {n}| a {n}| my {n}| our {n}| this {n}",
         "|, please| now| today",
-    )
+    ),
+    broken=r"^now .* now|^(what|how is|how about|it is about|this is about|I'm asking|I wonder) .*, please|"
+    r"^(what is|what's|how is) (a|this) |^tell me (a|this) ",
 )
 # How a field's name and value are put together.
 LABELLED = shuffled(
@@ -91,17 +105,27 @@ LABELLED = shuffled(
     ),
     ("({f}: {v})", "[{f} {v}]", '{f} "{v}"', "as {f} use {v}", "as the {f} take {v}", "for {f} it is {v}", "{v} ({f})",
      "for {f} I have {v}", "in {f} we have {v}", "the {f}? {v}", "{f} -> {v}", "under {f} write {v}"),
+    broken=r"^(a|with|with the|with a|for the|on|at|by) {f} (is|should|must|will|would|shall|reads) |{f} (named|like) |"
+    r"^(for the|on|at|by) {f}(,| being| which| set| equal| of| as)|"
+    r"^where the {f}( {v}|,|:| =| being| which| set| equal| of| as)|"
+    r"^(with )?a {f}(:| {v}| =| as| set| being|,)|.{v} (is the|goes into) |^(?!I |choose|we take).*{v} to be (the|its)|"
+    r"^(?!put|enter|write|{v}).*{v} (into|in|into the|in the|under) {f}|{v} (on|at) the |"
+    r"^(?!(set|set the|change the) {f} to |(make|make the|let the) {f} be |(fix the|set|set the|have the) {f} at )"
+    r"(set|make|put|let|have|change|fix)( the)? {f} (to|be|at|on) ",
 )  # fmt: skip
 YES = shuffled(
     family("with |including |plus |and |add |we want |I need |I want |please include |we take |do include |and with ",
            "{f}", "| too| as well| please| of course"),
     ("{f}: yes", "{f} is on", "{f} included", "{f} on", "yes to {f}", "{f} turned on", "{f} is wanted", "{f}: true"),
+    broken=r"^(plus|and|including|do include) {f} of course",
 )  # fmt: skip
 NO = shuffled(
     family("without |no |but no |but not with |minus |we don't want |I don't need |leave out |and no |skip the |not |"
            "I want no ", "{f}", "| please| this time| at all| now"),
     ("{f}: no", "{f} is off", "{f} excluded", "{f} off", "no to {f}", "{f} turned off", "{f} is unwanted",
     "{f}: false"),
+    broken=r"{f} at all|^(minus|skip the|no|not|without|leave out|and no|but no|I want no|but not with) {f} now|"
+    r"^not {f} please",
 )  # fmt: skip
 JOINTS = (", ", " ", " and ", ", and ", "; ")
 CLOSERS = ("",) * 80 + shuffled(
@@ -111,12 +135,17 @@ CLOSERS = ("",) * 80 + shuffled(
     family(" right away| at once| soon| today| when you can| if you can| if possible| when you have a moment|"
         " now", "|, please|, thanks"),
     family(" that would be| this is| it is| that is", " great| important| urgent| all| nice| very kind| needed"),
+    broken=r"^ (cheers|please|much obliged|I thank you) \w|^ many thanks (a lot|so much)|^ thank you a lot|"
+    r"^ that would be (important|urgent|all|needed)|^ (this|it) is (great|all|nice|very|needed)|"
+    r"^ that is (great|important|urgent|nice|very|needed)",
 )  # fmt: skip
 PREFIXES = ("",) * 150 + shuffled(
     family("hi|hello|hey|good morning|good evening|good day|okay|well|right|listen|sorry",
            "| there| again| my friend| then| you| everyone", ", |. |! "),
     family("one more thing|a new job|quick question|next|a small request|here is the next|another thing|a task|"
            "a wish|my question|this time|for today|the job|a short one", ": |, | - "),
+    broken=r"^[\w ]+ you[,.!]|^(okay|well|right|listen|sorry) (there|again|everyone|my friend)|"
+    r"^(hi|hello|hey|good \w+) then",
 )  # fmt: skip
 LEADS = shuffled(
     family("with |given |considering |using |note |knowing ", "these facts|the following|this|these details|"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data.generate import words
-from data.generate.phrases import family, shuffled
+from data.generate.phrases import Templates, family, shuffled
 from data.generate.words import mine, side, templates
 
 Scalar = str | int | float | bool
@@ -47,10 +47,10 @@ class Source:
     def pick(self, items: Sequence[Item]) -> Item:
         return items[int(self.rng.random() * len(items))]
 
-    def template(self, texts: tuple[Item, ...]) -> Item:
+    def template(self, texts: tuple[Item | None, ...]) -> Item:
         return self.pick(templates(texts, self.held))
 
-    def wording(self, texts: tuple[str, ...]) -> str:
+    def wording(self, texts: Templates) -> str:
         """A template of a request, with its words blurred now and then; slots and marks stay."""
         text = self.template(texts)
         if not self.chance(self.blur):
@@ -106,7 +106,7 @@ class Kind:
     names: tuple[str, ...]
     type: str
     draw: Callable[[Source], Scalar]
-    phrases: tuple[str, ...]
+    phrases: Templates
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,10 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
     return lambda source: source.word(words_)
 
 
-def _kind(names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: tuple[str, ...]) -> Kind:
-    return Kind(tuple(names.split()), json_type, draw, shuffled(phrases))
+def _kind(
+    names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: tuple[str, ...], broken: str = "(?!)"
+) -> Kind:
+    return Kind(tuple(names.split()), json_type, draw, shuffled(phrases, broken=broken))
 
 
 KINDS = {
@@ -223,6 +225,7 @@ KINDS = {
             "for {v}|with {v}|under the name {v}|on behalf of {v}|in the name of {v}|for our friend {v}|"
             "for my colleague {v}|by the name of {v}|named {v}|together with {v}|for one {v}|for my friend {v}",
         ),
+        broken=r"^here|for one ",
     ),
     "email": _kind(
         "email recipient mail_address sender inbox mailbox reply_to send_to cc to_address forward_to post_to",
@@ -233,6 +236,7 @@ KINDS = {
             "to {v}|using {v}|via {v}|through {v}|with a copy to {v}|mailing {v}|straight to {v}|"
             "at the address {v}|by way of {v}|copying {v}|addressed to {v}|through the mailbox {v}|over to {v}",
         ),
+        broken=r"^please (mailing|copying|addressed)",
     ),
     "date": _kind(
         "date day start_date due_date deadline arrival departure",
@@ -243,6 +247,7 @@ KINDS = {
             "on {v}|for {v}|by {v}|starting {v}|no later than {v}|before {v}|from {v} on|until {v}|"
             "as of {v}|after {v}|not before {v}|since {v}",
         ),
+        broken=r"^(only|maybe|just) (not?|as|since)\b",
     ),
     "time": _kind(
         "time hour start_time pickup_time opening slot arrival_time start_hour",
@@ -253,6 +258,7 @@ KINDS = {
             "at {v}|around {v}|from {v}|at {v} sharp|starting at {v}|not before {v}|about {v}|"
             "by {v}|until {v}|shortly after {v}|right before {v}|past {v}",
         ),
+        broken=r"^(only|maybe|just) not|^(only|just) about",
     ),
     "count": _kind(
         "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings "
@@ -260,6 +266,7 @@ KINDS = {
         "integer",
         lambda s: int(s.digits(1, 3)),
         family("|exactly |just |about |only |with |for |a total of ", "{v} {f}", "| in all| or so| in total|, no more"),
+        broken=r"^(about|exactly|for) .*no more|^(exactly|with|only|a total of) .*or so|^a total of .* in (all|total)",
     ),
     "amount": _kind(
         "amount price budget limit total fee weight rate distance cost sum share charge value",
@@ -270,6 +277,7 @@ KINDS = {
             "{v}|for {v}|up to {v}|of {v}|no more than {v}|at most {v}|at {v}|worth {v}|"
             "not over {v}|around {v}|under {v}|totalling {v}",
         ),
+        broken=r"^(exactly|about) (?!{v})|^(just|only) (?!{v}|for)",
     ),
     "code": _kind(
         "order_id code reference account ticket_id serial user_id flight_no isbn",
@@ -282,6 +290,7 @@ KINDS = {
                 "marked {v}|known as {v}|numbered {v}|registered as {v}|identified by {v}|with {v}|under {v}",
             ),
         ),
+        broken=r"\bno {v}|^please \w+ed ",
     ),
     "text": _kind(
         "topic title subject message text note query content label phrase caption heading remark comment "
@@ -295,6 +304,7 @@ KINDS = {
                 "that says {v}|"{v}"|"""
             '''with "{v}"|on "{v}"''',
         ),
+        broken=r"^(please|only|just) (which|that)|^please (?!saying|with|stating|telling|\W)",
     ),
     "product": _kind(
         "product item dish article ingredient goods ware thing stock supply merchandise",
@@ -304,6 +314,7 @@ KINDS = {
             "|maybe |just |only ",
             "for {v}|of {v}|with {v}|some {v}|regarding {v}|all the {v}|more {v}|made of {v}|the {v}|our {v}|my {v}",
         ),
+        broken=r"^(maybe|just|only) (the|our|my|all|more)",
     ),
     "subject": _kind(
         "field theme category course genre area",
@@ -324,6 +335,7 @@ KINDS = {
             "{v}|the {v} one|make it {v}|in {v}|as {v}|the {v} kind|something {v}",
             "| please| if possible| of course",
         ),
+        broken=r"of course|^(rather|only|maybe|just) make it|^only something",
     ),
     "flag": _kind(
         " ".join(words.FLAGS),

@@ -103,10 +103,7 @@ def mine(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
 
 
 @cache
-def templates(texts: tuple[Item, ...], held: bool) -> tuple[Item, ...]:
-    """The sentence templates of one side: every fifth is held out, so that each list has some on both sides."""
-    return (
-        texts[HELD_TEMPLATES - 1 :: HELD_TEMPLATES]
-        if held
-        else tuple(text for i, text in enumerate(texts) if i % HELD_TEMPLATES != HELD_TEMPLATES - 1)
-    )
+def templates(texts: tuple[Item | None, ...], held: bool) -> tuple[Item, ...]:
+    """The sentence templates of one side: every fifth place is held out, so that each list has some on both sides."""
+    last = HELD_TEMPLATES - 1
+    return tuple(text for i, text in enumerate(texts) if text is not None and (i % HELD_TEMPLATES == last) == held)
