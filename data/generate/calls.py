@@ -27,12 +27,13 @@ SYSTEMS = (
     "Available tools:", "Choose among these:",
 )  # fmt: skip
 TRAIN_SHARES = {"one": 0.45, "two": 0.33, "none": 0.15, "missing": 0.07}
-NUM_TRAIN = 3000
+NUM_TRAIN = 2800
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
 # Fewer invented words than in pretraining: these rows are read by people.
 MADE_UP = 0.08
-MAX_CHARACTERS = 1500
+MAX_CHARACTERS = 1300
+ENOUGH_CHARACTERS = 850  # no further exchange is added to a row of so many
 
 
 def call_text(request: Request) -> str:
@@ -81,11 +82,22 @@ def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] 
     return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
 
 
+def _length(messages: list[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
 def _conversation(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None) -> list[Message]:
+    """The tools and up to four exchanges about them: the list is most of a row, and only what the model writes teaches."""
     messages = [{"role": "system", "content": system_text(source, tools)}, *exchange(source, kind, tools, chosen)]
-    if chosen is None and source.chance(0.1):
-        messages += exchange(source, source.pick(("one", "none")), tools)
+    for _ in range(0 if chosen else source.pick((0, 1, 2, 3))):
+        if _length(messages) < ENOUGH_CHARACTERS:
+            messages += exchange(source, _draw_kind(source, tools), tools)
     return messages
+
+
+def _draw_kind(source: Source, tools: list[Entry]) -> str:
+    kind = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
+    return "one" if kind == "two" and len(tools) < 2 else kind
 
 
 def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None = None) -> tuple[Row, list[Entry]]:
@@ -97,7 +109,7 @@ def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None =
             tools = [tool for tool in tools if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun]
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
         messages = _conversation(source, kind, tools, chosen)
-        if sum(len(message["content"]) for message in messages) <= MAX_CHARACTERS:
+        if _length(messages) <= MAX_CHARACTERS:
             return {"id": row_id, "kind": kind, "conversations": messages}, tools
 
 
