@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import model.attention
 import model.layers
-from benchmarks.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
+from benchmarks.pretrain_state import COUNTS, Optimizers, State, load_checkpoint, save_checkpoint
 from data.generate.batches import Batch, Example, batches, encode, pack, to_batch
 from data.generate.documents import gate_document
 from data.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
@@ -257,9 +257,9 @@ def train(args: argparse.Namespace) -> None:
     start = replace(state)
     if args.init and not args.resume:
         before = json.loads((args.init / "pretrain.json").read_text(encoding="utf-8"))
-        state.history += before.get("history", [])
+        state.earlier, state.history = {name: before.get(name, 0) for name in COUNTS}, before.get("history", [])
     recipe = {name: getattr(args, name) for name in RECIPE} | {"init": args.init and str(args.init)}
-    state.history.append({"from_tokens": state.tokens} | recipe)
+    state.history.append({"from_tokens": state.totals()["tokens"]} | recipe)
     compile_blocks(base)
     head = torch.compile(head_loss, dynamic=True)
     # A new seed for each start: a resumed run must not meet the same documents again.
@@ -300,8 +300,8 @@ def train(args: argparse.Namespace) -> None:
 def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[str, float]) -> None:
     """Writes the model beside its tokenizer, with the recipe and the measured accuracies."""
     save_gemma2(base.to("cpu", torch.bfloat16), args.export)
-    recipe = vars(state) | {"seconds": round(state.seconds), "torch": torch.__version__, "held_out_accuracy": scores}
-    (args.export / "pretrain.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    found = {"history": state.history, "torch": torch.__version__, "held_out_accuracy": scores}
+    (args.export / "pretrain.json").write_text(json.dumps(state.totals() | found, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -15,18 +15,26 @@ from torch import Tensor
 
 from model.transformer import Gemma2
 
+COUNTS = ("tokens", "steps", "seconds")
+
 
 @dataclass
 class State:
     """Where a run stands: tokens seen (padding included), steps, seconds of training, and the runs that led here.
 
-    `history` has the arguments of each run with the tokens at its start.
+    `earlier` has the same three counts of the model that `--init` began with; `history` the arguments of each run with
+    all tokens before its start.
     """
 
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    earlier: dict[str, int] = field(default_factory=dict)
+
+    def totals(self) -> dict[str, int]:
+        """Tokens, steps and seconds with the earlier ones."""
+        return {name: round(getattr(self, name)) + self.earlier.get(name, 0) for name in COUNTS}
 
 
 class Optimizers:

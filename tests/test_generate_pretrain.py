@@ -62,6 +62,11 @@ def test_a_checkpoint_continues_exactly(tokenizer: Tokenizer, tmp_path: Path) ->
         torch.testing.assert_close(dict(other.named_parameters())[name], p, rtol=0, atol=0)
 
 
+def test_a_state_counts_what_its_model_had_seen_before() -> None:
+    state = State(5, 1, 2.4, earlier={"tokens": 100, "steps": 7, "seconds": 30})
+    assert state.totals() == {"tokens": 105, "steps": 8, "seconds": 32} and State(5, 1, 2.4).totals()["tokens"] == 5
+
+
 def test_rate_warms_up_stays_and_decays_to_zero() -> None:
     trunk, decay = parse_args([]), parse_args(["--decay-tokens", "1000", "--minutes", "1"])
     late = State(10_000_000, 1, 0.0)
