@@ -1,8 +1,9 @@
 """Function-calling conversations in the course's row format, for the fine-tune and for measuring it.
 
 A row is {"id", "kind", "conversations": [{"role", "content"}, ...]}. Kinds: "one" call, "two" calls, "none" (nothing
-fits) and "missing" (an argument has to be asked for). The held-out rows share no template and no argument value with the
-training rows (true and false apart); their ids say whether the tools' names were "seen" in training or "unseen".
+fits) and "missing" (an argument has to be asked for). The held-out rows share no template of what the user says and no
+argument value with the training rows (true and false apart); their ids say whether the tools' names were "seen" in
+training or "unseen".
 """
 
 import random
@@ -115,7 +116,7 @@ def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None =
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:
     """Training rows and every tool that they offer."""
-    source = Source(random.Random(f"train-{seed}"), held=False, made_up=MADE_UP)
+    source = Source(random.Random(f"train-{seed}"), held=False, made_up=MADE_UP, plain=True)
     kinds = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
     made = [new_row(source, kind, f"train-{i:04d}") for i, kind in enumerate(kinds)]
     return [row for row, _ in made], [tool for _, tools in made for tool in tools]
@@ -123,7 +124,7 @@ def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[En
 
 def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
     """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
-    source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP, everyday=0.0)
+    source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP, everyday=0.0, plain=True)
     free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
     names = {tool.name for tool in train_tools}
     rows = []

@@ -95,22 +95,23 @@ def _filled(layout: Layout, request: Request) -> Segment:
 
 def result_turn(source: Source) -> tuple[object, str]:
     """A result, which is a record or a bare value, and the sentence that answers from it."""
-    done = source.template(phrases.DONE)
+    done = source.answer(phrases.DONE)
     bare = new_value(source, new_field(source))
     if not isinstance(bare, bool) and source.chance(0.2):
-        return bare, source.template(phrases.REPORTS).format(f=source.pick(("result", "answer")), v=bare)
+        return bare, source.answer(phrases.REPORTS).format(f="result", v=bare)
     if source.chance(0.15):
         problem = source.template(phrases.PROBLEMS)
-        return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
+        return {"error": problem}, source.answer(phrases.FAILED).format(v=problem)
     names = [source.word(tuple(phrases.RESULT_KINDS)) for _ in range(source.pick((1, 1, 2, 3)))]
     kinds = [phrases.RESULT_KINDS.get(name) for name in names]  # none for an invented name
     fields = {name: new_value(source, new_field(source, kind)) for name, kind in zip(names, kinds, strict=True)}
     if source.chance(0.15):
         return {"status": "ok"}, done
-    name, value = source.pick([(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")])
+    told = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
+    name, value = told[0] if source.plain else source.pick(told)
     fields.setdefault(name, value)
-    report = source.template(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
-    return dict(fields), (f"{done} {report}" if source.chance(0.4) else report)
+    report = source.answer(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
+    return dict(fields), (f"{done} {report}" if source.chance(0.4) and not source.plain else report)
 
 
 def _fill_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
@@ -135,7 +136,7 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str]:
             continue  # tools of daily life overlap: a tip is a percentage
         if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
             text = finish(source, core_request(source, other, new_values(source, other), [other, *entries]))
-            return text, source.template(phrases.SORRY)
+            return text, source.answer(phrases.SORRY)
 
 
 def _none_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
@@ -146,7 +147,7 @@ def _none_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
 def missing_text(source: Source, request: Request) -> tuple[str, str]:
     """What the model thinks and asks where a field's value was not given."""
     assert request.missing is not None
-    ask = source.template(phrases.ASKS).format(f=request.missing.replace("_", " "))
+    ask = source.answer(phrases.ASKS).format(f=request.missing.replace("_", " "))
     return phrases.LACKS.format(f=request.missing), ask
 
 

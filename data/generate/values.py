@@ -30,7 +30,8 @@ class Source:
     replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording. `fluent`
     streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
     invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
-    `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the reader.
+    `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the
+    reader. A `plain` stream answers in one wording only, on both sides: which of ten it should be cannot be learned.
     """
 
     rng: random.Random
@@ -40,6 +41,7 @@ class Source:
     fluent: bool = False
     everyday: float = 0.25
     verbless: float = 0.15
+    plain: bool = False
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -49,6 +51,10 @@ class Source:
 
     def template(self, texts: tuple[Item | None, ...]) -> Item:
         return self.pick(templates(texts, self.held))
+
+    def answer(self, texts: tuple[str, ...]) -> str:
+        """A template of what the model says."""
+        return texts[0] if self.plain else self.template(texts)
 
     def wording(self, texts: Templates) -> str:
         """A template of a request, with its words blurred now and then; slots and marks stay."""
