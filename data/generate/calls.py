@@ -27,7 +27,7 @@ SYSTEMS = (
     "Some functions are available.", "Help the user with these tools.", "You know these functions.",
     "Available tools:", "Choose among these:",
 )  # fmt: skip
-TRAIN_SHARES = {"one": 0.45, "two": 0.33, "none": 0.15, "missing": 0.07}
+TRAIN_SHARES = {"one": 0.45, "two": 0.27, "none": 0.2, "missing": 0.08}
 NUM_TRAIN = 2800
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
