@@ -1,7 +1,9 @@
 """The generated rows: valid, reproducible, and held-out in fact."""
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from data.generate.calls import HELDOUT_ROWS, Row, heldout_rows, training_rows
 FOLDER = Path(__file__).parents[1] / "data" / "default"
 CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 TOOLS = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
+WISH = re.compile(r"(?:<think>|\. )([^.:<>]+): (\w+) fits\.")
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
@@ -58,6 +61,32 @@ def test_each_kind_has_its_number_of_calls(splits: tuple[list[Row], list[Row]]) 
         first = next(m["content"] for m in row["conversations"] if m["role"] == "model")
         assert len(CALL.findall(first)) == counts[row["kind"]]
         assert first.startswith("<think>") and "</think>" in first
+
+
+def test_a_thought_repeats_the_request_in_words_of_the_user_or_of_the_tool(
+    splits: tuple[list[Row], list[Row]],
+) -> None:
+    for row in splits[0] + splits[1]:
+        tools = tools_of(row)
+        for asked, said in itertools.pairwise(row["conversations"]):
+            for wish, name in WISH.findall(said["content"] if said["role"] == "model" else ""):
+                known = asked["content"].lower() + tools.get(name, {"description": ""})["description"]
+                assert all(word in known for word in wish.split()) or name == "none", (row["id"], wish)
+
+
+def test_the_first_heldout_rows_hold_every_kind_in_its_share(splits: tuple[list[Row], list[Row]]) -> None:
+    for count in (50, 64, 128):
+        drawn = Counter("-".join(row["id"].split("-")[1:3]) for row in splits[1][:count])
+        for (seen, kind), total in HELDOUT_ROWS.items():
+            share = total / sum(HELDOUT_ROWS.values())
+            assert abs(drawn[f"{'seen' if seen else 'unseen'}-{kind}"] - share * count) <= 1
+
+
+def test_other_training_tools_leave_the_unseen_rows_alone(splits: tuple[list[Row], list[Row]]) -> None:
+    """What a change of the training rows does to the accuracy is then no matter of other rows."""
+    others = heldout_rows(0, training_rows(1, 40)[1])
+    before = {row["id"]: row for row in splits[1] if "-unseen-one-" in row["id"]}
+    assert sum(row == before.get(row["id"]) for row in others) > 0.5 * len(before)
 
 
 def test_heldout_shares_no_value_and_unseen_no_name(splits: tuple[list[Row], list[Row]]) -> None:

@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from data.generate import phrases
 from data.generate.documents import missing_text, result_turn, thought, unfit_request
 from data.generate.entries import Entry, Request, new_double, new_entries, new_request, schema
 from data.generate.layouts import compact
@@ -50,7 +49,7 @@ def system_text(source: Source, tools: list[Entry]) -> str:
 
 def _calls(requests: Iterable[Request]) -> str:
     requests = list(requests)
-    plan = " ".join(thought(request.entry) for request in requests)
+    plan = " ".join(thought(request) for request in requests)
     return f"<think>{plan}</think>" + "\n".join(call_text(request) for request in requests)
 
 
@@ -67,14 +66,13 @@ def _observed(source: Source, num_calls: int) -> list[Message]:
 def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None = None) -> list[Message]:
     """One message of the user and what follows it."""
     if kind == "none":
-        text, answer = unfit_request(source, tools)
-        answer = f"<think>{phrases.NONE_FITS}</think>{answer}"
-        return [{"role": "human", "content": text}, {"role": "model", "content": answer}]
+        text, plan, answer = unfit_request(source, tools)
+        return [{"role": "human", "content": text}, {"role": "model", "content": f"<think>{plan}</think>{answer}"}]
     chosen = chosen or source.rng.sample(tools, 2 if kind == "two" else 1)
     if kind == "missing":
         request = new_request(source, chosen[0], tools, lacking=True)
         lack, ask = missing_text(source, request)
-        answer = f"<think>{thought(request.entry)} {lack}</think>{ask}"
+        answer = f"<think>{thought(request)} {lack}</think>{ask}"
         return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
     requests = (
         new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
@@ -124,17 +122,19 @@ def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[En
 
 def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
     """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
-    source = Source(random.Random(f"heldout-{seed}"), held=True, made_up=MADE_UP, everyday=0.0, plain=True)
     free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
     names = {tool.name for tool in train_tools}
-    rows = []
+    placed = []
     for (seen, kind), count in HELDOUT_ROWS.items():
         for i in range(count):
+            row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
+            # A stream for each row, so that other training rows leave most of the unseen rows as they are.
+            source = Source(random.Random(f"{seed}-{row_id}"), held=True, made_up=MADE_UP, everyday=0.0, plain=True)
             chosen = [source.pick(free)] if seen else None
             while True:
-                row, tools = new_row(source, kind, f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}", chosen)
+                row, tools = new_row(source, kind, row_id, chosen)
                 if seen or names.isdisjoint(tool.name for tool in tools):
                     break
-            rows.append(row)
-    source.rng.shuffle(rows)
-    return rows
+            placed.append(((i + 0.5) / count, row))
+    # Interleaved: the first rows alone, whatever their number, hold every kind in its share.
+    return [row for _, row in sorted(placed, key=lambda item: item[0])]

@@ -12,8 +12,6 @@ from data.generate.chat import small_talk, story
 from data.generate.entries import (
     Entry,
     Request,
-    core_request,
-    finish,
     new_double,
     new_entries,
     new_entry,
@@ -72,21 +70,22 @@ RECORD_ASKS = (
 )  # fmt: skip
 
 
-def pick_text(entry: Entry) -> str:
-    return phrases.FITS.format(e=entry.name)
+def pick_text(request: Request) -> str:
+    """The wish and the entry for it: a choice is easier once the request's own words stand side by side."""
+    return phrases.FITS.format(w=request.wish, e=request.entry.name)
 
 
 def list_text(entry: Entry) -> str:
     return phrases.NEEDS.format(fields=", ".join(f.name for f in entry.fields))
 
 
-def thought(entry: Entry) -> str:
+def thought(request: Request) -> str:
     """The plan before a filled record or a call; the fine-tune keeps this very phrase."""
-    return f"{pick_text(entry)} {list_text(entry)}"
+    return f"{pick_text(request)} {list_text(request.entry)}"
 
 
-def _planned(entry: Entry, lead: str = "") -> list[Segment]:
-    return [(lead + pick_text(entry), "pick"), (" " + list_text(entry), "list")]
+def _planned(request: Request, lead: str = "") -> list[Segment]:
+    return [(lead + pick_text(request), "pick"), (" " + list_text(request.entry), "list")]
 
 
 def _filled(layout: Layout, request: Request) -> Segment:
@@ -116,32 +115,33 @@ def result_turn(source: Source) -> tuple[object, str]:
 
 def _fill_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
     request = new_request(source, source.pick(entries), entries)
-    return request.text, [*_planned(request.entry), _filled(layout, request)]
+    return request.text, [*_planned(request), _filled(layout, request)]
 
 
 def _double_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
     first, second = source.rng.sample(entries, 2) if source.chance(0.9) else [source.pick(entries)] * 2
     pair = new_double(source, first, second, entries)
-    plans = [*_planned(first), *_planned(second, " ")]
+    plans = [*_planned(pair[0]), *_planned(pair[1], " ")]
     return pair[0].text, [*plans, *(_filled(layout, request) for request in pair)]
 
 
-def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str]:
-    """A message that no entry fits, with its answer: small talk, or a request for something near an entry."""
+def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
+    """A message that no entry fits, what to think and what to answer: small talk, or a request near an entry's."""
     if source.chance(0.6):
-        return small_talk(source)
+        text, answer = small_talk(source)
+        return text, phrases.NONE_FITS, answer
     while True:
         other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
         if other.idioms and any(e.idioms for e in entries):
             continue  # tools of daily life overlap: a tip is a percentage
         if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
-            text = finish(source, core_request(source, other, new_values(source, other), [other, *entries]))
-            return text, source.answer(phrases.SORRY)
+            request = new_request(source, other, [other, *entries])
+            return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
 
 
 def _none_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
-    text, answer = unfit_request(source, entries)
-    return text, [(phrases.NONE_FITS, "pick"), (" " + answer, "say")]
+    text, plan, answer = unfit_request(source, entries)
+    return text, [(plan, "pick"), (" " + answer, "say")]
 
 
 def missing_text(source: Source, request: Request) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def missing_text(source: Source, request: Request) -> tuple[str, str]:
 def _missing_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
     request = new_request(source, source.pick(entries), entries, lacking=True)
     lack, ask = missing_text(source, request)
-    return request.text, [*_planned(request.entry), (f" {lack} {ask}", "say")]
+    return request.text, [*_planned(request), (f" {lack} {ask}", "say")]
 
 
 def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
@@ -162,10 +162,10 @@ def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
     entry = source.pick(entries)
     if source.chance(0.3):
         return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
-    text = new_request(source, entry, entries).text
+    request = new_request(source, entry, entries)
     if source.chance(0.5):
-        return source.template(ASK_PICK).format(e=layout.noun, r=text), [(pick_text(entry), "pick")]
-    return source.template(ASK_BOTH).format(e=layout.noun, r=text), _planned(entry)
+        return source.template(ASK_PICK).format(e=layout.noun, r=request.text), [(pick_text(request), "pick")]
+    return source.template(ASK_BOTH).format(e=layout.noun, r=request.text), _planned(request)
 
 
 Turns = tuple[tuple[Callable[[Source, list[Entry], Layout], Turn], int], ...]

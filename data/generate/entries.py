@@ -34,16 +34,21 @@ class Entry:
         return f"{self.verb} {self.noun}{self.tail}"
 
     @property
+    def wish(self) -> str:
+        return f"{self.verb} {self.bare_noun}"
+
+    @property
     def bare_noun(self) -> str:
         return self.noun.removeprefix("a ").removeprefix("the ").removeprefix("an ")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user says, and the values that the entry's fields take; a missing field has no value."""
+    """What the user says, what is wanted in a word or two, and the values of the entry's fields but for a missing one."""
 
     entry: Entry
     text: str
+    wish: str
     values: dict[str, Scalar]
     missing: str | None = None
 
@@ -175,14 +180,15 @@ def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> li
     return mentions
 
 
-def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> str:
-    """The words for what is wanted: mostly the description's own, sometimes shortened or with another article."""
+def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple[str, str]:
+    """The words for what is wanted, mostly the description's own, and the same in short: verb and noun, or the noun."""
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
     if entry.bare_noun.split()[-1] not in heads and source.chance(source.verbless):  # the noun tells the entry
-        return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun)
+        return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun), entry.bare_noun
     words_ = ("a ", "the ", "my ", "this ", "our ")
     noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)
-    return source.wording(phrases.OPENERS).format(a=f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}")
+    action = f"{entry.verb} {noun}{entry.tail if source.chance(0.5) else ''}"
+    return source.wording(phrases.OPENERS).format(a=action), entry.wish
 
 
 def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
@@ -198,21 +204,21 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
     return values
 
 
-def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> str:
-    """Action and values in one clause, without greeting or full stop; `others` are the entries on offer."""
+def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> tuple[str, str]:
+    """Action and values in one clause, without greeting or full stop, and the wish; `others` are the entries on offer."""
     if entry.idioms and len(values) == len(entry.fields) and source.chance(IDIOM):
-        return source.template(entry.idioms).format(*values.values())
+        return source.template(entry.idioms).format(*values.values()), entry.wish
     spoken = field_phrases(source, entry, values)
-    action = _action_text(source, entry, others)
+    action, wish = _action_text(source, entry, others)
     if not spoken:
-        return action
+        return action, wish
     joint = source.pick(phrases.JOINTS)  # marks of the language, the same on both sides
     if source.blur and joint == " ":
         joint = ", "  # with unknown words around, only a mark tells where one value's phrase ends
     if source.chance(0.88):
-        return action + source.pick((" ", " ", ", ", ": ")) + joint.join(spoken)
+        return action + source.pick((" ", " ", ", ", ": ")) + joint.join(spoken), wish
     # Never a value as the first word: a capital would change it.
-    return source.wording(phrases.LEADS) + joint.join(spoken) + ", " + action
+    return source.wording(phrases.LEADS) + joint.join(spoken) + ", " + action, wish
 
 
 def sentence(text: str) -> str:
@@ -237,15 +243,18 @@ def new_request(source: Source, entry: Entry, others: Sequence[Entry], lacking: 
     if lacking:
         missing = source.pick([f.name for f in entry.fields])
         values = {name: value for name, value in values.items() if name != missing}
-    return Request(entry, finish(source, core_request(source, entry, values, others)), values, missing)
+    core, wish = core_request(source, entry, values, others)
+    return Request(entry, finish(source, core), wish, values, missing)
 
 
 def new_double(source: Source, first: Entry, second: Entry, others: Sequence[Entry]) -> tuple[Request, Request]:
     """Two requests in one message, which both of them carry."""
     values = new_values(source, first), new_values(source, second)
-    cores = [core_request(source, e, v, others) for e, v in zip((first, second), values, strict=True)]
-    text = finish(source, source.wording(phrases.LINKS).format(x=cores[0], y=cores[1]))
-    return Request(first, text, values[0]), Request(second, text, values[1])
+    (core, wish), (core_2, wish_2) = (
+        core_request(source, e, v, others) for e, v in zip((first, second), values, strict=True)
+    )
+    text = finish(source, source.wording(phrases.LINKS).format(x=core, y=core_2))
+    return Request(first, text, wish, values[0]), Request(second, text, wish_2, values[1])
 
 
 def schema(entry: Entry) -> dict[str, Any]:

@@ -167,9 +167,11 @@ LINKS = shuffled(
      "please do this: {x}; and this: {y}"),
 )  # fmt: skip
 
-FITS = "{e} fits."
+# {w} is the wish: what the request asks for, in its own words.
+FITS = "{w}: {e} fits."
 NEEDS = "It needs {fields}."
 NONE_FITS = "None fits."
+UNFIT = "{w}: none fits."
 LACKS = "{f} is missing."
 ASKS = (
     "What is the {f}?", "Which {f} should I use?", "Please tell me the {f}.", "I still need the {f}.", "And the {f}?",
