@@ -16,7 +16,7 @@ from model.pointwise import rotate
 
 
 class KVCache:
-    """Keys and values of every layer, (B, max_length, Hkv, d) each; an entry's index is its position.
+    """Keys and values of every layer, (B, Hkv, max_length, d) each, as products read them; an index is a position.
 
     Rows of different lengths share one cache: right padding writes entries that the causal mask hides until the row's
     own next tokens overwrite them.
@@ -25,23 +25,33 @@ class KVCache:
     def __init__(
         self, config: Gemma2Config, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = (batch, max_length, config.num_key_value_heads, config.head_dim)
+        shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
-        self.max_length, self.end = max_length, 0
+        self.rows = torch.arange(batch, device=device)[:, None]
+        self.max_length, self.shown = max_length, 0
 
-    def reach(self, end: int) -> None:
-        """Says, once for all layers, that what is about to be stored ends before `end`. Raises: ValueError past the end."""
+    def reach(self, end: int, shown: int | None = None) -> None:
+        """Says, once for all layers, that what is about to be stored ends before `end`. Raises: ValueError past the end.
+
+        `update` then returns the first `shown` entries, by default all: a product would have to copy a part of them.
+        """
         if end > self.max_length:
             raise ValueError(f"position {end - 1} does not fit a cache of {self.max_length} entries")
-        self.end = end
+        self.shown = self.max_length if shown is None else shown
 
     def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns everything that `reach` has announced."""
-        index = positions[:, :, None, None].expand_as(keys)
-        self.keys[layer].scatter_(1, index, keys)
-        self.values[layer].scatter_(1, index, values)
-        return self.keys[layer][:, : self.end], self.values[layer][:, : self.end]
+        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns what `reach` has announced, (B, S, Hkv, d)."""
+        kept = self.keys[layer], self.values[layer]
+        for cached, new in zip(kept, (keys, values), strict=True):
+            cached[self.rows, :, positions] = new
+        return kept[0][:, :, : self.shown].transpose(1, 2), kept[1][:, :, : self.shown].transpose(1, 2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets every row of the batch but these (int64, their indices)."""
+        self.rows = self.rows[: len(rows)]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
 
 
 def attention_mask(

@@ -16,6 +16,8 @@ from model.transformer import Gemma2
 
 # Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would overflow.
 MIN_TEMPERATURE = 1e-6
+# Rows that have ended leave the batch when no more than this share goes on: each time the cache is copied.
+SHRINK = 0.75
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,20 @@ def decode(
     hidden = model.hidden(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
     position = torch.tensor(lengths, device=device)[:, None]  # (B, 1): where each row's next token stands
     hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
+    rows = list(range(len(prompts)))  # the prompts that are still in the batch
     has_ended = [False] * len(prompts)
     for step in range(max_new_tokens):
         ids = choose(model.logits(hidden), sampling, generator)
-        values = ids.tolist()
-        yield [None if ended else value for ended, value in zip(has_ended, values, strict=True)]
-        has_ended = [ended or value in stop_ids for ended, value in zip(has_ended, values, strict=True)]
+        new = dict(zip(rows, ids.tolist(), strict=True))
+        yield [None if ended else new[row] for row, ended in enumerate(has_ended)]
+        has_ended = [ended or new[row] in stop_ids for row, ended in enumerate(has_ended)]
         if all(has_ended) or step + 1 == max_new_tokens:
             return
+        going = [index for index, row in enumerate(rows) if not has_ended[row]]
+        if len(going) <= SHRINK * len(rows):
+            kept = torch.tensor(going, device=device)
+            rows, ids, position = [rows[index] for index in going], ids[kept], position[kept]
+            cache.keep(kept)
         hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]
         position = position + 1
 

@@ -95,11 +95,10 @@ class Decoder(nn.Module):
             return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)
         if cache is None or is_whole:  # with a cache: all keys are the prompt's own
             if cache is not None:
-                cache.reach(length)
+                cache.reach(length, shown=length)
             return InDocuments(document_spans(documents, batch, length))
-        end = int(positions.max()) + 1
-        cache.reach(end)
-        keys = torch.arange(end, device=positions.device).expand(batch, end)
+        cache.reach(int(positions.max()) + 1)
+        keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)
         wide = attention_mask(positions, keys, None, None, None)
         return Masked(wide, attention_mask(positions, keys, None, None, self.config.sliding_window))
 
