@@ -47,7 +47,7 @@ MAX_ROUNDS = 8  # replies with calls before the loop gives up on an answer
 MAX_CALLS = 8  # calls of one reply that are run
 MAX_REPEATS = 3  # replies to one question whose same call is run; after that the model has to answer
 MAX_RESULT_CHARACTERS = 8000
-EVAL_BATCH = 32
+EVAL_BATCH = 48
 # The tags that a model itself writes, in either format; the others are the chat's.
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
 NO_TOOLS = call_error("unknown_tool", "there are no tools in this chat", "answer without a call")

@@ -26,7 +26,7 @@ SYSTEMS = (
     "Some functions are available.", "Help the user with these tools.", "You know these functions.",
     "Available tools:", "Choose among these:",
 )  # fmt: skip
-TRAIN_SHARES = {"one": 0.45, "two": 0.27, "none": 0.2, "missing": 0.08}
+TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
 NUM_TRAIN = 2800
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
@@ -114,7 +114,7 @@ def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None =
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:
     """Training rows and every tool that they offer."""
-    source = Source(random.Random(f"train-{seed}"), held=False, made_up=MADE_UP, plain=True)
+    source = Source(random.Random(f"train-{seed}"), held=False, plain=True)
     kinds = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
     made = [new_row(source, kind, f"train-{i:04d}") for i, kind in enumerate(kinds)]
     return [row for row, _ in made], [tool for _, tools in made for tool in tools]
