@@ -30,7 +30,7 @@ TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
 NUM_TRAIN = 2800
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
-# Fewer invented words than in pretraining: these rows are read by people.
+# Share of invented words in the held-out rows. Training rows have more, as in pretraining, so that copying is kept.
 MADE_UP = 0.08
 MAX_CHARACTERS = 1300
 ENOUGH_CHARACTERS = 850  # no further exchange is added to a row of so many
