@@ -131,7 +131,7 @@ def draw_loss(directory: Path) -> None:
         other.plot([line["step"] for line in scored], shares, "s--", color="tab:green", label="exact calls")
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", color="tab:green", label="exact calls")
-    axis.legend(loc="center right")  # both curves of accuracy and loss end in corners
+    axis.legend(loc="center right")  # the curves begin and end in the corners
     partial = directory / (PICTURE + ".partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(directory / PICTURE)

@@ -16,7 +16,7 @@ from model.transformer import Gemma2
 
 # Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would overflow.
 MIN_TEMPERATURE = 1e-6
-# Rows that have ended leave the batch when no more than this share goes on: each time the cache is copied.
+# Ended rows leave the batch once at most this share of it goes on. Not at once, for leaving copies the cache.
 SHRINK = 0.75
 
 
@@ -79,18 +79,17 @@ def decode(
     position = torch.tensor(lengths, device=device)[:, None]  # (B, 1): where each row's next token stands
     hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
-    has_ended = [False] * len(prompts)
+    running = set(rows)  # those of them that have not ended
     for step in range(max_new_tokens):
         ids = choose(model.logits(hidden), sampling, generator)
         new = dict(zip(rows, ids.tolist(), strict=True))
-        yield [None if ended else new[row] for row, ended in enumerate(has_ended)]
-        has_ended = [ended or new[row] in stop_ids for row, ended in enumerate(has_ended)]
-        if all(has_ended) or step + 1 == max_new_tokens:
+        yield [new[row] if row in running else None for row in range(len(prompts))]
+        running = {row for row in running if new[row] not in stop_ids}
+        if not running or step + 1 == max_new_tokens:
             return
-        going = [index for index, row in enumerate(rows) if not has_ended[row]]
-        if len(going) <= SHRINK * len(rows):
-            kept = torch.tensor(going, device=device)
-            rows, ids, position = [rows[index] for index in going], ids[kept], position[kept]
+        if len(running) <= SHRINK * len(rows):
+            kept = torch.tensor([index for index, row in enumerate(rows) if row in running], device=device)
+            rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]
             cache.keep(kept)
         hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]
         position = position + 1

@@ -482,7 +482,15 @@ def test_ctrl_c_gives_130(base, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_ctrl_c_in_a_terminal_reaches_only_the_program_and_ends_the_tools(base, tools):
+@pytest.fixture
+def in_a_terminal():
+    """Ctrl-C arrives, as in a terminal; a job that a shell script put in the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_terminal_reaches_only_the_program_and_ends_the_tools(base, tools, in_a_terminal):
     tools.write_text(TOOLS + "\nimport os\nprint(os.getpid(), flush=True)\n")
     command = [sys.executable, str(ROOT / "infer.py"), "--model", str(base), "--tools", str(tools)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -616,7 +624,7 @@ def test_the_script_itself_returns_the_code():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_a_swallowed_interrupt_is_still_reported(monkeypatch):
+def test_a_swallowed_interrupt_is_still_reported(monkeypatch, in_a_terminal):
     def run(_: Any) -> bool:
         with contextlib.suppress(KeyboardInterrupt):  # as a destructor or a callback of a library does
             signal.raise_signal(signal.SIGINT)

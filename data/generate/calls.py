@@ -30,8 +30,8 @@ TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
 NUM_TRAIN = 2800
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
-# Share of invented words in the held-out rows. Training rows have more, as in pretraining, so that copying is kept.
-MADE_UP = 0.08
+# Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
+HELDOUT_MADE_UP = 0.08
 MAX_CHARACTERS = 1300
 ENOUGH_CHARACTERS = 850  # no further exchange is added to a row of so many
 
@@ -129,7 +129,9 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
         for i in range(count):
             row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
             # A stream for each row, so that other training rows leave most of the unseen rows as they are.
-            source = Source(random.Random(f"{seed}-{row_id}"), held=True, made_up=MADE_UP, everyday=0.0, plain=True)
+            source = Source(
+                random.Random(f"{seed}-{row_id}"), held=True, made_up=HELDOUT_MADE_UP, everyday=0.0, plain=True
+            )
             chosen = [source.pick(free)] if seen else None
             while True:
                 row, tools = new_row(source, kind, row_id, chosen)

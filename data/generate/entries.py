@@ -35,6 +35,7 @@ class Entry:
 
     @property
     def wish(self) -> str:
+        """What a request that names the verb asks for, in short."""
         return f"{self.verb} {self.bare_noun}"
 
     @property
