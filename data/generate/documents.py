@@ -5,7 +5,8 @@ its fields, filling them from the request, saying that none fits or that somethi
 (text, tag): "user" turns carry little loss; "pick", "list", "fill" and "say" are what the model writes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 
 from data.generate import phrases
 from data.generate.chat import small_talk, story
@@ -19,6 +20,7 @@ from data.generate.entries import (
     new_values,
 )
 from data.generate.layouts import Layout, compact, new_layout
+from data.generate.phrases import family, shuffled
 from data.generate.values import Source, new_field, new_value
 
 Segment = tuple[str, str]
@@ -38,6 +40,20 @@ INTROS = (
     "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:",
     "Your {e}s today:", "This is all we have.",
 )  # fmt: skip
+# What may stand between a list and the first message, as a prompt's instructions do.
+NOTES = shuffled(
+    family(
+        "Also, |Please |Then |Remember to |You should |You must |Always |Be sure to ",
+        "think about which {e} to take|plan the {e} to take|take the time to choose the {e}|say what is needed|"
+        "read the message with care|make a plan|look at every {e}|decide what fits|use the values of the message",
+        " before you answer| before making a record| first|",
+        ".| and keep it short.|. Make no values up.|. Ask for what is missing.|. Say so where none fits.|"
+        ". Keep that thinking process short.|. Leave out marks like <plan>{{your plan}}</plan>.|"
+        ". Write the plan first and the record after it.|. Each record is an object with a name and its values.",
+    ),
+    ("Answer the last message.", "Now the message:", "Records go below the plan.", "No {e} may be made up.",
+     "Keep to the list.", "More than one may be needed.", "Nothing else is known."),
+)
 ASK_PICK = (
     "Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}",
     "Choose without filling: {r}", "Just say which one fits. {r}", "Which one is meant: {r}",
@@ -113,13 +129,14 @@ def result_turn(source: Source) -> tuple[object, str]:
     return dict(fields), (f"{done} {report}" if source.chance(0.4) and not source.plain else report)
 
 
-def _fill_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
-    request = new_request(source, source.pick(entries), entries)
+def _fill_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    request = new_request(source, next(turn), entries)
     return request.text, [*_planned(request), _filled(layout, request)]
 
 
-def _double_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
-    first, second = source.rng.sample(entries, 2) if source.chance(0.9) else [source.pick(entries)] * 2
+def _double_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    first = next(turn)
+    second = next(turn) if source.chance(0.9) else first
     pair = new_double(source, first, second, entries)
     plans = [*_planned(pair[0]), *_planned(pair[1], " ")]
     return pair[0].text, [*plans, *(_filled(layout, request) for request in pair)]
@@ -139,7 +156,7 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
             return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
 
 
-def _none_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+def _none_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
     text, plan, answer = unfit_request(source, entries)
     return text, [(plan, "pick"), (" " + answer, "say")]
 
@@ -151,15 +168,15 @@ def missing_text(source: Source, request: Request) -> tuple[str, str]:
     return phrases.LACKS.format(f=request.missing), ask
 
 
-def _missing_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
-    request = new_request(source, source.pick(entries), entries, lacking=True)
+def _missing_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    request = new_request(source, next(turn), entries, lacking=True)
     lack, ask = missing_text(source, request)
     return request.text, [*_planned(request), (f" {lack} {ask}", "say")]
 
 
-def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
+def _ask_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
     """Selection alone, listing alone, or both, without a record."""
-    entry = source.pick(entries)
+    entry = next(turn)
     if source.chance(0.3):
         return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
     request = new_request(source, entry, entries)
@@ -168,7 +185,7 @@ def _ask_turn(source: Source, entries: list[Entry], layout: Layout) -> Turn:
     return source.template(ASK_BOTH).format(e=layout.noun, r=request.text), _planned(request)
 
 
-Turns = tuple[tuple[Callable[[Source, list[Entry], Layout], Turn], int], ...]
+Turns = tuple[tuple[Callable[[Source, list[Entry], Iterator[Entry], Layout], Turn], int], ...]
 TURNS: Turns = ((_fill_turn, 40), (_double_turn, 32), (_none_turn, 12), (_missing_turn, 7), (_ask_turn, 9))
 
 
@@ -179,7 +196,8 @@ def _length(turns: list[Turn]) -> int:
 def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) -> list[Turn]:
     """A list of entries and one to six messages about it, while they are short; some are followed by a result to report.
 
-    One list serves many messages because only what the model writes is learned from.
+    One list serves many messages because only what the model writes is learned from; they go through the entries in
+    turn, since an entry asked for again can be copied from the answer before.
     """
     entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
     layout = new_layout(source)
@@ -187,12 +205,15 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) 
         build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1
     ]
     builders = builders or [_fill_turn]
-    listing = f"{source.wording(INTROS).format(e=layout.noun)} {layout.listing(entries)}\n\n"
+    note = source.pick((" ", "\n", "")) + source.wording(NOTES) if source.chance(0.35) else ""
+    intro, note = (text.format(e=layout.noun) for text in (source.wording(INTROS), note))
+    listing = f"{intro} {layout.listing(entries)}{note}\n\n"
+    turn = cycle(source.rng.sample(entries, len(entries)))
     turns: list[Turn] = []
     for _ in range(min(max_turns, source.rng.randint(1, 6))):
         if turns and len(listing) + _length(turns) > ENOUGH_CHARACTERS:
             break
-        turns.append(source.pick(builders)(source, entries, layout))
+        turns.append(source.pick(builders)(source, entries, turn, layout))
         if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
             record, answer = result_turn(source)
             turns.append((source.template(RESULTS).format(r=compact(record)), [(answer, "say")]))
@@ -264,7 +285,7 @@ def render(turns: list[Turn]) -> list[Segment]:
 def new_document(source: Source, vary: bool = True) -> list[Segment]:
     """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
     if vary:
-        source.made_up, source.blur = source.pick((0.1, 0.35, 0.35, 0.6, 0.9)), source.pick((0.0, 0.0, 0.0, 0.4))
+        source.made_up, source.blur = source.pick((0.05, 0.1, 0.35, 0.35, 0.6)), source.pick((0.0, 0.0, 0.0, 0.4))
     build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
     return render(build(source))
 

@@ -54,12 +54,18 @@ class Request:
     missing: str | None = None
 
 
-def new_fields(source: Source, count: int, kinds: tuple[str, ...]) -> tuple[Field, ...]:
-    """`count` fields with different names, mostly of these kinds, at most one of them a flag, no enum option shared."""
+def new_fields(source: Source, count: int, kinds: tuple[str, ...], others: Sequence[Field] = ()) -> tuple[Field, ...]:
+    """`count` fields with different names, mostly of these kinds, at most one of them a flag, no enum option shared.
+
+    Some are among `others`, the fields of the entries beside this one.
+    """
     fields: dict[str, Field] = {}
     options: set[str] = set()
     while len(fields) < count:
-        field = new_field(source, source.pick(kinds) if source.chance(0.75) else None)
+        if others and source.shared and source.chance(source.shared):
+            field = source.pick(others)
+        else:
+            field = new_field(source, source.pick(kinds) if source.chance(0.75) else None)
         if field.kind is KINDS["flag"]:
             if any(f.kind is KINDS["flag"] for f in fields.values()):
                 continue
@@ -87,8 +93,11 @@ def everyday_entry(source: Source) -> Entry:
     return Entry(name, item.verb, item.noun, source.pick(item.tails), fields, source.pick(DOMAINS), item.idioms)
 
 
-def new_entry(source: Source, near: Entry | None = None) -> Entry:
-    """A random entry; with `near`, one that shares its verb or its noun and so is easily mistaken for it."""
+def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry] = ()) -> Entry:
+    """A random entry for a list that holds those `beside` it.
+
+    With `near`, one that shares its verb or its noun and so is easily mistaken for it.
+    """
     if near is None and source.chance(source.everyday):
         return everyday_entry(source)
     domain = near.domain if near else source.pick(DOMAINS)
@@ -115,7 +124,8 @@ def new_entry(source: Source, near: Entry | None = None) -> Entry:
         whose = article(source.pick(("a ", "the ")), source.word(words.NOUNS).replace("_", " "))
         tail = tail.format(w=whose)
     noun = article(source.pick(("a ", "a ", "the ", "")), bare)
-    fields = new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3)), domain.kinds)
+    others = [field for entry in beside for field in entry.fields]
+    fields = new_fields(source, source.pick((1, 1, 2, 2, 2, 3, 3)), domain.kinds, others)
     return Entry(name, verb.replace("_", " "), noun, tail, fields, domain)
 
 
@@ -124,7 +134,7 @@ def new_entries(source: Source, count: int) -> list[Entry]:
     entries = [new_entry(source)]
     while len(entries) < count:
         near = source.pick(entries) if source.chance(0.35) else None
-        entry = new_entry(source, near)
+        entry = new_entry(source, near, entries)
         if all(entry.name != e.name and (entry.verb, entry.bare_noun) != (e.verb, e.bare_noun) for e in entries):
             entries.append(entry)
     source.rng.shuffle(entries)
