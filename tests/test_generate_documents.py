@@ -1,6 +1,7 @@
 """Pretraining documents and the tokenizer: reproducible, free of the course's tags, lossless."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from tokenizers import Tokenizer
 
 from data.generate import phrases, words
 from data.generate.batches import batches, encode, pack
-from data.generate.documents import FORBIDDEN, gate_document, new_document
-from data.generate.entries import everyday_entry, new_request
+from data.generate.documents import FORBIDDEN, NOTES, Segment, entries_document, gate_document, new_document
+from data.generate.entries import Entry, everyday_entry, new_entries, new_request
 from data.generate.everyday import ITEMS
+from data.generate.layouts import JSON_LAYOUTS, OTHER_LAYOUTS
 from data.generate.tokenizer import NUM_PIECES, SPECIALS, train_tokenizer, training_text
 from data.generate.values import KINDS, Source, new_field, new_value
 from data.generate.words import NOUNS, mine, side, templates
@@ -56,6 +58,37 @@ def test_turns_alternate_and_only_the_model_is_weighted_fully() -> None:
         assert text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2 * text.count("<start_of_turn>model\n")
         assert {tag for _, tag in document} <= {"user", "pick", "list", "fill", "say"}
         assert all("<start_of_turn>" not in text for text, tag in document if tag != "user")
+
+
+def test_messages_go_through_the_entries_in_turn() -> None:
+    """No entry comes again before every other one came: its fields could be copied from the answer before."""
+    met: list[tuple[str, int]] = []
+
+    def probe(_: Source, entries: list[Entry], turn: Iterator[Entry], __: object) -> tuple[str, list[Segment]]:
+        met.append((next(turn).name, len(entries)))
+        return "text", [("answer", "pick")]
+
+    for seed in range(100):
+        met.clear()
+        entries_document(Source(random.Random(seed)), ((probe, 1),))
+        assert len({name for name, _ in met}) == min(len(met), met[0][1])
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_entries_share_fields_where_asked(shared: float) -> None:
+    source = Source(random.Random(0), made_up=1.0, everyday=0.0, shared=shared)
+    for _ in range(50):
+        fields = [{field.name for field in entry.fields} for entry in new_entries(source, 4)]
+        common = sum(len(a & b) for i, a in enumerate(fields) for b in fields[:i])
+        assert common > 0 if shared else common == 0
+
+
+def test_a_third_of_the_lists_is_followed_by_a_sentence() -> None:
+    source = Source(random.Random(0))
+    pages = [entries_document(source)[0][0].split("\n\n")[0] for _ in range(600)]
+    nouns = {layout.noun for layout in (*JSON_LAYOUTS, *OTHER_LAYOUTS)}
+    ends = tuple(note.format(e=noun) for note in templates(NOTES, False) for noun in nouns)
+    assert 0.28 < sum(page.endswith(ends) for page in pages) / len(pages) < 0.42
 
 
 def test_every_list_has_two_disjoint_sides() -> None:

@@ -53,7 +53,7 @@ NOTES = shuffled(
     ),
     ("Answer the last message.", "Now the message:", "Records go below the plan.", "No {e} may be made up.",
      "Keep to the list.", "More than one may be needed.", "Nothing else is known."),
-)
+)  # fmt: skip
 ASK_PICK = (
     "Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}",
     "Choose without filling: {r}", "Just say which one fits. {r}", "Which one is meant: {r}",

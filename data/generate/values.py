@@ -31,7 +31,8 @@ class Source:
     streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
     invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
     `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the
-    reader; `shared` the share of fields that another entry of the list has too. A `plain` stream answers in one wording only, on both sides: which of ten it should be cannot be learned.
+    reader; `shared` the share of fields, everyday tools apart, that another entry of the list has too. A `plain` stream
+    answers in one wording only, on both sides: which of ten it should be cannot be learned.
     """
 
     rng: random.Random
