@@ -62,6 +62,7 @@ def new_fields(source: Source, count: int, kinds: tuple[str, ...], others: Seque
     fields: dict[str, Field] = {}
     options: set[str] = set()
     while len(fields) < count:
+        # A stream that shares nothing draws nothing here, so that its rows stay as they are.
         if others and source.shared and source.chance(source.shared):
             field = source.pick(others)
         else:
