@@ -2,16 +2,19 @@
 
 Shapes: B batch, T positions, H query heads, Hkv key/value heads, d head width, and in a tile n queries and S keys.
 For the devices without FlexAttention: CPU, MPS, and GPUs older than sm_80. A tile is some queries of one document with
-the keys from the first that any of them may see to the last query's own. Backward computes the scores again:
+the keys from the first that any of them may see to the last query's own. Backward computes the scores again. With
+u = sigmoid(2 scale q k^T / cap) a capped score is cap tanh(scale q k^T / cap) = 2 cap u - cap, and softmax does not see
+the constant; the sigmoid is what a CPU is fast at, and the slope of the cap is 4 u (1 - u):
 
-    t = tanh(scale q k^T / cap),  p = softmax(cap t),  o = p v
-    dv = p^T do,  dp = do v^T,  ds = p (dp - sum(do o)) (1 - t^2) scale,  dq = ds k,  dk = ds^T q
+    p = softmax(2 cap u),  o = p v
+    dv = p^T do,  dp = do v^T,  ds = p (dp - sum(do o)) 4 u (1 - u) scale,  dq = ds k,  dk = ds^T q
 
 Source: "FlashAttention-2" (arXiv:2307.08691), section 3.1 and algorithm 2; the softcap is Gemma-2's (arXiv:2408.00118).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,10 +22,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.layers import has_fast_matmul
-from model.pointwise import tanh_
 
 # Queries of a tile: its float32 scores should stay in the processor's cache.
-TILE = 128
+TILE = 192
+# Keys before a tile's queries that one matrix of hidden places is made for: few sizes, so that it can be kept.
+EARLIER = 512
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,13 @@ def tiles(spans: list[tuple[int, int, int]], window: int | None) -> Iterator[Til
             yield Tile(row, first, min(first + TILE, stop), low)
 
 
-def hide_(scores: Tensor, queries: int, window: int | None) -> Tensor:
-    """Writes -inf where a query must not see a key; scores (..., n, S), the last query's own key the last one."""
-    keys = scores.shape[-1]
-    order = torch.arange(keys, device=scores.device)
-    own = order[keys - queries :, None]  # the index of each query's own key
-    scores[..., keys - queries :].masked_fill_(order[keys - queries :] > own, float("-inf"))
-    if window is not None and keys > window:
-        scores.masked_fill_(order <= own - window, float("-inf"))
-    return scores
+@lru_cache(maxsize=8)
+def hidden_places(queries: int, earlier: int, window: int | None, device: torch.device) -> Tensor:
+    """0 where a query sees a key, else -inf: (n, earlier + n), float32; the first key stands `earlier` before query 0."""
+    own = torch.arange(queries, device=device)[:, None]
+    key = torch.arange(-earlier, queries, device=device)
+    is_hidden = (key > own) if window is None else (key > own) | (key <= own - window)
+    return torch.zeros(is_hidden.shape, device=device).masked_fill_(is_hidden, float("-inf"))
 
 
 class _DocumentAttention(torch.autograd.Function):
@@ -87,7 +89,7 @@ class _DocumentAttention(torch.autograd.Function):
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         for tile in tiles(spans, window):
             q, k, v = _read(query, tile, keys.shape[2]), _keys(keys, tile), _keys(values, tile)
-            weights = _weights(_squashed(q, k, scale, cap), tile.stop - tile.start, window, cap)
+            weights = _weights(_scores(q, k, scale, cap), tile.stop - tile.start, window, cap)
             _write(out, tile, weights.to(v.dtype) @ v)
         ctx.save_for_backward(query, keys, values, out)
         ctx.options = spans, window, scale, cap
@@ -105,12 +107,14 @@ class _DocumentAttention(torch.autograd.Function):
             groups = keys.shape[2]
             q, d_out, shift = (_read(x, tile, groups) for x in (query, grads[0], delta))
             k, v = _keys(keys, tile), _keys(values, tile)
-            squashed = _squashed(q, k, scale, cap)
-            weights = _weights(squashed, tile.stop - tile.start, window, cap)
+            scores = _scores(q, k, scale, cap)
+            weights = _weights(scores, tile.stop - tile.start, window, cap)
             _slice(d_values, tile).add_(weights.to(d_out.dtype).transpose(1, 2) @ d_out)
-            d_scores = (d_out @ v.transpose(1, 2)).float().sub_(shift).mul_(weights).mul_(scale)
-            if cap is not None:  # times 1 - t^2
-                d_scores.addcmul_(d_scores, squashed.square_(), value=-1.0)
+            d_scores = (d_out @ v.transpose(1, 2)).float().sub_(shift).mul_(weights)
+            if cap is None:
+                d_scores.mul_(scale)
+            else:
+                d_scores.mul_(scores.addcmul_(scores, scores, value=-1.0)).mul_(4.0 * scale)
             d_scores = d_scores.to(q.dtype)
             _write(d_query, tile, d_scores @ k)
             _slice(d_keys, tile).add_(d_scores.transpose(1, 2) @ q)
@@ -143,18 +147,21 @@ def _operand(x: Tensor) -> Tensor:
     return x if has_fast_matmul(x) else x.float()
 
 
-def _squashed(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
-    """tanh(scale q k^T / cap), or scale q k^T without a cap: (Hkv, H / Hkv * n, S), float32."""
+def _scores(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
+    """u = sigmoid(2 scale q k^T / cap), or scale q k^T without a cap: (Hkv, H / Hkv * n, S), float32."""
     scores = (q @ k.transpose(1, 2)).float()
-    return scores.mul_(scale) if cap is None else tanh_(scores.mul_(scale / cap))
+    return scores.mul_(scale) if cap is None else scores.mul_(2.0 * scale / cap).sigmoid_()
 
 
-def _weights(squashed: Tensor, queries: int, window: int | None, cap: float | None) -> Tensor:
-    """Attention weights (Hkv, H / Hkv * n, S), float32."""
+def _weights(scores: Tensor, queries: int, window: int | None, cap: float | None) -> Tensor:
+    """Attention weights (Hkv, H / Hkv * n, S), float32; the last query's own key is the last one."""
+    earlier = scores.shape[-1] - queries
+    most = -(-earlier // EARLIER) * EARLIER
+    hidden = hidden_places(TILE, most, window, scores.device)[:queries, most - earlier : most + queries]  # (n, S)
     # The cap comes before the mask: the other way round a masked score would be -cap and leak.
-    scores = squashed * (1.0 if cap is None else cap)
-    hide_(scores.unflatten(1, (-1, queries)), queries, window)
-    return torch.softmax(scores, dim=-1)
+    factor = 1.0 if cap is None else 2.0 * cap
+    capped = torch.add(hidden, scores.unflatten(1, (-1, queries)), alpha=factor)  # one pass over the scores for both
+    return torch.softmax(capped, dim=-1).flatten(1, 2)
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,16 @@ def _can_compile(x: Tensor) -> bool:
 def _norm(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
-    normed = (wide * rstd * (1.0 + weight.float())).to(dtype)
+    normed = (wide * rstd).mul_(1.0 + weight.float()).to(dtype)
     return normed if residual is None else residual + normed, rstd
 
 
 @fused
 def _norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    g, normed = dy.float() * (1.0 + weight.float()), x.float() * rstd
-    return (rstd * (g - normed * (g * normed).mean(-1, keepdim=True))).to(x.dtype)
+    # In place on new tensors: outside a compiled kernel each float32 copy is memory that the cache has to fetch.
+    g, normed = dy * (1.0 + weight.float()), x * rstd  # float32, for the factors are
+    along = (g * normed).mean(-1, keepdim=True)  # (..., 1)
+    return g.sub_(normed.mul_(along)).mul_(rstd).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
