@@ -25,7 +25,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from data.calls import Outcome
-from data.chat import Reply, parse_reply, render_prompt
+from data.chat import Reply, parse_reply, render, render_prompt
 from data.dataset import load_conversations
 from data.flags import USER_ERRORS, Parser, real, whole
 from data.functions import ToolBox, call_error
@@ -47,7 +47,7 @@ MAX_ROUNDS = 8  # replies with calls before the loop gives up on an answer
 MAX_CALLS = 8  # calls of one reply that are run
 MAX_REPEATS = 3  # replies to one question whose same call is run; after that the model has to answer
 MAX_RESULT_CHARACTERS = 8000
-EVAL_BATCH = 48
+EVAL_BATCH = 64
 # The tags that a model itself writes, in either format; the others are the chat's.
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
 NO_TOOLS = call_error("unknown_tool", "there are no tools in this chat", "answer without a call")
@@ -108,42 +108,42 @@ def load_agent(args: argparse.Namespace) -> tuple[Gemma2, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def evaluate_calls(
-    model: Gemma2,
-    tokenizer: Tokenizer,
-    conversations: Sequence[Conversation],
-    seen_tools: set[str],
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """Exact-call accuracy of the first reply to each conversation, greedy; see `data.score`.
+def first_replies(
+    model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
+) -> list[list[int]]:
+    """What the model writes, greedy, where the first reply of each conversation stands: ids.
 
-    A prompt that leaves no room for the reply counts as wrong.
+    A prompt that leaves no room for the reply gets an empty one.
     """
-    accuracy = Accuracy()
     prompts = [render_prompt(first_question(conversation), tokenizer) for conversation in conversations]
     room = model.config.max_position_embeddings - max_new_tokens
     # Rows of like length share a batch: less padding.
     order = sorted((i for i in range(len(prompts)) if len(prompts[i]) <= room), key=lambda i: len(prompts[i]))
-    replies: dict[int, list[int]] = {}
+    replies: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), EVAL_BATCH):
         rows = order[start : start + EVAL_BATCH]
         made = generate(model, [prompts[i] for i in rows], max_new_tokens, tokenizer.stop_ids)
-        replies |= dict(zip(rows, made, strict=True))
-    for i, conversation in enumerate(conversations):
+        for i, reply in zip(rows, made, strict=True):
+            replies[i] = reply
+    return replies
+
+
+def score_calls(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    replies: Sequence[Sequence[int]],
+    seen_tools: set[str],
+) -> dict[str, Any]:
+    """Exact-call accuracy of such replies; see `data.score`. An empty one is wrong."""
+    accuracy = Accuracy()
+    for conversation, ids in zip(conversations, replies, strict=True):
         expected = first_reply(conversation).calls
-        reply = parse_reply(replies.get(i, []), tokenizer, conversation.tools)
+        reply = parse_reply(list(ids), tokenizer, conversation.tools)
         # A reply that was cut or is empty is no answer, so garbage does not pass where no call is due.
         is_answer = bool(reply.calls or (reply.ended and reply.content))
         is_right = is_answer and not reply.errors and is_exact(expected, reply.calls)
         accuracy.add(kind_of(expected, seen_tools), is_right)
     return accuracy.as_dict()
-
-
-def reply_text(model: Gemma2, tokenizer: Tokenizer, conversation: Conversation, max_new_tokens: int) -> str:
-    """What the model writes, greedy, where the first reply of a conversation stands; control tokens as text."""
-    prompt = render_prompt(first_question(conversation), tokenizer)
-    (ids,) = generate(model, [prompt], max_new_tokens, tokenizer.stop_ids)
-    return tokenizer.decode(ids)
 
 
 def first_reply(conversation: Conversation) -> Message:
@@ -155,6 +155,13 @@ def first_question(conversation: Conversation) -> Conversation:
     """The conversation up to the model's first turn."""
     end = conversation.messages.index(first_reply(conversation))
     return dataclasses.replace(conversation, messages=conversation.messages[:end])
+
+
+def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
+    """Tokens of the first reply as the row has it, its end included."""
+    question = first_question(conversation)
+    both = dataclasses.replace(conversation, messages=conversation.messages[: len(question.messages) + 1])
+    return len(render(both, tokenizer).tokens) - len(render_prompt(question, tokenizer)) - 1  # without the newline
 
 
 class Agent:
@@ -323,7 +330,8 @@ def evaluate_file(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--max-new-tokens {args.max_new_tokens}: the model has {limit} positions for prompt and reply"
         )
-    result = evaluate_calls(model, tokenizer, conversations, set(), args.max_new_tokens)
+    replies = first_replies(model, tokenizer, conversations, args.max_new_tokens)
+    result = score_calls(tokenizer, conversations, replies, set())
     print(json.dumps({"file": str(args.evaluate), "rows_dropped": len(report.dropped), "tool_call_accuracy": result}))
 
 

@@ -38,7 +38,16 @@ from data.report import (
 )
 from data.score import describe_shares, kind_of
 from data.tokenizer import Tokenizer
-from infer import EMBEDDED, evaluate_calls, first_question, first_reply, load_base, model_folder, reply_text
+from infer import (
+    EMBEDDED,
+    first_question,
+    first_replies,
+    first_reply,
+    load_base,
+    model_folder,
+    reply_length,
+    score_calls,
+)
 from lora import state
 from lora.adapter import save_adapter
 from lora.config import SEVEN, LoRAConfig, parse_targets
@@ -68,7 +77,9 @@ FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumu
                "overlong", "train_on", "epochs", "max_steps", "ranks")  # fmt: skip
 EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
 CHECKPOINT = "checkpoint"
-MAX_NEW_TOKENS = 200  # per reply when calls are scored: two calls with three arguments each need as many
+# Tokens that a scored reply may have: some more than the longest expected one, but no fewer and no more than these. A
+# model that does not know when to stop pays for them all.
+REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
 
 
 class StepLoss(nn.Module):
@@ -184,21 +195,31 @@ def evaluate(run: Run) -> dict[str, Any]:
     for packed in run.held_out_packs:
         total += step_loss(run.collate([packed])).item()
         supervised += sum(example.num_supervised for example in packed)
+    line: dict[str, Any] = {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": None}
     scored = run.held_out[: run.args.eval_calls]
-    accuracy = evaluate_calls(run.model, run.tokenizer, scored, run.seen_tools, MAX_NEW_TOKENS) if scored else None
-    line = {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": accuracy}
-    if scored and run.questions:
-        by_hand = evaluate_calls(run.model, run.tokenizer, run.questions, run.seen_tools, MAX_NEW_TOKENS)
-        line |= {"questions_accuracy": by_hand, "sample": write_sample(run)}
+    if scored:
+        asked = [*scored, *run.questions]  # in the same batches: what a decoding step costs is mostly not its rows
+        replies = first_replies(run.model, run.tokenizer, asked, reply_limit(run, asked))
+        by_row, by_hand = replies[: len(scored)], replies[len(scored) :]
+        line["tool_call_accuracy"] = score_calls(run.tokenizer, scored, by_row, run.seen_tools)
+        if run.questions:
+            line["questions_accuracy"] = score_calls(run.tokenizer, run.questions, by_hand, run.seen_tools)
+            line["sample"] = pick_sample(run, scored, by_row)
     processes.slice_again(run.model)
     return line
 
 
-def write_sample(run: Run) -> dict[str, str]:
-    """A held-out question for a tool that training never shows, and the model's reply."""
-    unseen = [c for c in run.held_out if kind_of(first_reply(c).calls, run.seen_tools) == "unseen"] or run.held_out
-    asked = next(m.content for m in reversed(first_question(unseen[0]).messages) if m.role == "user")
-    return {"question": asked, "reply": reply_text(run.model, run.tokenizer, unseen[0], MAX_NEW_TOKENS)}
+def reply_limit(run: Run, asked: list[Conversation]) -> int:
+    longest = max(reply_length(conversation, run.tokenizer) for conversation in asked)
+    return min(max(longest + REPLY_MARGIN, SHORTEST_LIMIT), LONGEST_LIMIT)
+
+
+def pick_sample(run: Run, scored: list[Conversation], replies: list[list[int]]) -> dict[str, str]:
+    """A held-out question for a tool that training never shows, and the model's reply; control tokens as text."""
+    unseen = (i for i, row in enumerate(scored) if kind_of(first_reply(row).calls, run.seen_tools) == "unseen")
+    index = next(unseen, 0)
+    asked = next(m.content for m in reversed(first_question(scored[index]).messages) if m.role == "user")
+    return {"question": asked, "reply": run.tokenizer.decode(replies[index])}
 
 
 def train(run: Run, start: int) -> None:
