@@ -128,13 +128,15 @@ def gate(
 ) -> dict[str, float]:
     """Exact accuracy on unseen templates and numbers: choice, field list, filled record, and the whole answer.
 
-    "coined" is "fill" with invented words alone, none of which the model has met; "everyday" asks mostly in idioms.
+    "coined" is "fill" with invented words alone, none of which the model has met; "everyday" asks mostly in idioms,
+    "natural" in the plain forms of `data/generate/natural.py`, which have no held-out side but their words.
     Teacher-forced: an answer whose every token is the most likely one is the answer that greedy decoding gives.
     """
     scores: dict[str, float] = {}
-    for kind in ("fill", "double", "none", "coined", "everyday"):
+    for kind in ("fill", "double", "none", "coined", "everyday", "natural"):
         made_up, everyday = 1.0 if kind == "coined" else MADE_UP, float(kind == "everyday")
-        source = Source(random.Random(seed), held=True, made_up=made_up, everyday=everyday)
+        natural = float(kind == "natural")
+        source = Source(random.Random(seed), held=True, made_up=made_up, everyday=everyday, natural=natural)
         packs = pack(encode(tokenizer, [gate_document(source, kind) for _ in range(documents)]), length)
         packs += [packs[-1]] * (-len(packs) % rows)  # whole batches: another shape would cost a compilation
         hits: dict[str, list[bool]] = {}

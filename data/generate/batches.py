@@ -84,7 +84,7 @@ def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]
 
 def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float]) -> Iterator[Batch]:
     """Endless batches of `rows` packs, in random order."""
-    source = Source(random.Random(seed), fluent=True, everyday=0.35, verbless=0.35, shared=0.4)
+    source = Source(random.Random(seed), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3)
     while True:
         packs = pack(encode(tokenizer, [new_document(source) for _ in range(POOL)]), length)
         source.rng.shuffle(packs)

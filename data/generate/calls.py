@@ -8,6 +8,7 @@ training or "unseen".
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from data.generate.documents import missing_text, result_turn, thought, unfit_request
@@ -26,14 +27,26 @@ SYSTEMS = (
     "Some functions are available.", "Help the user with these tools.", "You know these functions.",
     "Available tools:", "Choose among these:",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long rows get: exchanges after the first, characters after which none is added, and the most there may be."""
+
+    exchanges: tuple[int, ...]
+    enough: int
+    most: int
+
+
+# The list of tools is most of a row and only what the model writes teaches, so training rows go on for longer.
+TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 850, 1300)
 TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
-NUM_TRAIN = 2800
+NUM_TRAIN = 2000
+TRAIN_NATURAL = 0.2  # share of requests in the forms of `natural.py`
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
 # Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
 HELDOUT_MADE_UP = 0.08
-MAX_CHARACTERS = 1300
-ENOUGH_CHARACTERS = 850  # no further exchange is added to a row of so many
 
 
 def call_text(request: Request) -> str:
@@ -85,11 +98,13 @@ def _length(messages: list[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _conversation(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None) -> list[Message]:
-    """The tools and up to four exchanges about them: the list is most of a row, and only what the model writes teaches."""
+def _conversation(
+    source: Source, kind: str, size: Size, tools: list[Entry], chosen: list[Entry] | None
+) -> list[Message]:
+    """The tools and some exchanges about them."""
     messages = [{"role": "system", "content": system_text(source, tools)}, *exchange(source, kind, tools, chosen)]
-    for _ in range(0 if chosen else source.pick((0, 1, 2, 3))):
-        if _length(messages) < ENOUGH_CHARACTERS:
+    for _ in range(0 if chosen else source.pick(size.exchanges)):
+        if _length(messages) < size.enough:
             messages += exchange(source, _draw_kind(source, tools), tools)
     return messages
 
@@ -99,7 +114,9 @@ def _draw_kind(source: Source, tools: list[Entry]) -> str:
     return "one" if kind == "two" and len(tools) < 2 else kind
 
 
-def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None = None) -> tuple[Row, list[Entry]]:
+def new_row(
+    source: Source, kind: str, row_id: str, size: Size, chosen: list[Entry] | None = None
+) -> tuple[Row, list[Entry]]:
     """A row and the tools that it offers; with `chosen`, tools for the request, offered among fresh others."""
     while True:
         count = max(source.pick((1, 2, 2, 3, 3, 4, 5, 6)), 2 if kind == "two" else 1)
@@ -107,16 +124,16 @@ def new_row(source: Source, kind: str, row_id: str, chosen: list[Entry] | None =
         if chosen:
             tools = [tool for tool in tools if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun]
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
-        messages = _conversation(source, kind, tools, chosen)
-        if _length(messages) <= MAX_CHARACTERS:
+        messages = _conversation(source, kind, size, tools, chosen)
+        if _length(messages) <= size.most:
             return {"id": row_id, "kind": kind, "conversations": messages}, tools
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:
     """Training rows and every tool that they offer."""
-    source = Source(random.Random(f"train-{seed}"), held=False, plain=True)
+    source = Source(random.Random(f"train-{seed}"), held=False, natural=TRAIN_NATURAL, plain=True)
     kinds = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
-    made = [new_row(source, kind, f"train-{i:04d}") for i, kind in enumerate(kinds)]
+    made = [new_row(source, kind, f"train-{i:04d}", TRAIN_SIZE) for i, kind in enumerate(kinds)]
     return [row for row, _ in made], [tool for _, tools in made for tool in tools]
 
 
@@ -134,7 +151,7 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
             )
             chosen = [source.pick(free)] if seen else None
             while True:
-                row, tools = new_row(source, kind, row_id, chosen)
+                row, tools = new_row(source, kind, row_id, HELDOUT_SIZE, chosen)
                 if seen or names.isdisjoint(tool.name for tool in tools):
                     break
             placed.append(((i + 0.5) / count, row))

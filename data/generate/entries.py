@@ -10,6 +10,8 @@ from typing import Any
 from data.generate import phrases, words
 from data.generate.domains import DOMAINS, Domain
 from data.generate.everyday import ITEMS, LISTS
+from data.generate.mentions import field_phrases
+from data.generate.natural import natural_core
 from data.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
@@ -109,15 +111,19 @@ def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry]
         # An idiom may name no verb: its noun must be nobody else's.
         same_verb = near.idioms or source.chance(0.5)
         verb, bare = (near.verb.replace(" ", "_"), bare) if same_verb else (verb, near.bare_noun)
+    in_name = verb
+    if near is None and source.natural and source.chance(0.3 * source.natural):
+        verb = source.pick(words.PHRASAL)
+        in_name = verb.split("_")[0] if source.chance(0.3) else verb  # "search_flights" for "search for flights"
     bare = bare.replace("_", " ")
     style = source.rng.random()
-    name = f"{verb}_{bare}".replace(" ", "_")
+    name = f"{in_name}_{bare}".replace(" ", "_")
     if style < 0.34 * source.made_up:
         name = source.invent() + (f"_{source.invent()}" if source.chance(0.5) else "")
     elif style < 0.2:
-        name = f"{verb}_{bare.split()[-1]}"
+        name = f"{in_name}_{bare.split()[-1]}"
     elif style < 0.25:
-        name = f"{bare}_{verb}".replace(" ", "_")
+        name = f"{bare}_{in_name}".replace(" ", "_")
     elif style < 0.29:
         name = bare.replace(" ", "_")
     tail = source.pick(TAILS)
@@ -150,47 +156,6 @@ QUESTIONS = frozenset(
     "what what's how how's which where where's is are will do does did can has any should when who".split()
 )
 
-# Kinds whose values and prepositions look alike: side by side, one of them is named.
-ALIKE = (KINDS["text"], KINDS["subject"], KINDS["product"])
-
-
-def can_stand_bare(field: Field, bare: list[Field], lacking: bool) -> bool:
-    """True where the request may give the value without the field's name and still have one reading.
-
-    `bare` are the fields that already do without. One string and one number are told apart by type and by elimination;
-    elimination needs every other value to be there; more than one string needs names that tell the kind.
-    """
-    if isinstance(field.type, tuple):
-        return True
-    if field.type != "string":
-        return not lacking and not any(f.type in ("integer", "number") for f in bare)
-    rivals = [f for f in bare if f.type == "string"]
-    if not rivals and not lacking:
-        return True
-    if not field.known or not all(f.known for f in rivals):
-        return False
-    return all(f.kind is not field.kind and not (f.kind in ALIKE and field.kind in ALIKE) for f in rivals)
-
-
-def field_phrases(source: Source, entry: Entry, values: dict[str, Scalar]) -> list[str]:
-    """How the request mentions each value, in random order."""
-    mentions: list[str] = []
-    bare: list[Field] = []
-    for field in source.rng.sample(entry.fields, len(entry.fields)):
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        if isinstance(value, bool):
-            text = source.template(phrases.YES if value else phrases.NO)
-        elif can_stand_bare(field, bare, len(values) < len(entry.fields)) and source.chance(0.6):
-            # Among several fields a preposition may be all that tells them apart: it must stay.
-            text = (source.wording if len(entry.fields) == 1 else source.template)(field.kind.phrases)
-            bare.append(field)
-        else:
-            text = source.wording(phrases.LABELLED)
-        mentions.append(text.format(v=value, f=field.spoken))
-    return mentions
-
 
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple[str, str]:
     """The words for what is wanted, mostly the description's own, and the same in short: verb and noun, or the noun."""
@@ -218,9 +183,13 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
 
 def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> tuple[str, str]:
     """Action and values in one clause, without greeting or full stop, and the wish; `others` are the entries on offer."""
-    if entry.idioms and len(values) == len(entry.fields) and source.chance(IDIOM):
+    is_whole = len(values) == len(entry.fields)
+    if is_whole and source.natural and source.chance(source.natural):
+        text = natural_core(source, entry.verb, entry.bare_noun, entry.tail, entry.fields, values)
+        return text, entry.wish
+    if is_whole and entry.idioms and source.chance(IDIOM):
         return source.template(entry.idioms).format(*values.values()), entry.wish
-    spoken = field_phrases(source, entry, values)
+    spoken = field_phrases(source, entry.fields, values)
     action, wish = _action_text(source, entry, others)
     if not spoken:
         return action, wish

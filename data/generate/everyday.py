@@ -10,7 +10,7 @@ from random import Random
 
 from data.generate import words
 from data.generate.phrases import family, shuffled
-from data.generate.values import KINDS, Field, Kind, Source
+from data.generate.values import KINDS, Field, Kind, Source, compound
 
 LANGUAGES = tuple("French German Spanish Italian Dutch Polish Greek Turkish Arabic Hindi Swedish Danish Czech".split())
 CURRENCIES = tuple("euros dollars pounds yen francs rupees pesos crowns lira USD EUR GBP JPY CHF".split())
@@ -36,7 +36,7 @@ def _listed(items: tuple[str, ...]) -> Kind:
 
     def draw(source: Source) -> str:
         word = source.word(items)
-        return word.capitalize() if proper else word
+        return word.capitalize() if proper else compound(source, word)
 
     return Kind((), "string", draw, BARE)
 

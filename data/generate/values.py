@@ -31,7 +31,8 @@ class Source:
     streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
     invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
     `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the
-    reader; `shared` the share of fields, everyday tools apart, that another entry of the list has too. A `plain` stream
+    reader; `shared` the share of fields, everyday tools apart, that another entry of the list has too; `natural` the share
+    of requests that are put together as in `natural.py`, with verbs and values to match. A `plain` stream
     answers in one wording only, on both sides: which of ten it should be cannot be learned.
     """
 
@@ -43,6 +44,7 @@ class Source:
     everyday: float = 0.25
     verbless: float = 0.15
     shared: float = 0.0
+    natural: float = 0.0
     plain: bool = False
 
     def chance(self, share: float) -> bool:
@@ -204,8 +206,26 @@ def _amount(source: Source) -> Scalar:
             return number
 
 
+def _address(source: Source) -> str:
+    """A house number and a street, as in 12 Mill Street."""
+
+    def draw() -> str:
+        name = source.word(source.pick((words.SURNAMES, words.NOUNS, words.NAMES, words.PRODUCTS))).split("_")[0]
+        return f"{source.rng.randint(1, 199)} {name.capitalize()} {source.pick(words.STREETS)}"
+
+    return source.on_side(draw)
+
+
+def compound(source: Source, word: str) -> str:
+    """The word, or in a natural stream now and then one before it, as in "lentil soup"."""
+    if source.natural and source.chance(0.4):
+        before = source.word(source.pick((words.PRODUCTS, words.ADJECTIVES, words.NOUNS)))
+        return f"{before.replace('_', ' ')} {word}"
+    return word
+
+
 def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
-    return lambda source: source.word(words_)
+    return lambda source: compound(source, source.word(words_))
 
 
 def _kind(
@@ -345,6 +365,12 @@ KINDS = {
         ),
         broken=r"of course|^(rather|only|maybe|just) make it|^only something",
     ),
+    "address": _kind(
+        "address street delivery_address pickup_address home office door shipping_address",
+        "string",
+        _address,
+        family("|straight |please |just ", "to {v}|at {v}|from {v}|over to {v}|around {v}|near {v}|by {v}"),
+    ),
     "flag": _kind(
         " ".join(words.FLAGS),
         "boolean",
@@ -359,6 +385,8 @@ WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 1
 
 def new_field(source: Source, kind_name: str | None = None) -> Field:
     """A field of a random kind, with one of its usual names or, often, a name that says nothing."""
+    if source.natural and source.chance(0.15 * source.natural):
+        kind_name = "address"
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
     usual = source.known(kind.names)
     has_usual_name = bool(usual) and not source.chance(source.made_up)

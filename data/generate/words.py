@@ -22,6 +22,13 @@ ADJECTIVES = tuple(
     double single final first second third main minor bright dark fresh dry wet soft hard sweet sour round square
     annual blank custom digital empty global heavy light modern rural urban wooden yellow""".split()
 )
+# Verbs of two words; "search_for" is a name's "search" too.
+PHRASAL = tuple(
+    """turn_on turn_off turn_up turn_down switch_on switch_off look_up look_for search_for set_up pick_up put_away put_on
+    write_down sign_up check_in check_out log_in fill_in hand_in send_back give_back call_off call_back ask_for pay_for
+    shut_down start_up plug_in take_out bring_back clean_up wrap_up print_out""".split()
+)
+STREETS = tuple("Street Road Lane Avenue Square Way Close Drive Hill Court Alley Row".split())
 NAMES = tuple(
     """Anna Ben Carla David Elena Felix Greta Hugo Irene Jonas Karin Liam Maria Nils Olga Paul Quentin Rosa Simon Tara
     Ulrich Vera Walter Xenia Yusuf Zoe Adam Bianca Cyril Daria Emil Fatima Gustav Hanna Igor Julia Kofi Laura Marco Nadia
