@@ -42,7 +42,7 @@ class Size:
 TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 850, 1300)
 TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
 NUM_TRAIN = 2000
-TRAIN_NATURAL = 0.2  # share of requests in the forms of `natural.py`
+TRAIN_NATURAL = 0.0  # share of requests in the forms of `natural.py`
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
 # Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
