@@ -215,7 +215,7 @@ def reply_limit(run: Run, asked: list[Conversation]) -> int:
 
 
 def pick_sample(run: Run, scored: list[Conversation], replies: list[list[int]]) -> dict[str, str]:
-    """A held-out question for a tool that training never shows, and the model's reply; control tokens as text."""
+    """A scored question, for a tool that training never shows if there is one, and the reply; control tokens as text."""
     unseen = (i for i, row in enumerate(scored) if kind_of(first_reply(row).calls, run.seen_tools) == "unseen")
     index = next(unseen, 0)
     asked = next(m.content for m in reversed(first_question(scored[index]).messages) if m.role == "user")
@@ -443,7 +443,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-length", type=whole(2), help="tokens per pack")
     add("--micro-batch", type=whole(1), help="packs per forward pass")
     add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
-    add("--epochs", type=real(1e-9), help="default 1; the embedded base instead stops after two minutes")
+    add("--epochs", type=real(1e-9), help=f"default 1; the embedded base instead takes {SMALL_STEPS} steps")
     add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
     add("--lr", type=real(0), help="peak learning rate")
     add("--row-lr-scale", type=real(0), help="with --adapt rows: rate of the new tokens' rows, as a multiple of --lr")

@@ -4,7 +4,8 @@ Shapes: B batch, T positions, H query heads, Hkv key/value heads, d head width, 
 For the devices without FlexAttention: CPU, MPS, and GPUs older than sm_80. A tile is some queries of one document with
 the keys from the first that any of them may see to the last query's own. Backward computes the scores again. With
 u = sigmoid(2 scale q k^T / cap) a capped score is cap tanh(scale q k^T / cap) = 2 cap u - cap, and softmax does not see
-the constant; the sigmoid is what a CPU is fast at, and the slope of the cap is 4 u (1 - u):
+the constant; the sigmoid is what a CPU is fast at, and the slope of the cap is 4 u (1 - u). In float32 2 cap u is right
+to 1e-5 at Gemma's cap of 50:
 
     p = softmax(2 cap u),  o = p v
     dv = p^T do,  dp = do v^T,  ds = p (dp - sum(do o)) 4 u (1 - u) scale,  dq = ds k,  dk = ds^T q
@@ -25,7 +26,8 @@ from model.layers import has_fast_matmul
 
 # Queries of a tile: its float32 scores should stay in the processor's cache.
 TILE = 192
-# Keys before a tile's queries that one matrix of hidden places is made for: few sizes, so that it can be kept.
+# Fewest keys before a tile's queries that a matrix of hidden places is made for, and then twice as many and so on: few
+# sizes, so that they can be kept.
 EARLIER = 512
 
 
@@ -63,7 +65,7 @@ def tiles(spans: list[tuple[int, int, int]], window: int | None) -> Iterator[Til
             yield Tile(row, first, min(first + TILE, stop), low)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def hidden_places(queries: int, earlier: int, window: int | None, device: torch.device) -> Tensor:
     """0 where a query sees a key, else -inf: (n, earlier + n), float32; the first key stands `earlier` before query 0."""
     own = torch.arange(queries, device=device)[:, None]
@@ -156,8 +158,10 @@ def _scores(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
 def _weights(scores: Tensor, queries: int, window: int | None, cap: float | None) -> Tensor:
     """Attention weights (Hkv, H / Hkv * n, S), float32; the last query's own key is the last one."""
     earlier = scores.shape[-1] - queries
-    most = -(-earlier // EARLIER) * EARLIER
-    hidden = hidden_places(TILE, most, window, scores.device)[:queries, most - earlier : most + queries]  # (n, S)
+    size = EARLIER
+    while size < earlier:
+        size *= 2
+    hidden = hidden_places(TILE, size, window, scores.device)[:queries, size - earlier : size + queries]  # (n, S)
     # The cap comes before the mask: the other way round a masked score would be -cap and leak.
     factor = 1.0 if cap is None else 2.0 * cap
     capped = torch.add(hidden, scores.unflatten(1, (-1, queries)), alpha=factor)  # one pass over the scores for both

@@ -59,7 +59,7 @@ def _norm(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype:
 @fused
 def _norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     # In place on new tensors: outside a compiled kernel each float32 copy is memory that the cache has to fetch.
-    g, normed = dy * (1.0 + weight.float()), x * rstd  # float32, for the factors are
+    g, normed = dy * (1.0 + weight.float()), x * rstd  # at least float32, as the factors are
     along = (g * normed).mean(-1, keepdim=True)  # (..., 1)
     return g.sub_(normed.mul_(along)).mul_(rstd).to(x.dtype)
 

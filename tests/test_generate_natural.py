@@ -1,30 +1,57 @@
-"""Requests in the forms that people type: every value is there once, and every form comes up."""
+"""Requests in the forms that people type: every value is there, and every form comes up."""
 
 import random
+import re
+
+import pytest
 
 from data.generate import words
 from data.generate.entries import Entry, new_entries, new_request
+from data.generate.everyday import LISTS
 from data.generate.values import Source, new_field
 
 ENTRIES = 400
 
 
-def requests(natural: float) -> list[tuple[Entry, str, dict[str, object]]]:
-    source = Source(random.Random(5), natural=natural, everyday=0.0, made_up=0.1, verbless=0.0)
+def requests(
+    natural: float, everyday: float = 0.0, lacking: bool = False
+) -> list[tuple[Entry, str, dict[str, object]]]:
+    source = Source(random.Random(5), natural=natural, everyday=everyday, made_up=0.1, verbless=0.0)
     made = []
     for _ in range(ENTRIES):
         entries = new_entries(source, 2)
-        request = new_request(source, entries[0], entries)
+        request = new_request(source, entries[0], entries, lacking)
         made.append((request.entry, request.text, dict(request.values)))
     return made
 
 
-def test_every_value_is_in_the_request() -> None:
-    for entry, text, values in requests(1.0):
-        assert set(values) == {field.name for field in entry.fields}
+@pytest.mark.parametrize("lacking", [False, True])
+def test_every_value_is_in_the_request(lacking: bool) -> None:
+    for entry, text, values in requests(1.0, everyday=0.3, lacking=lacking):
+        assert len(values) == len(entry.fields) - lacking
         for name, value in values.items():
             expected = name.replace("_", " ") if isinstance(value, bool) else str(value)
-            assert expected in text, (text, values)
+            assert re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text, re.IGNORECASE), (text, values)
+
+
+def test_a_preposition_agrees_with_a_name_that_tells_the_direction() -> None:
+    seen = 0
+    for entry, text, values in requests(1.0) + requests(0.9):
+        for field in entry.fields:
+            if field.name in ("recipient", "send_to", "destination", "delivery_address"):
+                seen += 1
+                assert f"from {values[field.name]}" not in text, text
+            if field.name in ("sender", "pickup_address"):
+                seen += 1
+                assert f"to {values[field.name]}" not in text, text
+    assert seen > 20
+
+
+def test_no_unit_or_currency_has_two_words() -> None:
+    source = Source(random.Random(0), natural=1.0, made_up=0.0)
+    for name in ("currency", "unit", "room", "genre"):
+        assert all(" " not in str(LISTS[name].draw(source)) for _ in range(50))
+    assert any(" " in str(LISTS["dish"].draw(source)) for _ in range(50))
 
 
 def test_the_forms_come_up() -> None:

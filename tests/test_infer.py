@@ -18,6 +18,7 @@ import torch
 from conftest import randomize
 
 import infer
+from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, save_adapter
 from lora.config import LoRAConfig
@@ -606,6 +607,44 @@ def test_evaluate_prints_the_accuracy(base, tmp_path, monkeypatch, capsys):
     accuracy = result["tool_call_accuracy"]
     assert accuracy["overall"] == 0.4 and accuracy["unseen"] == 1 / 3 and accuracy["no_call"] == 0.5
     assert accuracy["seen"] is None and accuracy["n"]["overall"] == 5
+
+
+def test_evaluation_batches_are_alike_and_bounded(monkeypatch):
+    monkeypatch.setattr(infer, "EVAL_BATCH", 3)
+    monkeypatch.setattr(infer, "EVAL_ENTRIES", 60)
+    lengths = [5, 40, 5, 6, 7, 10, 100, 99, 11]
+    batches = list(infer._alike(lengths, limit=100, max_new_tokens=10))
+    assert batches == [[0, 2, 3], [4, 5], [8], [1], [7]]  # 3 x 21 entries are too many; 100 leaves no room at all
+
+
+def test_a_long_prompt_gets_what_room_there_is(base, monkeypatch):
+    tokenizer = Tokenizer.from_pretrained(base)
+    model = infer.load_base(base, tokenizer, torch.device("cpu"), None)
+    asked = []
+
+    def fake(_: Any, prompts: Any, max_new_tokens: int, *__: Any) -> list[list[int]]:
+        asked.append((len(prompts[-1]), max_new_tokens))
+        return [[7] for _ in prompts]
+
+    monkeypatch.setattr(infer, "generate", fake)
+    monkeypatch.setattr(infer, "EVAL_BATCH", 1)
+    short, long = (parse_row(row(text, "No."), "here") for text in ("Hi", "word " * LIMIT * 3))
+    used = len(infer.render_prompt(infer.first_question(short), tokenizer))
+    some = parse_row(row("7" * (LIMIT - used - 20), "No."), "here")  # a digit is a token
+    assert infer.first_replies(model, tokenizer, [short, some, long], 64) == [[7], [7], []]
+    (_, plenty), (length, room) = asked
+    assert plenty == 64 and 0 < room < 64 and length + room == LIMIT
+
+
+@pytest.mark.parametrize("wire", ["hermes", "mistral"])
+def test_the_length_of_a_reply_is_what_must_be_generated(base, wire):
+    tokenizer = Tokenizer.from_pretrained(base, wire)
+    text = "<think>Sum.</think>" + call("add", a=1, b=2)
+    conversation = parse_row(row("Q", text), "here")
+    prompt = infer.render_prompt(infer.first_question(conversation), tokenizer)
+    whole = infer.render(conversation, tokenizer).tokens
+    reply = whole[len(prompt) :][: infer.reply_length(conversation, tokenizer)]
+    assert reply[-1] == tokenizer.end_of_turn_id and tokenizer.end_of_turn_id not in reply[:-1]
 
 
 def test_evaluate_with_a_real_model_and_without_room(base, tmp_path, capsys):

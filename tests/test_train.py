@@ -5,12 +5,15 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
+from data.dataset import load_conversations
+from data.score import kind_of
 from data.tokenizer import Tokenizer
 from lora.state import learning_rate
 from model.config import Gemma2Config
@@ -283,3 +286,21 @@ def test_the_rate_rises_then_falls_and_never_loses_a_step():
     rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.02
+
+
+@pytest.mark.parametrize(("expected", "limit"), [(10, 160), (300, 308), (9999, 512)])
+def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(monkeypatch, expected, limit):
+    lengths = iter([3, expected, 5])
+    monkeypatch.setattr(train, "reply_length", lambda *_: next(lengths))
+    assert train.reply_limit(SimpleNamespace(tokenizer=None), [None, None, None]) == limit
+
+
+def test_the_sample_is_of_a_tool_that_training_never_shows():
+    rows = load_conversations(train.EMBEDDED_ROWS / "heldout.jsonl")[0][:6]
+    seen = {call.name for call in train.first_reply(rows[0]).calls}
+    kinds = [kind_of(train.first_reply(row).calls, seen) for row in rows]
+    wanted = kinds.index("unseen")
+    assert kinds[0] == "seen"
+    run = SimpleNamespace(tokenizer=SimpleNamespace(decode=str), seen_tools=seen)
+    sample = train.pick_sample(run, rows, list(range(6)))
+    assert sample == {"question": train.first_question(rows[wanted]).messages[-1].content, "reply": str(wanted)}

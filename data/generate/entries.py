@@ -113,8 +113,8 @@ def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry]
         verb, bare = (near.verb.replace(" ", "_"), bare) if same_verb else (verb, near.bare_noun)
     in_name = verb
     if near is None and source.natural and source.chance(0.3 * source.natural):
-        verb = source.pick(words.PHRASAL)
-        in_name = verb.split("_")[0] if source.chance(0.3) else verb  # "search_flights" for "search for flights"
+        verb = source.pick(source.known(words.PHRASAL))
+        in_name = verb.removesuffix("_for") if source.chance(0.5) else verb  # "search_flights", to search for flights
     bare = bare.replace("_", " ")
     style = source.rng.random()
     name = f"{in_name}_{bare}".replace(" ", "_")
@@ -183,11 +183,10 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
 
 def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> tuple[str, str]:
     """Action and values in one clause, without greeting or full stop, and the wish; `others` are the entries on offer."""
-    is_whole = len(values) == len(entry.fields)
-    if is_whole and source.natural and source.chance(source.natural):
+    if source.natural and not entry.idioms and source.chance(source.natural):
         text = natural_core(source, entry.verb, entry.bare_noun, entry.tail, entry.fields, values)
         return text, entry.wish
-    if is_whole and entry.idioms and source.chance(IDIOM):
+    if entry.idioms and len(values) == len(entry.fields) and source.chance(IDIOM):
         return source.template(entry.idioms).format(*values.values()), entry.wish
     spoken = field_phrases(source, entry.fields, values)
     action, wish = _action_text(source, entry, others)

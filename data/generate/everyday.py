@@ -30,13 +30,13 @@ UNITS = tuple("miles kilometers meters feet inches yards kilograms grams ounces 
 BARE = shuffled(family("|just |please |only |maybe ", "{v}|for {v}"))
 
 
-def _listed(items: tuple[str, ...]) -> Kind:
-    """A kind whose values are the words of a list."""
+def _listed(items: tuple[str, ...], compounds: bool = False) -> Kind:
+    """A kind whose values are the words of a list, with `compounds` now and then two words."""
     proper = items[0][0].isupper()
 
     def draw(source: Source) -> str:
         word = source.word(items)
-        return word.capitalize() if proper else compound(source, word)
+        return word.capitalize() if proper else compound(source, word) if compounds else word
 
     return Kind((), "string", draw, BARE)
 
@@ -57,8 +57,8 @@ def _day(source: Source) -> str:
 
 
 LISTS = {"language": _listed(LANGUAGES), "currency": _listed(CURRENCIES), "country": _listed(COUNTRIES),
-         "genre": _listed(GENRES), "dish": _listed(DISHES), "company": _listed(COMPANIES), "room": _listed(ROOMS),
-         "unit": _listed(UNITS), "topic": _listed(words.TOPICS),
+         "genre": _listed(GENRES), "dish": _listed(DISHES, compounds=True), "company": _listed(COMPANIES),
+         "room": _listed(ROOMS), "unit": _listed(UNITS), "topic": _listed(words.TOPICS, compounds=True),
          "iso": Kind((), "string", _iso_date, KINDS["date"].phrases), "day": Kind((), "string", _day, KINDS["date"].phrases),
          "few": Kind((), "integer", lambda source: int(source.digits(1, 2)), KINDS["count"].phrases)}  # fmt: skip
 

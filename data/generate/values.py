@@ -32,7 +32,8 @@ class Source:
     invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
     `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the
     reader; `shared` the share of fields, everyday tools apart, that another entry of the list has too; `natural` the share
-    of requests that are put together as in `natural.py`, with verbs and values to match. A `plain` stream
+    of requests, everyday tools apart, that are put together as in `natural.py`; if there are any, some verbs and values
+    have two words. A `plain` stream
     answers in one wording only, on both sides: which of ten it should be cannot be learned.
     """
 
@@ -385,7 +386,7 @@ WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 1
 
 def new_field(source: Source, kind_name: str | None = None) -> Field:
     """A field of a random kind, with one of its usual names or, often, a name that says nothing."""
-    if source.natural and source.chance(0.15 * source.natural):
+    if kind_name is None and source.natural and source.chance(0.5 * source.natural):
         kind_name = "address"
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
     usual = source.known(kind.names)

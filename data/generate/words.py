@@ -22,7 +22,7 @@ ADJECTIVES = tuple(
     double single final first second third main minor bright dark fresh dry wet soft hard sweet sour round square
     annual blank custom digital empty global heavy light modern rural urban wooden yellow""".split()
 )
-# Verbs of two words; "search_for" is a name's "search" too.
+# Verbs of two words.
 PHRASAL = tuple(
     """turn_on turn_off turn_up turn_down switch_on switch_off look_up look_for search_for set_up pick_up put_away put_on
     write_down sign_up check_in check_out log_in fill_in hand_in send_back give_back call_off call_back ask_for pay_for
