@@ -40,9 +40,8 @@ class Size:
 
 # The list of tools is most of a row and only what the model writes teaches, so training rows go on for longer.
 TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 850, 1300)
-TRAIN_SHARES = {"one": 0.45, "two": 0.29, "none": 0.19, "missing": 0.07}
+TRAIN_SHARES = {"one": 0.41, "two": 0.28, "none": 0.22, "missing": 0.09}
 NUM_TRAIN = 2000
-TRAIN_NATURAL = 0.0  # share of requests in the forms of `natural.py`
 # (names seen in training, kind) -> rows
 HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
 # Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
@@ -131,7 +130,7 @@ def new_row(
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:
     """Training rows and every tool that they offer."""
-    source = Source(random.Random(f"train-{seed}"), held=False, natural=TRAIN_NATURAL, plain=True)
+    source = Source(random.Random(f"train-{seed}"), held=False, plain=True)
     kinds = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
     made = [new_row(source, kind, f"train-{i:04d}", TRAIN_SIZE) for i, kind in enumerate(kinds)]
     return [row for row, _ in made], [tool for _, tools in made for tool in tools]
