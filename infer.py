@@ -48,7 +48,7 @@ MAX_CALLS = 8  # calls of one reply that are run
 MAX_REPEATS = 3  # replies to one question whose same call is run; after that the model has to answer
 MAX_RESULT_CHARACTERS = 8000
 # Rows of an evaluation's batch, and entries of its cache, each 106 kB for Gemma-2-2B in 16 bits.
-EVAL_BATCH, EVAL_ENTRIES = 64, 40_000
+EVAL_BATCH, EVAL_ENTRIES = 64, 60_000
 # The tags that a model itself writes, in either format; the others are the chat's.
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
 NO_TOOLS = call_error("unknown_tool", "there are no tools in this chat", "answer without a call")
