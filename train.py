@@ -69,7 +69,7 @@ COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "ro
           "dropout": 0.05, "eval_rows": 64, "eval_calls": 16}  # fmt: skip
 SMALL = {"max_length": 2048, "micro_batch": 1, "accumulate": 1, "lr": 2e-3, "row_lr_scale": 3.75, "alpha": 32.0,
          "dropout": 0.0, "eval_rows": 64, "eval_calls": 160}  # fmt: skip
-SMALL_STEPS = 165  # a minute and a half on two CPU cores
+SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",

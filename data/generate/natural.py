@@ -29,7 +29,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "address": ("to {v}", "to {v}", "at {v}", "for {v}"),
 }
 # Names that tell a direction, which the preposition must not contradict.
-DIRECTIONS = {"from {v}": frozenset("sender pickup_address departure pickup_place".split()),
+DIRECTIONS = {"from {v}": frozenset("sender pickup_address departure".split()),
               "to {v}": frozenset("destination recipient send_to to_address forward_to post_to delivery_address "
                                   "shipping_address".split())}  # fmt: skip
 BY_KIND = {id(kind): PLAIN[name] for name, kind in KINDS.items() if name in PLAIN}
