@@ -17,14 +17,38 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import nn
 
+from agent.evaluate import (
+    describe_shares,
+    first_question,
+    first_replies,
+    first_reply,
+    kind_of,
+    reply_length,
+    score_calls,
+)
+from agent.loading import EMBEDDED, load_base, model_folder
+from common import device as runtime
+from common.cli import USER_ERRORS, Parser, real, whole
+from common.sharding import unsharded
 from data.chat import Example, common_prompt
+from data.conversation import Conversation
 from data.dataset import build_examples, load_conversations, split
-from data.flags import USER_ERRORS, Parser, real, whole
 from data.masks import mask_text
-from data.messages import Conversation
 from data.packing import IGNORED, Batch, Packing, collate, epoch_order, pack_examples
-from data.progress import Progress, StopSignal
-from data.report import (
+from data.tokenizer import Tokenizer
+from lora.adapter import save_adapter
+from lora.config import SEVEN, LoRAConfig, parse_targets
+from lora.inject import add_lora, trainable_parameters
+from lora.ops import IMPLEMENTATIONS, resolve_impl
+from model import recompute as recomputation
+from model.config import Gemma2Config
+from model.loss import supervised_loss
+from model.transformer import Gemma2
+from training import checkpoint as state
+from training import ranks as processes
+from training.progress import Progress, StopSignal
+from training.ranks import Ranks
+from training.run_folder import (
     RUN,
     append_metrics,
     clear_run,
@@ -36,30 +60,6 @@ from data.report import (
     versions,
     write_json,
 )
-from data.score import describe_shares, kind_of
-from data.tokenizer import Tokenizer
-from infer import (
-    EMBEDDED,
-    first_question,
-    first_replies,
-    first_reply,
-    load_base,
-    model_folder,
-    reply_length,
-    score_calls,
-)
-from lora import state
-from lora.adapter import save_adapter
-from lora.config import SEVEN, LoRAConfig, parse_targets
-from lora.inject import add_lora, trainable_parameters
-from lora.ops import IMPLEMENTATIONS, resolve_impl
-from lora.sliced import unsharded
-from model import ranks as processes
-from model import runtime
-from model.config import Gemma2Config
-from model.loss import supervised_loss
-from model.ranks import Ranks
-from model.transformer import Gemma2
 
 console = Console(highlight=False)
 
@@ -75,7 +75,7 @@ CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes 
 FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
                "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
                "overlong", "train_on", "epochs", "max_steps", "ranks")  # fmt: skip
-EMBEDDED_ROWS = Path(__file__).parent / "data" / "default"
+EMBEDDED_ROWS = Path(__file__).parent / "embedded" / "rows"
 CHECKPOINT = "checkpoint"
 # Tokens that a scored reply may have: some more than the longest expected one, but no fewer and no more than these. A
 # model that does not know when to stop pays for them all.
@@ -296,7 +296,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     precision = runtime.pick_precision(args.dtype, device, model_config.num_parameters)
     impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
-    recompute, why = runtime.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
+    recompute, why = recomputation.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
                                                 copies=impl == "reference",
                                                 slices=ranks.count if args.shard else 1)  # fmt: skip
     check_recomputed_dropout(args, recompute, impl, device)
@@ -458,7 +458,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head")  # fmt: skip
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
     add("--format", choices=("hermes", "mistral"), help="wire format; default: the model's own, or hermes")
-    add("--checkpoint-activations", choices=("auto", *runtime.CHECKPOINTING), default="auto",
+    add("--checkpoint-activations", choices=("auto", *recomputation.CHECKPOINTING), default="auto",
         help="what the backward pass computes again: selective, norms and gated products; full, each block; "
              "auto: what the memory asks for")  # fmt: skip
     add("--shard", action="store_true", help="with torchrun: slice every weight over the ranks (FSDP2) instead of DDP")
@@ -518,7 +518,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     except KeyboardInterrupt:
         stderr.print(f"interrupted; {kept(output)}")
         return 130
-    question = '--tools data/example_tools.py --prompt "What is 12 times 8.25?"'
+    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
     console.print(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}", soft_wrap=True)
     return 0
 

@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.timing import Clock, kept_bytes, quantiles, take_turns, write_rows
+from common.device import DTYPES, pick_device
 from lora.layer import LoRALinear
 from lora.ops import resolve_impl
 from model.layers import Linear, project
-from model.runtime import DTYPES, pick_device
 
 # Name -> in, out, of Gemma-2-2B; the names in one inner tuple read the same x.
 SIZES = {"q_proj": (2304, 2048), "k_proj": (2304, 1024), "v_proj": (2304, 1024), "o_proj": (2048, 2304),

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.device import DTYPES
 from model.config import Gemma2Config
 from model.loader import INDEX
-from model.runtime import DTYPES
 from model.transformer import Gemma2
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

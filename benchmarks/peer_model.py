@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from common.device import DTYPES
 from data.packing import Batch
 from lora.layer import LoRALinear
 from model.attention import attention_mask
-from model.runtime import DTYPES
 from model.transformer import Gemma2
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.report import git_commit, versions
-from model.runtime import describe
+from common.device import describe
+from training.run_folder import git_commit, versions
 
 WARM_UP = 2
 

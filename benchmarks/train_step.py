@@ -24,16 +24,16 @@ from torch import Tensor
 from benchmarks.make_checkpoint import random_tensor
 from benchmarks.peer_model import Peer
 from benchmarks.timing import Clock, quantiles, take_turns, write_rows
+from common.device import DTYPES, describe, peak_memory_bytes, pick_device
 from data.chat import Example
 from data.packing import Batch, collate
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS
-from lora.state import make_optimizer
 from model.config import Gemma2Config
 from model.loss import supervised_loss
-from model.runtime import DTYPES, describe, peak_memory_bytes, pick_device
 from model.transformer import Gemma2
+from training.checkpoint import make_optimizer
 
 CONFIGS = {
     "tiny": Gemma2Config(2056, 256, 640, 6, 4, 2, 64, sliding_window=256, query_pre_attn_scalar=64),

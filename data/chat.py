@@ -1,7 +1,7 @@
 """A conversation -> token ids and, id for id, whether the model learns to write it.
 
 Gemma's turns, with control ids by number and all content through `Tokenizer.encode`, so that no text of a user, a tool or
-a tool's description can forge a turn or a tag. `parse_reply` and `parse_tool_calls` in `data/parsing.py` are the inverse.
+a tool's description can forge a turn or a tag. `parse_reply` and `parse_tool_calls` in `data/reply.py` are the inverse.
 """
 
 import json
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.messages import Conversation, Message, SystemPrompt
-from data.parsing import parse_reply, parse_tool_calls
+from data.conversation import Conversation, Message, SystemPrompt
 from data.replies import Reply
+from data.reply import parse_reply, parse_tool_calls
 from data.tokenizer import Tokenizer
-from data.tools import write_tool
+from data.tool_schema import write_tool
 
 __all__ = ["Example", "Reply", "SystemPrompt", "common_prompt", "parse_reply", "parse_tool_calls", "render",
            "render_prompt"]  # fmt: skip

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import Example, render
+from data.conversation import Conversation
 from data.files import read_rows
-from data.messages import Conversation
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
-from data.tools import write_tool
+from data.tool_schema import write_tool
 
 OVERLONG = ("drop", "truncate", "error")
 _SHOWN = 5

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.hub import fetch
-from data.literals import shorten
+from common.hub import fetch
+from data.lenient_json import shorten
 
 Row = tuple[str, dict[str, Any]]  # "file:line", object
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from data.calls import CallError, Outcome, error_for, read_calls
-from data.literals import find_end, shorten
-from data.messages import Tool, ToolCall
+from data.conversation import Tool, ToolCall
+from data.lenient_json import find_end, shorten
+from data.tool_calls import CallError, Outcome, error_for, read_calls
 
 HERMES_TAGS = ("<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
                "</tool_response>")  # fmt: skip

@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.literals import load_json, read_values, shorten
-from data.messages import (
+from data.conversation import (
     DEFAULT_PROMPT,
     THINK_REQUEST,
     Conversation,
@@ -21,8 +20,9 @@ from data.messages import (
     ToolCall,
     ToolResult,
 )
-from data.tools import as_shape, as_tools, read_tool, read_tools, write_tool
-from data.turns import content_of, read_call, read_model, read_results, split_system, text_of
+from data.lenient_json import load_json, read_values, shorten
+from data.row_messages import content_of, read_call, read_model, read_results, split_system, text_of
+from data.tool_schema import as_shape, as_tools, read_tool, read_tools, write_tool
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -130,7 +130,7 @@ class _RowReader:
         try:
             self.tools = read_tools(value)
         except ValueError as error:
-            self.complain(f"tools: {error}; see the three shapes of data/tools.py")
+            self.complain(f"tools: {error}; see the three shapes of data/tool_schema.py")
         if self.tools:
             self.prompt = dataclasses.replace(self.wording, shape=self.tools[0].shape)
             self.tools = as_tools(self.tools, self.prompt.shape)

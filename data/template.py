@@ -7,7 +7,7 @@ sanitizes), but stays text in `data/chat.py`.
 
 import re
 
-from data.messages import DEFAULT_PROMPT, SystemPrompt
+from data.conversation import DEFAULT_PROMPT, SystemPrompt
 
 _MACROS = """\
 {%- macro text(content) -%}

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import tokenizers
 
-from data.hub import fetch
-from data.messages import SystemPrompt
+from common.hub import fetch
+from data.conversation import SystemPrompt
 from data.replies import MISTRAL_TAGS, TAGS
 from data.template import chat_template
 

@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common.sharding import unsharded
 from lora.config import EMBEDDING, HEAD, LoRAConfig
 from lora.inject import add_lora
 from lora.layer import LoRAEmbedding, LoRALinear, TokenRowsEmbedding, TokenRowsHead
-from lora.sliced import unsharded
 
 CONFIG, WEIGHTS, NEW_ROWS = "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors"
 PREFIX = "base_model.model."

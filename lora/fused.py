@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora import plain
+from lora import steps
 
 
 def backend(name: str) -> ModuleType:
-    """The module that holds the five steps: `lora.plain`, or the Triton kernels' launchers."""
+    """The module that holds the five steps: `lora.steps`, or the Triton kernels' launchers."""
     if name == "triton":
-        from lora.kernels import launch  # imported only when chosen: Triton is there only on Linux
+        from lora.kernels import steps as kernel_steps  # imported only when chosen: Triton is there only on Linux
 
-        return launch
-    return plain
+        return kernel_steps
+    return steps
 
 
 def _compute(

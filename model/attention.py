@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.device import has_fast_matmul
 from model.config import Gemma2Config
-from model.layers import Linear, has_fast_matmul, project, softcap
-from model.pointwise import rotate
+from model.fused import rotate
+from model.layers import Linear, project, softcap
 
 
 class KVCache:

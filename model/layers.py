@@ -4,31 +4,20 @@ Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 Source of the numerics: Gemma's reference implementation, github.com/google/gemma_pytorch, gemma/model.py.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.pointwise import geglu, rms_norm
+from common.device import has_fast_matmul
+from model.fused import geglu, rms_norm
+from model.recompute import recomputed
 
 # Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at D = 2304.
 UPCAST_ROWS = 8192
 # Below this many rows of x a 16-bit product is a memory-bound matrix-vector product that PyTorch does well everywhere.
 UPCAST_MIN_ROWS = 32
-
-
-def has_fast_matmul(x: Tensor) -> bool:
-    """True where the device multiplies matrices of x's dtype in hardware.
-
-    A CPU without bf16 instructions (and every CPU in fp16) falls back to a scalar loop in PyTorch: one
-    512 x 9216 x 2304 product took 38 s in fp16 against 0.11 s in float32 on the same two cores.
-    """
-    if x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64):
-        return True
-    return x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _UpcastLinear(torch.autograd.Function):
@@ -118,29 +107,6 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
     angles = positions[:, :, None, None].float() * (1.0 / theta**exponents)  # (B, T, 1, d / 2)
     angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
     return angles.cos(), angles.sin()
-
-
-@contextmanager
-def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, what autograd saves of x is not kept: the backward pass calls `make` for it again.
-
-    For a tensor that costs little arithmetic and much memory, as the product of a GeGLU or a norm's result; what `make`
-    needs must be saved anyway. Selective recomputation: arXiv:2205.05198, section 4.
-    """
-
-    def pack(saved: Tensor) -> tuple[Tensor | None, torch.Size]:
-        is_x = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
-        return None if is_x else saved.detach(), saved.shape  # itself, it could hold its own graph alive
-
-    def unpack(packed: tuple[Tensor | None, torch.Size]) -> Tensor:
-        saved, shape = packed
-        if saved is None:
-            with torch.no_grad():
-                return make().view(shape)
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 class MLP(nn.Module):

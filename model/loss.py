@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.layers import has_fast_matmul
-from model.pointwise import tanh_
+from common.device import has_fast_matmul
+from model.fused import tanh_
 from model.transformer import Gemma2
 
 IGNORE = -100

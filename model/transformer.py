@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention, KVCache, Look, Masked, attention_mask
+from model.attention_tiles import InDocuments, document_spans
 from model.config import Gemma2Config
-from model.documents import InDocuments, document_spans
-from model.layers import MLP, Embedding, Linear, RMSNorm, recomputed, rotary_tables, softcap
+from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
+from model.recompute import recomputed
 
 # A power of two, so exact: float16 ends at 65,504, which outputs of o_proj and down_proj exceed. The norm that follows
 # takes the factor out again.
@@ -64,7 +65,7 @@ def _recomputed_norm(norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bo
 
 @cache
 def _has_flex(device: torch.device) -> bool:
-    from model.flex import can_run
+    from model.attention_flex import can_run
 
     return can_run(device)
 
@@ -89,7 +90,7 @@ class Decoder(nn.Module):
         """
         batch, length = positions.shape
         if cache is None and positions.is_cuda and _has_flex(positions.device):
-            from model.flex import InBlocks  # imported only where it runs: it brings a compiler
+            from model.attention_flex import InBlocks  # imported only where it runs: it brings a compiler
 
             documents = torch.zeros_like(positions) if documents is None else documents
             return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)

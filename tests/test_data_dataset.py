@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 from test_data_tokenizer import small_tokenizer
 
+from data.conversation import Conversation, Message, Tool, ToolCall
 from data.dataset import build_examples, load_conversations, split
 from data.files import read_rows
-from data.messages import Conversation, Message, Tool, ToolCall
 from data.schema import parse_row
 
 

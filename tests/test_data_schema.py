@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.messages import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Message, ToolCall
+from data.conversation import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Message, ToolCall
 from data.schema import conversation_from, parse_row
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -9,9 +9,9 @@ from test_data_chat import TOOL
 from test_data_tokenizer import gemma_tokenizer, needs_gemma, small_tokenizer
 
 from data.chat import render, render_prompt
-from data.messages import SystemPrompt
+from data.conversation import SystemPrompt
 from data.schema import conversation_from, parse_row
-from data.tools import write_tool
+from data.tool_schema import write_tool
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

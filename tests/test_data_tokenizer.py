@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.messages import SystemPrompt
+from data.conversation import SystemPrompt
 from data.replies import HERMES_TAGS, MISTRAL_TAGS
 from data.tokenizer import META, Tokenizer
 

@@ -18,6 +18,8 @@ import torch
 from conftest import randomize
 
 import infer
+from agent import agent as loop
+from agent import evaluate, loading
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, save_adapter
@@ -85,7 +87,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomize(model)
     save_gemma2(model, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "model" / "default" / name, folder / name)
+        shutil.copy(ROOT / "embedded" / "weights" / name, folder / name)
     return folder
 
 
@@ -96,7 +98,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_adapter(base: Path, folder: Path, rank: int = 4) -> Path:
     tokenizer = Tokenizer.from_pretrained(base)
-    model = infer.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     config = LoRAConfig(rank=rank, alpha=8, token_ids=tuple(sorted(tokenizer.tag_ids.values())), base_model=str(base))
     add_lora(model, config)
     for seed, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
@@ -151,7 +153,7 @@ def say(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
 
     def install(*replies: str) -> Script:
         script = Script(Tokenizer.from_pretrained(base), replies)
-        monkeypatch.setattr(infer, "generate", script)
+        monkeypatch.setattr(loop, "generate", script)
         return script
 
     return install
@@ -255,7 +257,7 @@ def test_ten_megabytes_are_cut_to_what_fits(say, ask):
     script = say(call("flood"), "long")
     code, events, _ = ask()
     assert code == 0 and "[cut: 10000000 characters]" in responses(events)[0]
-    assert len(script.prompts[1]) < LIMIT and len(responses(events)[0]) < infer.MAX_RESULT_CHARACTERS + 50
+    assert len(script.prompts[1]) < LIMIT and len(responses(events)[0]) < loop.MAX_RESULT_CHARACTERS + 50
 
 
 def test_a_tool_that_never_returns_is_killed(say, ask, tools, monkeypatch):
@@ -275,10 +277,10 @@ def test_the_same_call_for_ever_ends_early(say, ask):
 
 
 def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say, ask):
-    replies = [call("add", a=n, b=0) for n in range(infer.MAX_ROUNDS)]
+    replies = [call("add", a=n, b=0) for n in range(loop.MAX_ROUNDS)]
     script = say(*replies, "enough")
     code, events, _ = ask()
-    assert code == 0 and events[-1] == ("answer", "enough") and len(responses(events)) == infer.MAX_ROUNDS
+    assert code == 0 and events[-1] == ("answer", "enough") and len(responses(events)) == loop.MAX_ROUNDS
     tags = script.tokenizer.tag_ids
     assert tags["<tool_call>"] in script.samplings[-1].forbidden
     assert tags["<tool_call>"] not in script.samplings[0].forbidden
@@ -296,10 +298,10 @@ def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say, ask):
 
 
 def test_a_flood_of_calls_is_answered_call_by_call_but_not_run(say, ask):
-    say(call("step") * (infer.MAX_CALLS + 2), "done")
+    say(call("step") * (loop.MAX_CALLS + 2), "done")
     code, events, _ = ask()
     assert code == 0 and error_codes(events)[-2:] == ["too_many_calls"] * 2
-    assert responses(events)[: infer.MAX_CALLS] == [str(n + 1) for n in range(infer.MAX_CALLS)]
+    assert responses(events)[: loop.MAX_CALLS] == [str(n + 1) for n in range(loop.MAX_CALLS)]
 
 
 @pytest.mark.parametrize(
@@ -341,10 +343,10 @@ def test_the_mistral_format(base, tools, monkeypatch):
     tokenizer = Tokenizer.from_pretrained(base, "mistral")
     calls = '[{"name": "add", "arguments": {"a": 1, "b": 2}}, {"name": "step", "arguments": {}}]'
     script = Script(tokenizer, (f"<think>Sum.</think>\nOne moment.[TOOL_CALLS]{calls}", "3"))
-    monkeypatch.setattr(infer, "generate", script)
-    model = infer.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(loop, "generate", script)
+    model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     with infer.ToolBox(tools) as toolbox:
-        agent = infer.Agent(model, tokenizer, toolbox, infer.parse_args([]))
+        agent = loop.Agent(model, tokenizer, toolbox, infer.parse_args([]))
         events = [(event.kind, event.content) for event in agent.ask("1 + 2?")]
     assert [kind for kind, _ in events] == ["think", *["tool_call", "tool_response"] * 2, "answer"]
     results = (
@@ -478,7 +480,7 @@ def test_ctrl_c_gives_130(base, monkeypatch, capsys):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(infer, "generate", interrupt)
+    monkeypatch.setattr(loop, "generate", interrupt)
     assert infer.main(["--model", str(base), "--prompt", "x"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -517,7 +519,7 @@ def test_memory_that_runs_out_gives_code_1(base, monkeypatch, capsys):
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(infer, "generate", fail)
+    monkeypatch.setattr(loop, "generate", fail)
     assert infer.main(["--model", str(base), "--prompt", "x"]) == 1
     assert "out of memory" in capsys.readouterr().err
 
@@ -526,22 +528,22 @@ def test_a_base_that_knows_some_tags_gets_only_the_others(base):
     tokenizer = Tokenizer.from_pretrained(base)
     tokenizer.tag_ids = {**tokenizer.tag_ids, "<tools>": 7}
     tokenizer._size = 2056
-    model = infer.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     assert model.config.vocab_size == 2048 + 7
 
 
 def adapted(base: Path, adapter: Path) -> Gemma2:
-    model = infer.load_base(base, Tokenizer.from_pretrained(adapter), torch.device("cpu"), torch.float32)
+    model = loading.load_base(base, Tokenizer.from_pretrained(adapter), torch.device("cpu"), torch.float32)
     load_adapter(model, adapter)
     return model.eval()
 
 
 def test_the_adapter_names_its_base_and_changes_the_model(base, adapter):
     args = infer.parse_args(["--adapter", str(adapter), "--dtype", "fp32"])
-    model, tokenizer = infer.load_agent(args)
+    model, tokenizer = loading.load_agent(args)
     tokens = torch.tensor([[2, 40, 2050, 300]])
     assert len(tokenizer) == 2056 and torch.equal(model(tokens), adapted(base, adapter)(tokens))
-    plain = infer.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    plain = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     assert (model(tokens) - plain(tokens)).abs().max() > 0.1
 
 
@@ -599,8 +601,8 @@ def test_evaluate_prints_the_accuracy(base, tmp_path, monkeypatch, capsys):
         texts = [tokenizer.decode(prompt) for prompt in prompts]
         return [ids_of(next(r for q, r in written.items() if f"{q} " in text), tokenizer) for text in texts]
 
-    monkeypatch.setattr(infer, "generate", fake)
-    monkeypatch.setattr(infer, "EVAL_BATCH", 3)
+    monkeypatch.setattr(evaluate, "generate", fake)
+    monkeypatch.setattr(evaluate, "EVAL_BATCH", 3)
     assert infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "64"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["rows_dropped"] == 1
@@ -610,28 +612,28 @@ def test_evaluate_prints_the_accuracy(base, tmp_path, monkeypatch, capsys):
 
 
 def test_evaluation_batches_are_alike_and_bounded(monkeypatch):
-    monkeypatch.setattr(infer, "EVAL_BATCH", 3)
-    monkeypatch.setattr(infer, "EVAL_ENTRIES", 60)
+    monkeypatch.setattr(evaluate, "EVAL_BATCH", 3)
+    monkeypatch.setattr(evaluate, "EVAL_ENTRIES", 60)
     lengths = [5, 40, 5, 6, 7, 10, 100, 99, 11]
-    batches = list(infer._alike(lengths, limit=100, max_new_tokens=10))
+    batches = list(evaluate._alike(lengths, limit=100, max_new_tokens=10))
     assert batches == [[0, 2, 3], [4, 5], [8], [1], [7]]  # 3 x 21 entries are too many; 100 leaves no room at all
 
 
 def test_a_long_prompt_gets_what_room_there_is(base, monkeypatch):
     tokenizer = Tokenizer.from_pretrained(base)
-    model = infer.load_base(base, tokenizer, torch.device("cpu"), None)
+    model = loading.load_base(base, tokenizer, torch.device("cpu"), None)
     asked = []
 
     def fake(_: Any, prompts: Any, max_new_tokens: int, *__: Any) -> list[list[int]]:
         asked.append((len(prompts[-1]), max_new_tokens))
         return [[7] for _ in prompts]
 
-    monkeypatch.setattr(infer, "generate", fake)
-    monkeypatch.setattr(infer, "EVAL_BATCH", 1)
+    monkeypatch.setattr(evaluate, "generate", fake)
+    monkeypatch.setattr(evaluate, "EVAL_BATCH", 1)
     short, long = (parse_row(row(text, "No."), "here") for text in ("Hi", "word " * LIMIT * 3))
-    used = len(infer.render_prompt(infer.first_question(short), tokenizer))
+    used = len(evaluate.render_prompt(evaluate.first_question(short), tokenizer))
     some = parse_row(row("7" * (LIMIT - used - 20), "No."), "here")  # a digit is a token
-    assert infer.first_replies(model, tokenizer, [short, some, long], 64) == [[7], [7], []]
+    assert evaluate.first_replies(model, tokenizer, [short, some, long], 64) == [[7], [7], []]
     (_, plenty), (length, room) = asked
     assert plenty == 64 and 0 < room < 64 and length + room == LIMIT
 
@@ -641,9 +643,9 @@ def test_the_length_of_a_reply_is_what_must_be_generated(base, wire):
     tokenizer = Tokenizer.from_pretrained(base, wire)
     text = "<think>Sum.</think>" + call("add", a=1, b=2)
     conversation = parse_row(row("Q", text), "here")
-    prompt = infer.render_prompt(infer.first_question(conversation), tokenizer)
-    whole = infer.render(conversation, tokenizer).tokens
-    reply = whole[len(prompt) :][: infer.reply_length(conversation, tokenizer)]
+    prompt = evaluate.render_prompt(evaluate.first_question(conversation), tokenizer)
+    whole = evaluate.render(conversation, tokenizer).tokens
+    reply = whole[len(prompt) :][: evaluate.reply_length(conversation, tokenizer)]
     assert reply[-1] == tokenizer.end_of_turn_id and tokenizer.end_of_turn_id not in reply[:-1]
 
 

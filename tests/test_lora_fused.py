@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora import fused, plain
+from lora import fused
+from lora import steps as plain
 from lora.config import LoRAConfig
 from lora.inject import add_lora
 from lora.layer import LoRALinear

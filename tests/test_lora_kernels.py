@@ -23,7 +23,7 @@ from lora.kernels.tiles import Tile
 IS_INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 if IS_INSIDE:
     from lora.fused import fused_linears
-    from lora.kernels import launch
+    from lora.kernels import steps as launch
 
 M, K, N = 37, 83, 129
 SCALING = 1.7

@@ -22,7 +22,8 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from lora.kernels import launch, tiles  # noqa: E402
+from lora.kernels import steps as launch
+from lora.kernels import tiles  # noqa: E402
 
 KIB = 1024
 SHARED_LIMIT = {

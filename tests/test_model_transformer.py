@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from model.attention import KVCache
-from model.documents import InDocuments, document_spans
-from model.flex import InBlocks
+from model.attention_flex import InBlocks
+from model.attention_tiles import InDocuments, document_spans
 from model.layers import RMSNorm
 from model.loader import load_gemma2, save_gemma2
 

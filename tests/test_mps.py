@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from lora import plain
+from lora import steps as plain
 
 NOT_ON_MPS = (torch.float64, torch.complex128)
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from agent.evaluate import kind_of
 from data.dataset import load_conversations
-from data.score import kind_of
 from data.tokenizer import Tokenizer
-from lora.state import learning_rate
 from model.config import Gemma2Config
 from model.loader import save_gemma2
 from model.transformer import Gemma2
+from training.checkpoint import learning_rate
 
 ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "model" / "default"
+TOKENIZER = ROOT / "embedded" / "weights"
 LEFT_BEHIND = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
                "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json", "checkpoint"}  # fmt: skip
 TOOLS = '<tools> [{"name": "get_time", "description": "the time", "parameters": {"city": "string"}}] </tools>'

@@ -1,0 +1,1 @@
+"""The think-act-observe loop: loading, tools in a child process, scoring."""

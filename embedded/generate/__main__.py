@@ -1,0 +1,32 @@
+"""Writes the function-calling rows: `python -m embedded.generate --out embedded/rows --seed 0`. Same seed, same bytes."""
+
+import argparse
+from pathlib import Path
+
+from embedded.generate.calls import NUM_TRAIN, Row, heldout_rows, training_rows
+from embedded.generate.layouts import compact
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """One JSON object per line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(compact(row) + "\n" for row in rows)
+    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m embedded.generate", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("embedded/rows"), help="folder of train.jsonl and heldout.jsonl"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, tools = training_rows(args.seed, args.rows)
+    write_rows(args.out / "train.jsonl", rows)
+    write_rows(args.out / "heldout.jsonl", heldout_rows(args.seed, tools))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Function-calling conversations in the course's row format, for the fine-tune and for measuring it.
+
+A row is {"id", "kind", "conversations": [{"role", "content"}, ...]}. Kinds: "one" call, "two" calls, "none" (nothing
+fits) and "missing" (an argument has to be asked for). The held-out rows share no template of what the user says and no
+argument value with the training rows (true and false apart); their ids say whether the tools' names were "seen" in
+training or "unseen".
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from embedded.generate.documents import missing_text, result_turn, thought, unfit_request
+from embedded.generate.entries import Entry, Request, new_double, new_entries, new_request, schema
+from embedded.generate.layouts import compact
+from embedded.generate.values import Source
+
+Row = dict[str, Any]
+Message = dict[str, str]
+
+SYSTEMS = (
+    "You can call functions.", "You have these tools.", "Use a tool where one fits.",
+    "You are an assistant with tools.", "Tools on hand:", "You may call these functions.", "Here are your tools.",
+    "You are a function calling model.", "Answer or call a tool.", "Functions you may use:", "These tools are yours.",
+    "You work with tools.", "Call a function if it helps.", "You are given some functions.", "What you can call:",
+    "Some functions are available.", "Help the user with these tools.", "You know these functions.",
+    "Available tools:", "Choose among these:",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long rows get: exchanges after the first, characters after which none is added, and the most there may be."""
+
+    exchanges: tuple[int, ...]
+    enough: int
+    most: int
+
+
+# The list of tools is most of a row and only what the model writes teaches, so training rows go on for longer.
+TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 850, 1300)
+TRAIN_SHARES = {"one": 0.41, "two": 0.28, "none": 0.22, "missing": 0.09}
+NUM_TRAIN = 2000
+# (names seen in training, kind) -> rows
+HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
+# Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
+HELDOUT_MADE_UP = 0.08
+
+
+def call_text(request: Request) -> str:
+    """One call as the model writes it."""
+    return "<tool_call>\n" + compact({"name": request.entry.name, "arguments": request.values}) + "\n</tool_call>"
+
+
+def system_text(source: Source, tools: list[Entry]) -> str:
+    """A sentence and the tools, as a JSON list of name, description and parameters."""
+    items = [{"name": tool.name, "description": tool.action, "parameters": schema(tool)} for tool in tools]
+    return f"{source.template(SYSTEMS)} <tools> {compact(items)} </tools>"
+
+
+def _calls(requests: Iterable[Request]) -> str:
+    requests = list(requests)
+    plan = " ".join(thought(request) for request in requests)
+    return f"<think>{plan}</think>" + "\n".join(call_text(request) for request in requests)
+
+
+def _observed(source: Source, num_calls: int) -> list[Message]:
+    """What the tools return, and the final answer."""
+    results = [result_turn(source) for _ in range(num_calls)]
+    content = "\n".join(f"<tool_response>\n{compact(record)}\n</tool_response>" for record, _ in results)
+    return [
+        {"role": "tool", "content": content},
+        {"role": "model", "content": " ".join(answer for _, answer in results)},
+    ]
+
+
+def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None = None) -> list[Message]:
+    """One message of the user and what follows it."""
+    if kind == "none":
+        text, plan, answer = unfit_request(source, tools)
+        return [{"role": "human", "content": text}, {"role": "model", "content": f"<think>{plan}</think>{answer}"}]
+    chosen = chosen or source.rng.sample(tools, 2 if kind == "two" else 1)
+    if kind == "missing":
+        request = new_request(source, chosen[0], tools, lacking=True)
+        lack, ask = missing_text(source, request)
+        answer = f"<think>{thought(request)} {lack}</think>{ask}"
+        return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
+    requests = (
+        new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
+    )
+    messages = [{"role": "human", "content": requests[0].text}, {"role": "model", "content": _calls(requests)}]
+    return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
+
+
+def _length(messages: list[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+def _conversation(
+    source: Source, kind: str, size: Size, tools: list[Entry], chosen: list[Entry] | None
+) -> list[Message]:
+    """The tools and some exchanges about them."""
+    messages = [{"role": "system", "content": system_text(source, tools)}, *exchange(source, kind, tools, chosen)]
+    for _ in range(0 if chosen else source.pick(size.exchanges)):
+        if _length(messages) < size.enough:
+            messages += exchange(source, _draw_kind(source, tools), tools)
+    return messages
+
+
+def _draw_kind(source: Source, tools: list[Entry]) -> str:
+    kind = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
+    return "one" if kind == "two" and len(tools) < 2 else kind
+
+
+def new_row(
+    source: Source, kind: str, row_id: str, size: Size, chosen: list[Entry] | None = None
+) -> tuple[Row, list[Entry]]:
+    """A row and the tools that it offers; with `chosen`, tools for the request, offered among fresh others."""
+    while True:
+        count = max(source.pick((1, 2, 2, 3, 3, 4, 5, 6)), 2 if kind == "two" else 1)
+        tools = new_entries(source, count)
+        if chosen:
+            tools = [tool for tool in tools if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun]
+            tools.insert(source.rng.randint(0, len(tools)), chosen[0])
+        messages = _conversation(source, kind, size, tools, chosen)
+        if _length(messages) <= size.most:
+            return {"id": row_id, "kind": kind, "conversations": messages}, tools
+
+
+def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:
+    """Training rows and every tool that they offer."""
+    source = Source(random.Random(f"train-{seed}"), held=False, plain=True)
+    kinds = source.rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
+    made = [new_row(source, kind, f"train-{i:04d}", TRAIN_SIZE) for i, kind in enumerate(kinds)]
+    return [row for row, _ in made], [tool for _, tools in made for tool in tools]
+
+
+def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
+    """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
+    free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
+    names = {tool.name for tool in train_tools}
+    placed = []
+    for (seen, kind), count in HELDOUT_ROWS.items():
+        for i in range(count):
+            row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
+            # A stream for each row, so that other training rows leave most of the unseen rows as they are.
+            source = Source(
+                random.Random(f"{seed}-{row_id}"), held=True, made_up=HELDOUT_MADE_UP, everyday=0.0, plain=True
+            )
+            chosen = [source.pick(free)] if seen else None
+            while True:
+                row, tools = new_row(source, kind, row_id, HELDOUT_SIZE, chosen)
+                if seen or names.isdisjoint(tool.name for tool in tools):
+                    break
+            placed.append(((i + 0.5) / count, row))
+    # Interleaved: the first rows alone, whatever their number, hold every kind in its share.
+    return [row for _, row in sorted(placed, key=lambda item: item[0])]

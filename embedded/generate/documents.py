@@ -1,0 +1,296 @@
+"""Pretraining documents in Gemma's turn format, without a tool call and without any of the course's tags.
+
+They teach the operations that a call is made of: copying, looking up, choosing the entry that fits a request, listing
+its fields, filling them from the request, saying that none fits or that something is missing. A document is a list of
+(text, tag): "user" turns carry little loss; "pick", "list", "fill" and "say" are what the model writes.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+from embedded.generate import phrases
+from embedded.generate.chat import small_talk, story
+from embedded.generate.entries import (
+    Entry,
+    Request,
+    new_double,
+    new_entries,
+    new_entry,
+    new_request,
+    new_values,
+)
+from embedded.generate.layouts import Layout, compact, new_layout
+from embedded.generate.phrases import family, shuffled
+from embedded.generate.values import Source, new_field, new_value
+
+Segment = tuple[str, str]
+Turn = tuple[str, list[Segment]]
+FORBIDDEN = (
+    "<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+    "</tool_response>",
+)  # fmt: skip
+
+# No further message is added to a document of so many characters.
+ENOUGH_CHARACTERS = 900
+
+INTROS = (
+    "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.",
+    "The {e}s on offer:", "Below is what there is.", "Use one of these {e}s.", "Study this list.",
+    "A list of {e}s follows.", "All {e}s:", "You know these {e}s.", "Keep these in mind.", "Work with this.",
+    "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:",
+    "Your {e}s today:", "This is all we have.",
+)  # fmt: skip
+# What may stand between a list and the first message, as a prompt's instructions do.
+NOTES = shuffled(
+    family(
+        "Also, |Please |Then |Remember to |You should |You must |Always |Be sure to ",
+        "think about which {e} to take|plan the {e} to take|take the time to choose the {e}|say what is needed|"
+        "read the message with care|make a plan|look at every {e}|decide what fits|use the values of the message",
+        " before you answer| before making a record| first|",
+        ".| and keep it short.|. Make no values up.|. Ask for what is missing.|. Say so where none fits.|"
+        ". Keep that thinking process short.|. Leave out marks like <plan>{{your plan}}</plan>.|"
+        ". Write the plan first and the record after it.|. Each record is an object with a name and its values.",
+    ),
+    ("Answer the last message.", "Now the message:", "Records go below the plan.", "No {e} may be made up.",
+     "Keep to the list.", "More than one may be needed.", "Nothing else is known."),
+)  # fmt: skip
+ASK_PICK = (
+    "Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}",
+    "Choose without filling: {r}", "Just say which one fits. {r}", "Which one is meant: {r}",
+    "Find the right {e}: {r}", "Pick one for this: {r}", "Point at the right one. {r}",
+)  # fmt: skip
+ASK_LIST = (
+    "What does {x} need?", "Which parts has {x}?", "List what {x} takes.", "Tell me what {x} needs.",
+    "What goes into {x}?", "What must I give for {x}?", "And {x}, what does it need?", "{x} needs what?",
+    "Read me the parts of {x}.", "What is asked for in {x}?",
+)  # fmt: skip
+ASK_BOTH = (
+    "Which {e} fits, and what does it need: {r}", "Pick and list: {r}", "Name the {e} and its needs: {r}",
+    "Plan this, but don't fill it: {r}", "What fits, and what is needed: {r}",
+)  # fmt: skip
+RESULTS = (
+    "Result: {r}", "It returned {r}", "Outcome: {r}", "Here is what came back: {r}", "The record says {r}",
+    "Answer: {r}", "We got {r}", "Reply: {r}", "Back came {r}", "Output: {r}",
+)  # fmt: skip
+COPY_ASKS = (
+    "Repeat this: {x}", "Say {x}", "Write {x}", "Copy: {x}", "Echo {x}", "Print the following: {x}",
+    "Type this again: {x}", "Once more: {x}", "Reproduce {x}", "Give back {x}",
+)  # fmt: skip
+LOOKUP_ASKS = (
+    "What is {k}?", "{k}?", "Give me {k}.", "Which value has {k}?", "Look up {k}.", "Tell me {k}.", "Read {k}.",
+    "And {k}?", "The value of {k}?", "Find {k}.",
+)  # fmt: skip
+RECORD_ASKS = (
+    "Write this as a record: {x}", "Make a record of {x}", "As a record: {x}", "Note down {x}",
+    "Turn this into a record: {x}", "Store {x}", "Put this in order: {x}", "Enter {x}", "Take down {x}", "File {x}",
+)  # fmt: skip
+
+
+def pick_text(request: Request) -> str:
+    """The wish and the entry for it: a choice is easier once the request's own words stand side by side."""
+    return phrases.FITS.format(w=request.wish, e=request.entry.name)
+
+
+def list_text(entry: Entry) -> str:
+    return phrases.NEEDS.format(fields=", ".join(f.name for f in entry.fields))
+
+
+def thought(request: Request) -> str:
+    """The plan before a filled record or a call; the fine-tune keeps this very phrase."""
+    return f"{pick_text(request)} {list_text(request.entry)}"
+
+
+def _planned(request: Request, lead: str = "") -> list[Segment]:
+    return [(lead + pick_text(request), "pick"), (" " + list_text(request.entry), "list")]
+
+
+def _filled(layout: Layout, request: Request) -> Segment:
+    return "\n" + layout.record(request.entry, request.values), "fill"
+
+
+def result_turn(source: Source) -> tuple[object, str]:
+    """A result, which is a record or a bare value, and the sentence that answers from it."""
+    done = source.answer(phrases.DONE)
+    bare = new_value(source, new_field(source))
+    if not isinstance(bare, bool) and source.chance(0.2):
+        return bare, source.answer(phrases.REPORTS).format(f="result", v=bare)
+    if source.chance(0.15):
+        problem = source.template(phrases.PROBLEMS)
+        return {"error": problem}, source.answer(phrases.FAILED).format(v=problem)
+    names = [source.word(tuple(phrases.RESULT_KINDS)) for _ in range(source.pick((1, 1, 2, 3)))]
+    kinds = [phrases.RESULT_KINDS.get(name) for name in names]  # none for an invented name
+    fields = {name: new_value(source, new_field(source, kind)) for name, kind in zip(names, kinds, strict=True)}
+    if source.chance(0.15):
+        return {"status": "ok"}, done
+    told = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
+    name, value = told[0] if source.plain else source.pick(told)
+    fields.setdefault(name, value)
+    report = source.answer(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
+    return dict(fields), (f"{done} {report}" if source.chance(0.4) and not source.plain else report)
+
+
+def _fill_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    request = new_request(source, next(turn), entries)
+    return request.text, [*_planned(request), _filled(layout, request)]
+
+
+def _double_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    first = next(turn)
+    second = next(turn) if source.chance(0.9) else first
+    pair = new_double(source, first, second, entries)
+    plans = [*_planned(pair[0]), *_planned(pair[1], " ")]
+    return pair[0].text, [*plans, *(_filled(layout, request) for request in pair)]
+
+
+def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
+    """A message that no entry fits, what to think and what to answer: small talk, or a request near an entry's."""
+    if source.chance(0.6):
+        text, answer = small_talk(source)
+        return text, phrases.NONE_FITS, answer
+    while True:
+        other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
+        if other.idioms and any(e.idioms for e in entries):
+            continue  # tools of daily life overlap: a tip is a percentage
+        if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
+            request = new_request(source, other, [other, *entries])
+            return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
+
+
+def _none_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    text, plan, answer = unfit_request(source, entries)
+    return text, [(plan, "pick"), (" " + answer, "say")]
+
+
+def missing_text(source: Source, request: Request) -> tuple[str, str]:
+    """What the model thinks and asks where a field's value was not given."""
+    assert request.missing is not None
+    ask = source.answer(phrases.ASKS).format(f=request.missing.replace("_", " "))
+    return phrases.LACKS.format(f=request.missing), ask
+
+
+def _missing_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    request = new_request(source, next(turn), entries, lacking=True)
+    lack, ask = missing_text(source, request)
+    return request.text, [*_planned(request), (f" {lack} {ask}", "say")]
+
+
+def _ask_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+    """Selection alone, listing alone, or both, without a record."""
+    entry = next(turn)
+    if source.chance(0.3):
+        return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
+    request = new_request(source, entry, entries)
+    if source.chance(0.5):
+        return source.template(ASK_PICK).format(e=layout.noun, r=request.text), [(pick_text(request), "pick")]
+    return source.template(ASK_BOTH).format(e=layout.noun, r=request.text), _planned(request)
+
+
+Turns = tuple[tuple[Callable[[Source, list[Entry], Iterator[Entry], Layout], Turn], int], ...]
+TURNS: Turns = ((_fill_turn, 40), (_double_turn, 32), (_none_turn, 12), (_missing_turn, 7), (_ask_turn, 9))
+
+
+def _length(turns: list[Turn]) -> int:
+    return sum(len(ask) + sum(len(text) for text, _ in answer) for ask, answer in turns)
+
+
+def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) -> list[Turn]:
+    """A list of entries and one to six messages about it, while they are short; some are followed by a result to report.
+
+    One list serves many messages because only what the model writes is learned from; they go through the entries in
+    turn, since an entry asked for again can be copied from the answer before.
+    """
+    entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
+    layout = new_layout(source)
+    builders = [
+        build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1
+    ]
+    builders = builders or [_fill_turn]
+    note = source.pick((" ", "\n", "")) + source.wording(NOTES) if source.chance(0.35) else ""
+    intro, note = (text.format(e=layout.noun) for text in (source.wording(INTROS), note))
+    listing = f"{intro} {layout.listing(entries)}{note}\n\n"
+    turn = cycle(source.rng.sample(entries, len(entries)))
+    turns: list[Turn] = []
+    for _ in range(min(max_turns, source.rng.randint(1, 6))):
+        if turns and len(listing) + _length(turns) > ENOUGH_CHARACTERS:
+            break
+        turns.append(source.pick(builders)(source, entries, turn, layout))
+        if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
+            record, answer = result_turn(source)
+            turns.append((source.template(RESULTS).format(r=compact(record)), [(answer, "say")]))
+    return [(listing + turns[0][0], turns[0][1]), *turns[1:]]
+
+
+def _any_text(source: Source) -> str:
+    field = new_field(source)
+    value = new_value(source, field)
+    return str(value) if source.chance(0.6) else " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
+
+
+def copy_document(source: Source) -> list[Turn]:
+    """Repeating strings exactly."""
+    texts = [_any_text(source) for _ in range(source.rng.randint(1, 3))]
+    return [(source.template(COPY_ASKS).format(x=text), [(text, "say")]) for text in texts]
+
+
+def lookup_document(source: Source) -> list[Turn]:
+    """Names with values, then questions for some of them."""
+    fields = {new_field(source).name: _any_text(source) for _ in range(source.rng.randint(2, 6))}
+    style = source.rng.random()
+    page = (
+        compact(fields) if style < 0.5 else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
+    )
+    asked = source.rng.sample(list(fields), min(len(fields), source.rng.randint(1, 3)))
+    turns: list[Turn] = [(source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked]
+    return [(page + "\n\n" + turns[0][0], turns[0][1]), *turns[1:]]
+
+
+def record_document(source: Source) -> list[Turn]:
+    """A sentence of labelled values, written down as a JSON record."""
+    entry = new_entry(source)
+    values = new_values(source, entry)
+    said = ", ".join(source.template(phrases.LABELLED).format(f=f.spoken, v=values[f.name]) for f in entry.fields)
+    return [(source.template(RECORD_ASKS).format(x=said), [(compact(values), "fill")])]
+
+
+def story_document(source: Source) -> list[Turn]:
+    """A short text and questions about it."""
+    text, questions = story(source)
+    turns: list[Turn] = [(ask, [(answer, "say")]) for ask, answer in questions]
+    return [(f"{text} {turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
+def chat_document(source: Source) -> list[Turn]:
+    """Small talk."""
+    return [(ask, [(answer, "say")]) for ask, answer in (small_talk(source) for _ in range(source.rng.randint(1, 3)))]
+
+
+# By number of documents; the entries documents are three times as long as the others.
+BUILDERS = (
+    (entries_document, 70), (copy_document, 6), (lookup_document, 8), (record_document, 8), (story_document, 4),
+    (chat_document, 4),
+)  # fmt: skip
+
+
+def render(turns: list[Turn]) -> list[Segment]:
+    """Turns -> segments in Gemma's format. The closing mark of a model turn belongs to what the model writes."""
+    segments: list[Segment] = []
+    for ask, answer in turns:
+        segments.append((f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n", "user"))
+        segments += answer[:-1]
+        text, tag = answer[-1]
+        segments += [(text + "<end_of_turn>", tag), ("\n", "user")]
+    return segments
+
+
+def new_document(source: Source, vary: bool = True) -> list[Segment]:
+    """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
+    if vary:
+        source.made_up, source.blur = source.pick((0.05, 0.1, 0.35, 0.35, 0.6)), source.pick((0.0, 0.0, 0.0, 0.4))
+    build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
+    return render(build(source))
+
+
+def gate_document(source: Source, kind: str) -> list[Segment]:
+    """A document with one message, to measure with: two requests, one that nothing fits, or one request."""
+    build = {"double": _double_turn, "none": _none_turn}.get(kind, _fill_turn)
+    return render(entries_document(source, ((build, 1),), max_turns=1))

@@ -1,0 +1,77 @@
+"""Exact means exact: type, value and number of calls; neither the order of keys nor that of parallel calls counts."""
+
+import pytest
+
+from agent.evaluate import KINDS, Accuracy, call_key, describe_shares, is_exact, kind_of
+from data.conversation import ToolCall
+
+
+def calls(*arguments, name="f"):
+    return [ToolCall(name, dict(item)) for item in arguments]
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (calls({"a": 1, "b": {"c": 2, "d": [1, 2]}}), calls({"b": {"d": [1, 2], "c": 2}, "a": 1})),
+        (calls({"a": 1}, {"a": 2}), calls({"a": 2}, {"a": 1})),
+        (calls({"a": 1}, {"a": 1}), calls({"a": 1}, {"a": 1})),
+        (calls({"s": "é\u2028"}), calls({"s": "é\u2028"})),
+        ([], []),
+        ([ToolCall("f", {}, "id-1")], [ToolCall("f", {})]),
+    ],
+)
+def test_equal_calls(expected, got):
+    assert is_exact(expected, got) and is_exact(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (calls({"a": 1}), calls({"a": 1.0})),
+        (calls({"a": 1}), calls({"a": "1"})),
+        (calls({"a": 1}), calls({"a": True})),
+        (calls({"a": 0}), calls({"a": False})),
+        (calls({"a": None}), calls({})),
+        (calls({"a": None}), calls({"a": "null"})),
+        (calls({"a": "x"}), calls({"a": "X"})),
+        (calls({"a": "x"}), calls({"a": "x "})),
+        (calls({"a": [1, 2]}), calls({"a": [2, 1]})),
+        (calls({"a": 1}), calls({"a": 1, "b": 2})),
+        (calls({"a": 1}), calls({"a": 1}, name="g")),
+        (calls({"a": 1}), calls({"a": 1}, {"a": 1})),
+        (calls({"a": 1}, {"a": 1}, {"a": 2}), calls({"a": 1}, {"a": 2}, {"a": 2})),
+        (calls({}), []),
+        (calls({"e": "e\u0301"}), calls({"e": "é"})),
+    ],
+)
+def test_unequal_calls(expected, got):
+    assert not is_exact(expected, got) and not is_exact(got, expected)
+
+
+def test_a_name_cannot_imitate_an_argument():
+    assert call_key(ToolCall('f", {"a": 1}', {})) != call_key(ToolCall("f", {"a": 1}))
+
+
+def test_kinds():
+    one, two = calls({"a": 1}), calls({"a": 1}, {"a": 2})
+    assert kind_of(one, {"f"}) == "seen" and kind_of(one, {"g"}) == "unseen" and kind_of(one, set()) == "unseen"
+    assert kind_of([], {"f"}) == "no_call" and kind_of(two, {"f"}) == kind_of(two, set()) == "parallel"
+
+
+def test_shares_and_counts():
+    accuracy = Accuracy()
+    for kind, is_right in (("seen", True), ("seen", False), ("unseen", True), ("no_call", False), ("seen", False)):
+        accuracy.add(kind, is_right)
+    shares = accuracy.as_dict()
+    assert shares["overall"] == 2 / 5 and shares["seen"] == 1 / 3 and shares["unseen"] == 1.0
+    assert shares["no_call"] == 0.0 and shares["parallel"] is None
+    assert shares["n"] == {"overall": 5, "seen": 3, "unseen": 1, "no_call": 1, "parallel": 0}
+    assert describe_shares(shares) == "overall 40% of 5, seen 33% of 3, unseen 100% of 1, no_call 0% of 1"
+
+
+def test_nothing_scored_and_separate_counters():
+    first, second = Accuracy(), Accuracy()
+    first.add("seen", True)
+    assert second.as_dict() == {**dict.fromkeys(("overall", *KINDS)), "n": dict.fromkeys(("overall", *KINDS), 0)}
+    assert describe_shares(second.as_dict()) == ""

@@ -1,0 +1,69 @@
+"""Norm, rotation and gated product: their own backward passes against autograd's, and compiled as a GPU runs them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import model.fused as module
+from model.fused import geglu, rms_norm, rotate, tanh_
+from model.layers import rotary_tables
+
+
+def plain_norm(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    return residual + x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + weight)
+
+
+def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def cases() -> dict:
+    """Ours, autograd's, and the arguments."""
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float32).requires_grad_()
+
+    cos, sin = rotary_tables(torch.arange(7)[None].expand(2, 7), 12, 100.0)
+    return {
+        "norm": (lambda x, w, r: rms_norm(x, w, 1e-6, x.dtype, r), plain_norm,
+                 [noise(2, 7, 32), noise(32), noise(2, 7, 32)]),
+        "norm alone": (lambda x, w: rms_norm(x, w, 1e-6, x.dtype), lambda x, w: plain_norm(x, w, torch.zeros(())),
+                       [noise(2, 7, 32), noise(32)]),
+        "rotation": (lambda x: rotate(x, cos, sin), lambda x: plain_rotation(x, cos, sin), [noise(2, 7, 3, 12)]),
+        "geglu": (geglu, lambda g, u: F.gelu(g, approximate="tanh") * u, [noise(2, 7, 48), noise(2, 7, 48)]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["norm", "norm alone", "rotation", "geglu"])
+def test_values_and_gradients_are_autograds(relative, name):
+    ours, truth, arguments = cases()[name]
+    results = []
+    for function in (ours, truth):
+        y = function(*arguments)
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+        results.append([y, *torch.autograd.grad(y, arguments, upstream)])
+    for mine, right in zip(*results, strict=True):
+        assert relative(mine, right) < 1e-6
+
+
+def test_the_passes_compile(monkeypatch, relative):
+    """What CUDA runs: each pass through torch.compile, here with the front end alone."""
+    torch._dynamo.reset()
+    for name in ("_norm", "_norm_backward", "_rotated", "_geglu", "_geglu_backward"):
+        plain = getattr(module, name).__wrapped__
+        monkeypatch.setattr(module, name, torch.compile(plain, backend="aot_eager", fullgraph=True))
+    for ours, truth, arguments in cases().values():
+        results = []
+        for function in (ours, truth):
+            y = function(*arguments)
+            results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
+        for mine, right in zip(*results, strict=True):
+            assert relative(mine, right) < 1e-5
+
+
+def test_tanh_in_place_is_within_two_units_in_the_last_place() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 200_001), torch.linspace(-1e-2, 1e-2, 100_001)])
+    exact = torch.tanh(x.double())
+    assert (tanh_(x) - exact).abs().max() < 2.4e-7
