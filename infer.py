@@ -44,9 +44,18 @@ def show(event: Event, as_json: bool) -> None:
     if event.kind == "error":
         return errors.print(f"infer.py: {event.content}", style="red", soft_wrap=True)
     if as_json:
-        return print(json.dumps({"type": event.kind, "content": event.content}, ensure_ascii=False), flush=True)
-    style = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green"}.get(event.kind, "bold")
-    content = event.content if isinstance(event.content, str) else json.dumps(event.content, ensure_ascii=False)
+        return print(
+            json.dumps({"type": event.kind, "content": event.content}, ensure_ascii=False),
+            flush=True,
+        )
+    style = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green"}.get(
+        event.kind, "bold"
+    )
+    content = (
+        event.content
+        if isinstance(event.content, str)
+        else json.dumps(event.content, ensure_ascii=False)
+    )
     label = "" if event.kind == "answer" else f"{event.kind}: "
     console.print(label + CONTROL.sub("\ufffd", content), style=style, soft_wrap=True)
 
@@ -90,7 +99,15 @@ def evaluate_file(args: argparse.Namespace) -> None:
         )
     replies = first_replies(model, tokenizer, conversations, args.max_new_tokens)
     result = score_calls(tokenizer, conversations, replies, set())
-    print(json.dumps({"file": str(args.evaluate), "rows_dropped": len(report.dropped), "tool_call_accuracy": result}))
+    print(
+        json.dumps(
+            {
+                "file": str(args.evaluate),
+                "rows_dropped": len(report.dropped),
+                "tool_call_accuracy": result,
+            }
+        )
+    )
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -111,7 +128,10 @@ def merge(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description="Runs a Gemma-2 model with a function-calling adapter.")
     add = parser.add_argument
-    add("--model", help="folder or hub id of the base; default: the one that the adapter names, or the embedded one")
+    add(
+        "--model",
+        help="folder or hub id of the base; default: the one that the adapter names, or the embedded one",
+    )
     add("--adapter", type=Path, help="folder that train.py wrote")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
@@ -119,12 +139,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="one JSON object per event on stdout")
     add("--max-new-tokens", type=whole(1), default=512, help="at most so many tokens per reply")
     add("--temperature", type=real(0), default=0.0, help="0 takes the most probable token")
-    add("--top-p", type=real(0), default=1.0, help="sample from the smallest set of tokens that holds this probability")
+    add(
+        "--top-p",
+        type=real(0),
+        default=1.0,
+        help="sample from the smallest set of tokens that holds this probability",
+    )
     add("--seed", type=int, default=0, help="of the sampling")
     job = parser.add_mutually_exclusive_group()
     job.add_argument("--prompt", help="one question; without it, a chat on standard input")
-    job.add_argument("--merge", type=Path, metavar="DIR", help="write base and adapter as one plain model")
-    job.add_argument("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
+    job.add_argument(
+        "--merge", type=Path, metavar="DIR", help="write base and adapter as one plain model"
+    )
+    job.add_argument(
+        "--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file"
+    )
     return parser.parse_args(argv)
 
 
@@ -176,7 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, such as no answer, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what a terminal cannot show must not end the program
+            stream.reconfigure(
+                errors="replace"
+            )  # what a terminal cannot show must not end the program
     try:
         with remembered_interrupts() as interrupts:
             done = run(parse_args(argv))

@@ -65,16 +65,57 @@ console = Console(highlight=False)
 
 # Defaults of a flag that is not given: the course's, and those of the small embedded base, which learns at a higher rate
 # and sees no row twice.
-COURSE = {"max_length": 1500, "micro_batch": 1, "accumulate": 4, "lr": 1e-4, "row_lr_scale": 1.0, "alpha": 64.0,
-          "dropout": 0.05, "eval_rows": 64, "eval_calls": 16}  # fmt: skip
-SMALL = {"max_length": 2048, "micro_batch": 1, "accumulate": 1, "lr": 2e-3, "row_lr_scale": 3.75, "alpha": 32.0,
-         "dropout": 0.0, "eval_rows": 64, "eval_calls": 160}  # fmt: skip
+COURSE = {
+    "max_length": 1500,
+    "micro_batch": 1,
+    "accumulate": 4,
+    "lr": 1e-4,
+    "row_lr_scale": 1.0,
+    "alpha": 64.0,
+    "dropout": 0.05,
+    "eval_rows": 64,
+    "eval_calls": 16,
+}
+SMALL = {
+    "max_length": 2048,
+    "micro_batch": 1,
+    "accumulate": 1,
+    "lr": 2e-3,
+    "row_lr_scale": 3.75,
+    "alpha": 32.0,
+    "dropout": 0.0,
+    "eval_rows": 64,
+    "eval_calls": 160,
+}
 SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next.
-FINGERPRINT = ("model", "dataset", "dtype", "max_length", "micro_batch", "accumulate", "lr", "row_lr_scale", "warmup",
-               "weight_decay", "clip", "rank", "alpha", "dropout", "targets", "adapt", "format", "eval_fraction", "seed",
-               "overlong", "train_on", "epochs", "max_steps", "ranks")  # fmt: skip
+FINGERPRINT = (
+    "model",
+    "dataset",
+    "dtype",
+    "max_length",
+    "micro_batch",
+    "accumulate",
+    "lr",
+    "row_lr_scale",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "adapt",
+    "format",
+    "eval_fraction",
+    "seed",
+    "overlong",
+    "train_on",
+    "epochs",
+    "max_steps",
+    "ranks",
+)
 EMBEDDED_ROWS = Path(__file__).parent / "embedded" / "rows"
 CHECKPOINT = "checkpoint"
 # Tokens that a scored reply may have: some more than the longest expected one, but no fewer and no more than these. A
@@ -91,10 +132,15 @@ class StepLoss(nn.Module):
 
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
-        tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in (batch.tokens, batch.positions))
+        tokens, positions = (
+            t.to(device, non_blocking=device.type == "cuda")
+            for t in (batch.tokens, batch.positions)
+        )
         # Document ids and targets stay on the host: what is looked up in them there needs no waiting for the device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
-        return supervised_loss(self.model, hidden, batch.targets, scale)[0]  # the logits never exist as a whole
+        return supervised_loss(self.model, hidden, batch.targets, scale)[
+            0
+        ]  # the logits never exist as a whole
 
 
 @dataclass
@@ -116,7 +162,9 @@ class Run:
     held_out: list[Conversation]
     held_out_packs: list[list[Example]]
     seen_tools: set[str]
-    questions: list[Conversation]  # written by hand, scored on their own; the embedded rows have some
+    questions: list[
+        Conversation
+    ]  # written by hand, scored on their own; the embedded rows have some
 
     @property
     def packs_per_step(self) -> int:
@@ -134,7 +182,10 @@ class Run:
         """The packs of optimizer step 1, 2, ... on all ranks; an epoch's last step may be short."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         order = epoch_order(len(self.packing.packs), self.args.seed, epoch)
-        return [self.packing.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
+        return [
+            self.packing.packs[i]
+            for i in order[index * self.packs_per_step :][: self.packs_per_step]
+        ]
 
     def batches(self, packs: list[list[Example]]) -> list[Batch]:
         """This rank's micro-batches: every rank has as many, the last ones with nothing supervised where packs run out."""
@@ -149,7 +200,11 @@ class Run:
 
     def collate(self, packs: list[list[Example]]) -> Batch:
         """A batch of packs; on a GPU always of the same length, for which kernels have been compiled."""
-        return collate(packs, self.tokenizer.pad_id, self.args.max_length if self.device.type == "cuda" else None)
+        return collate(
+            packs,
+            self.tokenizer.pad_id,
+            self.args.max_length if self.device.type == "cuda" else None,
+        )
 
 
 def train_step(run: Run, step: int) -> dict[str, Any]:
@@ -173,15 +228,23 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     parameters = trainable_parameters(run.model).values()
     norm = unsharded(torch.nn.utils.clip_grad_norm_(parameters, run.args.clip or math.inf)).item()
     is_finite = math.isfinite(norm)
-    if is_finite or run.scaler.is_enabled():  # a scaler itself skips a step whose gradients overflowed
+    if (
+        is_finite or run.scaler.is_enabled()
+    ):  # a scaler itself skips a step whose gradients overflowed
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     tokens = sum(len(example.tokens) for pack in packs for example in pack)
-    line = {"step": step, "loss": run.ranks.total(total).item() / max(1, supervised), "grad_norm": norm, "lr": rate,
-            "tokens": tokens, "supervised_tokens": supervised,
-            "tokens_per_second": tokens / (time.perf_counter() - start),
-            "peak_memory_bytes": runtime.peak_memory_bytes(run.device)}  # fmt: skip
+    line = {
+        "step": step,
+        "loss": run.ranks.total(total).item() / max(1, supervised),
+        "grad_norm": norm,
+        "lr": rate,
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "tokens_per_second": tokens / (time.perf_counter() - start),
+        "peak_memory_bytes": runtime.peak_memory_bytes(run.device),
+    }
     return line | {"skipped": True} if run.scaler.is_enabled() and not is_finite else line
 
 
@@ -195,15 +258,23 @@ def evaluate(run: Run) -> dict[str, Any]:
     for packed in run.held_out_packs:
         total += step_loss(run.collate([packed])).item()
         supervised += sum(example.num_supervised for example in packed)
-    line: dict[str, Any] = {"eval_loss": total / supervised if supervised else None, "tool_call_accuracy": None}
+    line: dict[str, Any] = {
+        "eval_loss": total / supervised if supervised else None,
+        "tool_call_accuracy": None,
+    }
     scored = run.held_out[: run.args.eval_calls]
     if scored:
-        asked = [*scored, *run.questions]  # in the same batches: what a decoding step costs is mostly not its rows
+        asked = [
+            *scored,
+            *run.questions,
+        ]  # in the same batches: what a decoding step costs is mostly not its rows
         replies = first_replies(run.model, run.tokenizer, asked, reply_limit(run, asked))
         by_row, by_hand = replies[: len(scored)], replies[len(scored) :]
         line["tool_call_accuracy"] = score_calls(run.tokenizer, scored, by_row, run.seen_tools)
         if run.questions:
-            line["questions_accuracy"] = score_calls(run.tokenizer, run.questions, by_hand, run.seen_tools)
+            line["questions_accuracy"] = score_calls(
+                run.tokenizer, run.questions, by_hand, run.seen_tools
+            )
             line["sample"] = pick_sample(run, scored, by_row)
     processes.slice_again(run.model)
     return line
@@ -216,9 +287,15 @@ def reply_limit(run: Run, asked: list[Conversation]) -> int:
 
 def pick_sample(run: Run, scored: list[Conversation], replies: list[list[int]]) -> dict[str, str]:
     """A scored question, for a tool that training never shows if there is one, and the reply; control tokens as text."""
-    unseen = (i for i, row in enumerate(scored) if kind_of(first_reply(row).calls, run.seen_tools) == "unseen")
+    unseen = (
+        i
+        for i, row in enumerate(scored)
+        if kind_of(first_reply(row).calls, run.seen_tools) == "unseen"
+    )
     index = next(unseen, 0)
-    asked = next(m.content for m in reversed(first_question(scored[index]).messages) if m.role == "user")
+    asked = next(
+        m.content for m in reversed(first_question(scored[index]).messages) if m.role == "user"
+    )
     return {"question": asked, "reply": run.tokenizer.decode(replies[index])}
 
 
@@ -229,18 +306,29 @@ def train(run: Run, start: int) -> None:
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
-            is_broken = not (math.isfinite(line["loss"]) and (math.isfinite(line["grad_norm"]) or line.get("skipped")))
+            is_broken = not (
+                math.isfinite(line["loss"])
+                and (math.isfinite(line["grad_norm"]) or line.get("skipped"))
+            )
             if step == run.total_steps and not is_broken:
                 line |= evaluate(run)
             record(run, line)
             progress.show(line)
             if is_broken:
-                advice = "a lower --lr" + (", or --dtype bf16 or fp32" if run.precision.name == "fp16" else "")
+                advice = "a lower --lr" + (
+                    ", or --dtype bf16 or fp32" if run.precision.name == "fp16" else ""
+                )
                 raise FloatingPointError(
                     f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}; try {advice}"
                 )
-            must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))  # one rank's signal stops all
-            if must_stop or step == run.total_steps or (run.args.save_every and step % run.args.save_every == 0):
+            must_stop = bool(
+                run.ranks.total(torch.tensor(float(stop.requested)))
+            )  # one rank's signal stops all
+            if (
+                must_stop
+                or step == run.total_steps
+                or (run.args.save_every and step % run.args.save_every == 0)
+            ):
                 save(run, step)
             if must_stop:
                 raise KeyboardInterrupt
@@ -253,15 +341,24 @@ def record(run: Run, line: dict[str, Any]) -> None:
     if line.get("eval_loss") is not None:
         accuracy = line["tool_call_accuracy"]
         shares = f"; exact calls: {describe_shares(accuracy)}" if accuracy else ""
-        console.print(f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}", soft_wrap=True)
+        console.print(
+            f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}", soft_wrap=True
+        )
     if line.get("questions_accuracy"):
-        console.print(f"questions written by hand: {describe_shares(line['questions_accuracy'])}", soft_wrap=True)
+        console.print(
+            f"questions written by hand: {describe_shares(line['questions_accuracy'])}",
+            soft_wrap=True,
+        )
 
 
 def save(run: Run, step: int) -> None:
     """The checkpoint to resume from, first, since nothing else can be made again; adapter, tokenizer, picture."""
-    counters = {"step": step, "scaler": run.scaler.state_dict(), "precision": run.precision.name,
-                "fingerprint": fingerprint(run.args)}  # fmt: skip
+    counters = {
+        "step": step,
+        "scaler": run.scaler.state_dict(),
+        "precision": run.precision.name,
+        "fingerprint": fingerprint(run.args),
+    }
     rng, writes = run.ranks.gather(runtime.rng_state(run.device)), run.ranks.is_first
     state.save_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer, rng, counters, writes)
     save_adapter(run.model, run.output, run.config, writes)
@@ -275,7 +372,9 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in FINGERPRINT}
 
 
-def load_data(args: argparse.Namespace) -> tuple[list[Conversation], list[Conversation], dict[str, Any]]:
+def load_data(
+    args: argparse.Namespace,
+) -> tuple[list[Conversation], list[Conversation], dict[str, Any]]:
     """Training rows, held-out rows, and what reading them dropped. The embedded rows have their own held-out file."""
     training, report = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
     if args.dataset is None:
@@ -294,24 +393,44 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
             f"--max-length: the model has {model_config.max_position_embeddings} positions, got {args.max_length}"
         )
     precision = runtime.pick_precision(args.dtype, device, model_config.num_parameters)
-    impl, impl_reason = resolve_impl(args.lora_impl, device, precision.dtype)  # refused before anything large is read
+    impl, impl_reason = resolve_impl(
+        args.lora_impl, device, precision.dtype
+    )  # refused before anything large is read
     micro_tokens = args.micro_batch * args.max_length
-    recompute, why = recomputation.pick_checkpointing(args.checkpoint_activations, model_config, micro_tokens, precision, device,
-                                                copies=impl == "reference",
-                                                slices=ranks.count if args.shard else 1)  # fmt: skip
+    recompute, why = recomputation.pick_checkpointing(
+        args.checkpoint_activations,
+        model_config,
+        micro_tokens,
+        precision,
+        device,
+        copies=impl == "reference",
+        slices=ranks.count if args.shard else 1,
+    )
     check_recomputed_dropout(args, recompute, impl, device)
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     training, held_out, reading = load_data(args)
     tokenizer.prompt = common_prompt(training) or tokenizer.prompt
-    examples, building = build_examples(training, tokenizer, args.max_length, args.overlong, args.train_on)
+    examples, building = build_examples(
+        training, tokenizer, args.max_length, args.overlong, args.train_on
+    )
     packing = pack_examples(examples, args.max_length)
-    config = LoRAConfig(rank=args.rank, alpha=args.alpha, dropout=args.dropout, targets=parse_targets(args.targets),
-                        adapt=args.adapt, token_ids=tuple(sorted(tokenizer.tag_ids.values())),
-                        base_model=base_name(args.model))  # fmt: skip
+    config = LoRAConfig(
+        rank=args.rank,
+        alpha=args.alpha,
+        dropout=args.dropout,
+        targets=parse_targets(args.targets),
+        adapt=args.adapt,
+        token_ids=tuple(sorted(tokenizer.tag_ids.values())),
+        base_model=base_name(args.model),
+    )
     if args.shard and (ranks.count == 1 or precision.needs_scaler):
-        raise ValueError("--shard: needs several ranks (torchrun --nproc-per-node=N train.py) and --dtype bf16 or fp32, "
-                         f"got {ranks.count} rank and {precision.name}")  # fmt: skip
-    model = load_base(folder, tokenizer, torch.device("cpu") if args.shard else device, precision.dtype, args.seed)
+        raise ValueError(
+            "--shard: needs several ranks (torchrun --nproc-per-node=N train.py) and --dtype bf16 or fp32, "
+            f"got {ranks.count} rank and {precision.name}"
+        )
+    model = load_base(
+        folder, tokenizer, torch.device("cpu") if args.shard else device, precision.dtype, args.seed
+    )
     add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = recompute
     if args.shard:
@@ -323,40 +442,71 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     held_out_packs = pack_held_out(held_out, tokenizer, args)
     questions = [] if args.dataset else load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
     seen = {name for conversation in training for name in conversation.tool_names}
-    run = Run(args, ranks, output, device, precision, model, step_loss, tokenizer, config, optimizer, scaler, packing,
-              held_out, held_out_packs, seen, questions)  # fmt: skip
+    run = Run(
+        args,
+        ranks,
+        output,
+        device,
+        precision,
+        model,
+        step_loss,
+        tokenizer,
+        config,
+        optimizer,
+        scaler,
+        packing,
+        held_out,
+        held_out_packs,
+        seen,
+        questions,
+    )
     data = {"reading": reading, "rendering": building.as_dict(), "held_out_rows": len(held_out)}
-    choices = {"precision": [precision.name, precision.reason], "lora": [impl, impl_reason],
-               "checkpoint_activations": [recompute, why]}  # fmt: skip
+    choices = {
+        "precision": [precision.name, precision.reason],
+        "lora": [impl, impl_reason],
+        "checkpoint_activations": [recompute, why],
+    }
     if ranks.is_first and args.overwrite:
         clear_run(output, CHECKPOINT)  # only now: a wrong input must not cost the earlier run
     introduce(run, examples, data, choices)
     return run
 
 
-def check_recomputed_dropout(args: argparse.Namespace, recompute: str, impl: str, device: torch.device) -> None:
+def check_recomputed_dropout(
+    args: argparse.Namespace, recompute: str, impl: str, device: torch.device
+) -> None:
     """Raises: ValueError where a recomputed block would draw other dropout masks than its first pass did.
 
     The fused paths draw theirs from a seed of their own; the reference form uses PyTorch's generator, whose state PyTorch's
     checkpointing puts back on CPUs and GPUs but not on MPS.
     """
     if device.type == "mps" and recompute == "full" and impl == "reference" and args.dropout:
-        raise ValueError("--lora-impl reference with --checkpoint-activations full and dropout is not exact on mps: give "
-                         "--lora-impl auto, --checkpoint-activations none, or --dropout 0")  # fmt: skip
+        raise ValueError(
+            "--lora-impl reference with --checkpoint-activations full and dropout is not exact on mps: give "
+            "--lora-impl auto, --checkpoint-activations none, or --dropout 0"
+        )
 
 
 def base_name(model: str | None) -> str:
     """The base as `adapter_config.json` names it: a folder by its full path, so that it is found from anywhere."""
-    return EMBEDDED if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
+    return (
+        EMBEDDED if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
+    )
 
 
-def pack_held_out(held_out: list[Conversation], tokenizer: Tokenizer, args: argparse.Namespace) -> list[list[Example]]:
+def pack_held_out(
+    held_out: list[Conversation], tokenizer: Tokenizer, args: argparse.Namespace
+) -> list[list[Example]]:
     """The first `--eval-rows` held-out rows that have something supervised, packed; over-long ones are cut."""
-    examples, _ = build_examples(held_out, tokenizer, args.max_length, "truncate", args.train_on, may_be_empty=True)
+    examples, _ = build_examples(
+        held_out, tokenizer, args.max_length, "truncate", args.train_on, may_be_empty=True
+    )
     return pack_examples(examples[: args.eval_rows], args.max_length).packs
 
 
-def introduce(run: Run, examples: list[Example], data: dict[str, Any], choices: dict[str, list[str]]) -> None:
+def introduce(
+    run: Run, examples: list[Example], data: dict[str, Any], choices: dict[str, list[str]]
+) -> None:
     """Says what is about to be trained, prints one example with its mask, and writes `run.json`."""
     content = {
         "arguments": vars(run.args),
@@ -381,14 +531,18 @@ def prepare_output(args: argparse.Namespace) -> Path:
     output = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
     if args.resume:
         if not args.output or args.overwrite:
-            raise ValueError("--resume needs --output, the folder of the run to go on with, and no --overwrite")
+            raise ValueError(
+                "--resume needs --output, the folder of the run to go on with, and no --overwrite"
+            )
         check_fingerprint(args, output)
         return output
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file; give a folder")
     if output.is_dir() and any(output.iterdir()):
         if not args.overwrite:
-            raise ValueError(f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder")
+            raise ValueError(
+                f"--output {output}: not empty; use --resume to go on, --overwrite, or another folder"
+            )
     output.mkdir(parents=True, exist_ok=True)
     return output
 
@@ -410,8 +564,11 @@ def agreed_output(args: argparse.Namespace, ranks: Ranks) -> Path:
 def check_fingerprint(args: argparse.Namespace, output: Path) -> None:
     """Raises: FileNotFoundError without a checkpoint; ValueError naming every setting that differs from its own."""
     now, then = fingerprint(args), state.read_counters(output / CHECKPOINT).get("fingerprint") or {}
-    other = [f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}" for name in now
-             if now[name] != then.get(name)]  # fmt: skip
+    other = [
+        f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}"
+        for name in now
+        if now[name] != then.get(name)
+    ]
     if other:
         raise ValueError(f"{output}: cannot go on with other settings: {'; '.join(other)}")
 
@@ -421,8 +578,10 @@ def resume(run: Run) -> int:
     counters = state.read_counters(run.output / CHECKPOINT)
     then = counters.get("precision", run.precision.name)
     if then != run.precision.name:
-        raise ValueError(f"{run.output}: was trained in {then}, this device would go on in {run.precision.name}; "
-                         f"give --dtype {then}, or start again with --overwrite")  # fmt: skip
+        raise ValueError(
+            f"{run.output}: was trained in {then}, this device would go on in {run.precision.name}; "
+            f"give --dtype {then}, or start again with --overwrite"
+        )
     rng = state.load_checkpoint(run.output / CHECKPOINT, run.model, run.optimizer)
     mine = {name.removesuffix(f".{run.ranks.index}"): value for name, value in rng.items()}
     runtime.set_rng_state(mine, run.device)
@@ -435,45 +594,113 @@ def resume(run: Run) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Teaches a Gemma-2 model to call functions with LoRA.")
     add = parser.add_argument
-    add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the small embedded base")
+    add(
+        "--model",
+        help="folder or hub id, like google/gemma-2-2b-it; default: the small embedded base",
+    )
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
     add("--output", help="folder of the run; default: runs/<time>")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32, of the frozen weights and the activations")
+    add(
+        "--dtype",
+        default="auto",
+        help="auto, bf16, fp16 or fp32, of the frozen weights and the activations",
+    )
     add("--max-length", type=whole(2), help="tokens per pack")
     add("--micro-batch", type=whole(1), help="packs per forward pass")
     add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
-    add("--epochs", type=real(1e-9), help=f"default 1; the embedded base instead takes {SMALL_STEPS} steps")
-    add("--max-steps", type=whole(1), help="stop after so many optimizer steps, whatever --epochs says")
+    add(
+        "--epochs",
+        type=real(1e-9),
+        help=f"default 1; the embedded base instead takes {SMALL_STEPS} steps",
+    )
+    add(
+        "--max-steps",
+        type=whole(1),
+        help="stop after so many optimizer steps, whatever --epochs says",
+    )
     add("--lr", type=real(0), help="peak learning rate")
-    add("--row-lr-scale", type=real(0), help="with --adapt rows: rate of the new tokens' rows, as a multiple of --lr")
+    add(
+        "--row-lr-scale",
+        type=real(0),
+        help="with --adapt rows: rate of the new tokens' rows, as a multiple of --lr",
+    )
     add("--warmup", type=real(0, 1), default=0.1, help="share of the steps")
     add("--weight-decay", type=real(0), default=0.1)
     add("--clip", type=real(0), default=1.0, help="largest gradient norm; 0 never clips")
     add("--rank", type=whole(1), default=16)
     add("--alpha", type=real(0), help="the low-rank term is scaled by alpha / rank")
-    add("--dropout", type=real(0, 1), help="of the low-rank path's input; default 0.05, the embedded base 0")
-    add("--targets", default=",".join(SEVEN), help="comma-separated module names, or one regular expression")
-    add("--adapt", choices=("rows", "course"), default="rows",
-        help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head")  # fmt: skip
+    add(
+        "--dropout",
+        type=real(0, 1),
+        help="of the low-rank path's input; default 0.05, the embedded base 0",
+    )
+    add(
+        "--targets",
+        default=",".join(SEVEN),
+        help="comma-separated module names, or one regular expression",
+    )
+    add(
+        "--adapt",
+        choices=("rows", "course"),
+        default="rows",
+        help="rows: train the new tokens' rows; course: LoRA on embed_tokens and lm_head",
+    )
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
-    add("--format", choices=("hermes", "mistral"), help="wire format; default: the model's own, or hermes")
-    add("--checkpoint-activations", choices=("auto", *recomputation.CHECKPOINTING), default="auto",
+    add(
+        "--format",
+        choices=("hermes", "mistral"),
+        help="wire format; default: the model's own, or hermes",
+    )
+    add(
+        "--checkpoint-activations",
+        choices=("auto", *recomputation.CHECKPOINTING),
+        default="auto",
         help="what the backward pass computes again: selective, norms and gated products; full, each block; "
-             "auto: what the memory asks for")  # fmt: skip
-    add("--shard", action="store_true", help="with torchrun: slice every weight over the ranks (FSDP2) instead of DDP")
-    add("--eval-fraction", type=real(0, 1), default=0.1, help="share of the rows of --dataset that is held out")
-    add("--eval-rows", type=whole(0), help="held-out rows whose loss is taken; default 64, on a CPU 8")
-    add("--eval-calls", type=whole(0), help="held-out rows whose calls are scored; default 16, on a CPU 4")
+        "auto: what the memory asks for",
+    )
+    add(
+        "--shard",
+        action="store_true",
+        help="with torchrun: slice every weight over the ranks (FSDP2) instead of DDP",
+    )
+    add(
+        "--eval-fraction",
+        type=real(0, 1),
+        default=0.1,
+        help="share of the rows of --dataset that is held out",
+    )
+    add(
+        "--eval-rows",
+        type=whole(0),
+        help="held-out rows whose loss is taken; default 64, on a CPU 8",
+    )
+    add(
+        "--eval-calls",
+        type=whole(0),
+        help="held-out rows whose calls are scored; default 16, on a CPU 4",
+    )
     add("--seed", type=int, default=0)
-    add("--save-every", type=whole(0), default=100, help="optimizer steps between checkpoints; 0: only at the end")
+    add(
+        "--save-every",
+        type=whole(0),
+        default=100,
+        help="optimizer steps between checkpoints; 0: only at the end",
+    )
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="rows over --max-length")
+    add(
+        "--overlong",
+        choices=("drop", "truncate", "error"),
+        default="drop",
+        help="rows over --max-length",
+    )
     add("--train-on", choices=("assistant", "tool-calls"), default="assistant")
     args = parser.parse_args(argv)
     defaults = (
-        SMALL if not args.model else COURSE | (CPU_EVALUATION if runtime.pick_device(args.device).type == "cpu" else {})
+        SMALL
+        if not args.model
+        else COURSE | (CPU_EVALUATION if runtime.pick_device(args.device).type == "cpu" else {})
     )
     if not args.model and args.epochs is None and args.max_steps is None:
         args.max_steps = SMALL_STEPS
@@ -497,7 +724,9 @@ def main(argv: list[str] | None = None) -> int:
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     """The whole run on this rank; returns the exit code. Only the first rank speaks."""
     console.quiet = not ranks.is_first
-    stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not ranks.is_first)
+    stderr = Console(
+        stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not ranks.is_first
+    )
     output: Path | None = None
     try:
         args.ranks = ranks.count
@@ -509,8 +738,10 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
         stderr.print(f"train.py: {error}")
         return 2
     except torch.OutOfMemoryError as error:
-        stderr.print(f"train.py: out of memory ({error}); try --checkpoint-activations selective or full, a smaller "
-                     "--micro-batch or --max-length")  # fmt: skip
+        stderr.print(
+            f"train.py: out of memory ({error}); try --checkpoint-activations selective or full, a smaller "
+            "--micro-batch or --max-length"
+        )
         return 1
     except (FloatingPointError, OSError, SafetensorError) as error:
         stderr.print(f"train.py: {error}; {kept(output)}")
@@ -519,7 +750,10 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
         stderr.print(f"interrupted; {kept(output)}")
         return 130
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    console.print(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}", soft_wrap=True)
+    console.print(
+        f"done: adapter in {output}; try: python infer.py --adapter {output} {question}",
+        soft_wrap=True,
+    )
     return 0
 
 

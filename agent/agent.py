@@ -20,13 +20,19 @@ from model.transformer import Gemma2
 
 MAX_ROUNDS = 8  # replies with calls before the loop gives up on an answer
 MAX_CALLS = 8  # calls of one reply that are run
-MAX_REPEATS = 3  # replies to one question whose same call is run; after that the model has to answer
+MAX_REPEATS = (
+    3  # replies to one question whose same call is run; after that the model has to answer
+)
 MAX_RESULT_CHARACTERS = 8000
 # The tags that a model itself writes, in either format; the others are the chat's.
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
 NO_TOOLS = call_error("unknown_tool", "there are no tools in this chat", "answer without a call")
-TOO_MANY = call_error("too_many_calls", f"at most {MAX_CALLS} calls at once are run", "make fewer calls at once")
-REPEATED = call_error("repeated_call", "this call was made before; its result stands above", "answer with that result")
+TOO_MANY = call_error(
+    "too_many_calls", f"at most {MAX_CALLS} calls at once are run", "make fewer calls at once"
+)
+REPEATED = call_error(
+    "repeated_call", "this call was made before; its result stands above", "answer with that result"
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,16 @@ class Agent:
     The chat is kept as ids: what the model wrote goes on standing exactly as it wrote it, broken calls too.
     """
 
-    def __init__(self, model: Gemma2, tokenizer: Tokenizer, toolbox: ToolBox | None, args: argparse.Namespace) -> None:
+    def __init__(
+        self, model: Gemma2, tokenizer: Tokenizer, toolbox: ToolBox | None, args: argparse.Namespace
+    ) -> None:
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
         self.max_new_tokens = args.max_new_tokens
         self.sampling = Sampling(args.temperature, args.top_p, args.seed)
         self.ids: list[int] = []
-        self.num_answered = 0  # ids up to the last answer; what comes after belongs to a question without one
+        self.num_answered = (
+            0  # ids up to the last answer; what comes after belongs to a question without one
+        )
         self.num_replies = 0
 
     def forget(self) -> None:
@@ -63,8 +73,10 @@ class Agent:
         del self.ids[self.num_answered :]
         self._add(Message("user", text))
         if self.room < 1:
-            raise ValueError(f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
-                             f"{self.limit} positions; shorten it, or start anew with /new")  # fmt: skip
+            raise ValueError(
+                f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
+                f"{self.limit} positions; shorten it, or start anew with /new"
+            )
         made: Counter[str] = Counter()
         for number in range(MAX_ROUNDS + 1):
             # The last reply cannot call: it has to answer with what it knows.
@@ -79,7 +91,10 @@ class Agent:
             yield from self._run_all(reply.outcomes, made)
             if self.room < 1:
                 break
-        yield Event("error", f"the calls' results filled the model's {self.limit} positions; ask for less at once")
+        yield Event(
+            "error",
+            f"the calls' results filled the model's {self.limit} positions; ask for less at once",
+        )
 
     def _finish(self, reply: Reply) -> Iterator[Event]:
         """The answer, or why there is none."""
@@ -89,9 +104,15 @@ class Agent:
             self.num_answered = len(self.ids)
             yield Event("answer", reply.content)
         if not reply.ended:
-            yield Event("error", "the reply was cut; raise --max-new-tokens, or start anew with /new")
+            yield Event(
+                "error", "the reply was cut; raise --max-new-tokens, or start anew with /new"
+            )
         elif not reply.content:
-            yield Event("error", "no answer: the model " + ("only made more calls" if reply.calls else "wrote nothing"))
+            yield Event(
+                "error",
+                "no answer: the model "
+                + ("only made more calls" if reply.calls else "wrote nothing"),
+            )
 
     @property
     def limit(self) -> int:
@@ -106,7 +127,11 @@ class Agent:
         """Appends a turn and the header of the model's next one; the first turn brings the system text and the tools."""
         tools = self.toolbox.tools if self.toolbox else []
         is_first = not self.ids
-        turn = conversation_from(tools, [message], self.tokenizer.prompt) if is_first else Conversation((message,))
+        turn = (
+            conversation_from(tools, [message], self.tokenizer.prompt)
+            if is_first
+            else Conversation((message,))
+        )
         self.ids += render_prompt(turn, self.tokenizer)[0 if is_first else 1 :]  # <bos> stands once
 
     def _reply(self, may_call: bool) -> Reply:
@@ -114,11 +139,19 @@ class Agent:
         tokenizer = self.tokenizer
         tags = (*THINK_TAGS, *CALL_TAGS) if may_call else THINK_TAGS
         # Ids that only the chat itself may place: a model that writes its own tool result would believe it.
-        allowed = {tokenizer.tag_ids[tag] for tag in tags if tag in tokenizer.tag_ids} | set(tokenizer.stop_ids)
+        allowed = {tokenizer.tag_ids[tag] for tag in tags if tag in tokenizer.tag_ids} | set(
+            tokenizer.stop_ids
+        )
         forbidden = tuple(sorted(tokenizer.control_ids - allowed))
         seed = self.sampling.seed + self.num_replies  # else every reply would draw the same numbers
         sampling = dataclasses.replace(self.sampling, seed=seed, forbidden=forbidden)
-        new = generate(self.model, [self.ids], min(self.room, self.max_new_tokens), tokenizer.stop_ids, sampling)[0]
+        new = generate(
+            self.model,
+            [self.ids],
+            min(self.room, self.max_new_tokens),
+            tokenizer.stop_ids,
+            sampling,
+        )[0]
         self.num_replies += 1
         written = [id for id in new if id not in tokenizer.stop_ids]
         self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
@@ -148,7 +181,9 @@ class Agent:
     def _shorten(self, result: Any, most: int) -> str:
         """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        kept = text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()  # half a surrogate pair is no character
+        kept = (
+            text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()
+        )  # half a surrogate pair is no character
         ids = self.tokenizer.encode(kept)
         kept = kept if len(ids) <= most else self.tokenizer.decode(ids[:most])
         return kept if len(kept) == len(text) else f"{kept} ... [cut: {len(text)} characters]"

@@ -61,7 +61,9 @@ class Accuracy:
 def describe_shares(accuracy: dict[str, Any]) -> str:
     """`Accuracy.as_dict` as one line of text, each share with its number of conversations."""
     kinds = [kind for kind, count in accuracy["n"].items() if count]
-    return ", ".join(f"{kind} {100 * accuracy[kind]:.0f}% of {accuracy['n'][kind]}" for kind in kinds)
+    return ", ".join(
+        f"{kind} {100 * accuracy[kind]:.0f}% of {accuracy['n'][kind]}" for kind in kinds
+    )
 
 
 def first_replies(
@@ -71,7 +73,9 @@ def first_replies(
 
     A prompt that fills the model's positions gets an empty one.
     """
-    prompts = [render_prompt(first_question(conversation), tokenizer) for conversation in conversations]
+    prompts = [
+        render_prompt(first_question(conversation), tokenizer) for conversation in conversations
+    ]
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
     for rows in _alike([len(prompt) for prompt in prompts], limit, max_new_tokens):
@@ -85,7 +89,9 @@ def first_replies(
 def _alike(lengths: Sequence[int], limit: int, max_new_tokens: int) -> Iterator[list[int]]:
     """Batches of the rows shorter than `limit`, shortest first: rows of like length need little padding."""
     batch: list[int] = []
-    for i in sorted((i for i in range(len(lengths)) if lengths[i] < limit), key=lambda i: lengths[i]):
+    for i in sorted(
+        (i for i in range(len(lengths)) if lengths[i] < limit), key=lambda i: lengths[i]
+    ):
         entries = (len(batch) + 1) * (lengths[i] + max_new_tokens)
         if batch and (len(batch) == EVAL_BATCH or entries > EVAL_ENTRIES):
             yield batch
@@ -127,5 +133,9 @@ def first_question(conversation: Conversation) -> Conversation:
 def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
     """Tokens of the first reply as the row has it, its end included."""
     question = first_question(conversation)
-    both = dataclasses.replace(conversation, messages=conversation.messages[: len(question.messages) + 1])
-    return len(render(both, tokenizer).tokens) - len(render_prompt(question, tokenizer)) - 1  # without the newline
+    both = dataclasses.replace(
+        conversation, messages=conversation.messages[: len(question.messages) + 1]
+    )
+    return (
+        len(render(both, tokenizer).tokens) - len(render_prompt(question, tokenizer)) - 1
+    )  # without the newline

@@ -23,7 +23,11 @@ def model_folder(name: str | Path | None) -> Path:
 
 
 def load_base(
-    folder: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype | None, seed: int = 0
+    folder: Path,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int = 0,
 ) -> Gemma2:
     """The base with a row for each tag of the tokenizer. Raises: ValueError if vocabulary and tokenizer do not fit."""
     model = load_gemma2(folder, device, dtype)
@@ -35,7 +39,9 @@ def load_base(
             f"{folder}: the model has {size} rows, but its tokenizer {tokenizer.base_size} entries without the tags and "
             f"{len(tokenizer)} with them; give the tokenizer that belongs to the model"
         )
-    new = [tag for tag in tokenizer.tag_ids if tokenizer.tag_ids[tag] >= size]  # a base may know some of them
+    new = [
+        tag for tag in tokenizer.tag_ids if tokenizer.tag_ids[tag] >= size
+    ]  # a base may know some of them
     tags = sorted(new, key=lambda tag: tokenizer.tag_ids[tag])
     resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in tags], seed))
     return model
@@ -51,7 +57,9 @@ def load_agent(args: argparse.Namespace) -> tuple[Gemma2, Tokenizer]:
     tokenizer = Tokenizer.from_pretrained(args.adapter if has_own else folder)
     precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
     # A merged folder keeps the base's own dtype, whatever would be fastest here.
-    model = load_base(folder, tokenizer, device, None if args.merge and args.dtype == "auto" else precision.dtype)
+    model = load_base(
+        folder, tokenizer, device, None if args.merge and args.dtype == "auto" else precision.dtype
+    )
     if args.adapter:
         load_adapter(model, args.adapter)
     return model.eval(), tokenizer

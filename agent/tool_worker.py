@@ -19,8 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
-         tuple: "array", set: "array", type(None): "null"}  # fmt: skip
+PLAIN = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    dict: "object",
+    list: "array",
+    tuple: "array",
+    set: "array",
+    type(None): "null",
+}
 UNIONS = (typing.Union, types.UnionType)
 MODULE = "user_tools"
 
@@ -37,7 +46,10 @@ def type_schema(hint: Any) -> dict[str, Any]:
     if origin in (list, tuple, set):
         # A tuple's items may differ in kind; then the list is described without them.
         items = [type_schema(argument) for argument in arguments if argument is not ...]
-        return {"type": "array", **({"items": items[0]} if items and items.count(items[0]) == len(items) else {})}
+        return {
+            "type": "array",
+            **({"items": items[0]} if items and items.count(items[0]) == len(items) else {}),
+        }
     if origin is dict and arguments:
         inner = type_schema(arguments[1])
         return {"type": "object", **({"additionalProperties": inner} if inner else {})}
@@ -45,7 +57,9 @@ def type_schema(hint: Any) -> dict[str, Any]:
         return {"anyOf": [type_schema(argument) for argument in arguments]}
     if hint is Any:
         return {}
-    raise ValueError(f"type hint {hint!r}: use str, int, float, bool, list, dict, Literal, Enum or Optional")
+    raise ValueError(
+        f"type hint {hint!r}: use str, int, float, bool, list, dict, Literal, Enum or Optional"
+    )
 
 
 def _enum_schema(values: list[Any]) -> dict[str, Any]:
@@ -67,8 +81,14 @@ def convert(hint: Any, value: Any) -> Any:
     if hint in (tuple, set):
         return hint(value)
     if origin in (list, tuple, set):
-        items = [*arguments[:1]] * len(value) if origin is not tuple or ... in arguments else arguments
-        return origin(convert(item, part) for item, part in zip(items, value, strict=True)) if arguments else value
+        items = (
+            [*arguments[:1]] * len(value) if origin is not tuple or ... in arguments else arguments
+        )
+        return (
+            origin(convert(item, part) for item, part in zip(items, value, strict=True))
+            if arguments
+            else value
+        )
     if origin is dict and arguments:
         return {key: convert(arguments[1], part) for key, part in value.items()}
     return _convert_union(arguments, value) if origin in UNIONS else value
@@ -90,7 +110,9 @@ def _convert_union(hints: tuple[Any, ...], value: Any) -> Any:
 def argument_descriptions(doc: str) -> dict[str, str]:
     """Texts of the arguments in a Google-style (`Args:`) or Sphinx-style (`:param x:`) docstring."""
     sphinx = re.findall(r"^:param\s+(?:[^:\n]*\s)?(\w+)\s*:(.*(?:\n[ \t]+.*)*)", doc, re.MULTILINE)
-    section = re.search(r"^(?:Args|Arguments|Parameters):[ \t]*\n((?:[ \t]+.*\n?)+)", doc, re.MULTILINE)
+    section = re.search(
+        r"^(?:Args|Arguments|Parameters):[ \t]*\n((?:[ \t]+.*\n?)+)", doc, re.MULTILINE
+    )
     lines = inspect.cleandoc("\n" + section.group(1)) if section else ""
     google = re.findall(r"^(\w+)\s*(?:\(.*?\))?:(.*(?:\n[ \t]+.*)*)", lines, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in sphinx + google}
@@ -98,7 +120,12 @@ def argument_descriptions(doc: str) -> dict[str, str]:
 
 def summary(doc: str) -> str:
     """The first paragraph, without the arguments where no blank line parts them from it."""
-    text = re.split(r"^(?::\w+|(?:Args|Arguments|Parameters|Returns?|Raises):)|\n\s*\n", doc, maxsplit=1, flags=re.M)[0]
+    text = re.split(
+        r"^(?::\w+|(?:Args|Arguments|Parameters|Returns?|Raises):)|\n\s*\n",
+        doc,
+        maxsplit=1,
+        flags=re.M,
+    )[0]
     return " ".join(text.split())
 
 
@@ -137,7 +164,9 @@ def load_functions(path: Path) -> dict[str, Callable[..., Any]]:
 
     The file may import modules that lie beside it, as a script may.
     """
-    sys.path[0] = str(path.resolve().parent)  # was this file's own folder, whose names are not the user's
+    sys.path[0] = str(
+        path.resolve().parent
+    )  # was this file's own folder, whose names are not the user's
     spec = importlib.util.spec_from_file_location(MODULE, path.resolve())
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -148,7 +177,9 @@ def load_functions(path: Path) -> dict[str, Callable[..., Any]]:
         name: value
         for name, value in vars(module).items()
         # A routine: functools.cache makes something else of a function.
-        if inspect.isroutine(value) and getattr(value, "__module__", "") == MODULE and not name.startswith("_")
+        if inspect.isroutine(value)
+        and getattr(value, "__module__", "") == MODULE
+        and not name.startswith("_")
     }
 
 
@@ -156,7 +187,10 @@ def describe(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]
     """The functions and the first line to send: {"tools": [...]} or {"error": sentence}."""
     try:
         functions = load_functions(path)
-    except (Exception, SystemExit) as error:  # a user's file can raise anything; the parent reports it
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's file can raise anything; the parent reports it
         return {}, {"error": f"{path}: running it failed: {type(error).__name__}: {error}"}
     schemas, problems = [], []
     for name, function in functions.items():
@@ -178,13 +212,19 @@ def run(functions: dict[str, Callable[..., Any]], request: dict[str, Any]) -> di
     try:
         function = functions[request["name"]]
         hints = typing.get_type_hints(function)
-        arguments = {name: convert(hints[name], value) for name, value in request["arguments"].items()}
+        arguments = {
+            name: convert(hints[name], value) for name, value in request["arguments"].items()
+        }
         result = function(**arguments)
         return {"result": as_json(asyncio.run(result) if inspect.iscoroutine(result) else result)}
     except (Exception, SystemExit) as error:  # the model gets to read it
         message = f"{type(error).__name__}: {error}"
         return {
-            "error": {"code": "tool_failed", "message": message, "hint": "try other arguments or answer without it"}
+            "error": {
+                "code": "tool_failed",
+                "message": message,
+                "hint": "try other arguments or answer without it",
+            }
         }
 
 
@@ -192,7 +232,9 @@ def as_json(value: Any) -> Any:
     """The value as JSON holds it: an object that it does not know comes as its text, a set as a list."""
     try:
         return json.loads(
-            json.dumps(value, default=lambda x: list(x) if isinstance(x, set) else str(x), allow_nan=False)
+            json.dumps(
+                value, default=lambda x: list(x) if isinstance(x, set) else str(x), allow_nan=False
+            )
         )
     except (TypeError, ValueError, RecursionError):  # odd keys, NaN, a circle
         return str(value)

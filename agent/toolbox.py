@@ -20,9 +20,14 @@ from data.lenient_json import shorten
 WORKER = Path(__file__).with_name("tool_worker.py")
 START_SECONDS = 60.0
 JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
     "null": (type(None),),
-}  # fmt: skip
+}
 
 
 class ToolBox:
@@ -48,7 +53,9 @@ class ToolBox:
     def close(self) -> None:
         """Ends the child process, and what its tools have started."""
         if self.process.returncode is None:  # once waited for, its number may be another's
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the second of a dead group
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # macOS says the second of a dead group
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         with contextlib.suppress(OSError):  # what was not yet written has no reader any more
@@ -58,10 +65,16 @@ class ToolBox:
         command = [sys.executable, str(WORKER), str(self.path)]
         # A session of its own: Ctrl-C is for the parent, and a kill reaches what a tool has started.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
         )
         self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_read_lines, args=(self.process.stdout, self.lines), daemon=True).start()
+        threading.Thread(
+            target=_read_lines, args=(self.process.stdout, self.lines), daemon=True
+        ).start()
         try:
             greeting = self._receive(START_SECONDS)
             if greeting is None or "error" in greeting:
@@ -87,18 +100,31 @@ class ToolBox:
         """The tool's result, or {"error": {"code", "message", "hint"}} for the model to read; never raises on a bad call."""
         tool = self.by_name.get(name)
         if tool is None:
-            return call_error("unknown_tool", f"there is no tool {name!r}", f"use one of: {', '.join(self.by_name)}")
+            return call_error(
+                "unknown_tool",
+                f"there is no tool {name!r}",
+                f"use one of: {', '.join(self.by_name)}",
+            )
         # A null for an argument that may be left out says that it is left out.
-        arguments = {key: value for key, value in arguments.items() if value is not None or _takes_null(tool, key)}
+        arguments = {
+            key: value
+            for key, value in arguments.items()
+            if value is not None or _takes_null(tool, key)
+        }
         problems = check_arguments(tool.parameters, arguments)
         if problems:
-            return call_error("invalid_arguments", "; ".join(problems), "correct the arguments and call again")
+            return call_error(
+                "invalid_arguments", "; ".join(problems), "correct the arguments and call again"
+            )
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"name": name, "arguments": arguments}) + "\n")
             self.process.stdin.flush()
             reply = self._receive(self.timeout)
-        except (OSError, ValueError):  # the pipe broke, or an earlier restart failed and it is closed
+        except (
+            OSError,
+            ValueError,
+        ):  # the pipe broke, or an earlier restart failed and it is closed
             reply = {"error": "the tool process ended"}
         if reply is None or isinstance(reply.get("error"), str):
             return self._restart(reply)
@@ -109,7 +135,11 @@ class ToolBox:
         try:
             self._start()
         except ValueError as error:  # the next call tries again
-            return call_error("tool_failed", f"the tools could not be started again: {error}", "answer without them")
+            return call_error(
+                "tool_failed",
+                f"the tools could not be started again: {error}",
+                "answer without them",
+            )
         if reply is None:
             message = f"the tool took longer than {self.timeout:g} s"
             return call_error("timeout", message, "try again or answer without it")
@@ -142,7 +172,11 @@ def _check_object(where: str, schema: dict[str, Any], value: dict[str, Any]) -> 
     properties: dict[str, Any] = schema.get("properties", {})
     # An object without listed properties takes any; one with them takes no other, unless the schema describes those.
     others = schema.get("additionalProperties", not properties if where else False)
-    problems = [f"missing argument {where}{name!r}" for name in schema.get("required", ()) if name not in value]
+    problems = [
+        f"missing argument {where}{name!r}"
+        for name in schema.get("required", ())
+        if name not in value
+    ]
     for name, item in value.items():
         rule = properties.get(name, others)
         if isinstance(rule, dict):
@@ -162,10 +196,20 @@ def _check_value(where: str, schema: dict[str, Any], value: Any) -> list[str]:
     if choices and text not in choices:
         return [f"{where} must be one of {', '.join(choices)}, got {shorten(text)}"]
     kinds = schema.get("type", list(JSON_TYPES))
-    allowed = [kind for name in ([kinds] if isinstance(kinds, str) else kinds) for kind in JSON_TYPES.get(name, ())]
+    allowed = [
+        kind
+        for name in ([kinds] if isinstance(kinds, str) else kinds)
+        for kind in JSON_TYPES.get(name, ())
+    ]
     # type() and not isinstance: to Python a bool is an int.
     if allowed and type(value) not in allowed:
-        return [f"{where} must be {kinds if isinstance(kinds, str) else ' or '.join(kinds)}, got {shorten(text)}"]
+        return [
+            f"{where} must be {kinds if isinstance(kinds, str) else ' or '.join(kinds)}, got {shorten(text)}"
+        ]
     if isinstance(value, list) and "items" in schema:
-        return [p for i, item in enumerate(value) for p in _check_value(f"{where}[{i}]", schema["items"], item)]
+        return [
+            p
+            for i, item in enumerate(value)
+            for p in _check_value(f"{where}[{i}]", schema["items"], item)
+        ]
     return _check_object(f"{where}.", schema, value) if isinstance(value, dict) else []

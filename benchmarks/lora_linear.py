@@ -27,15 +27,36 @@ from lora.ops import resolve_impl
 from model.layers import Linear, project
 
 # Name -> in, out, of Gemma-2-2B; the names in one inner tuple read the same x.
-SIZES = {"q_proj": (2304, 2048), "k_proj": (2304, 1024), "v_proj": (2304, 1024), "o_proj": (2048, 2304),
-         "gate_proj": (2304, 9216), "up_proj": (2304, 9216), "down_proj": (9216, 2304)}  # fmt: skip
+SIZES = {
+    "q_proj": (2304, 2048),
+    "k_proj": (2304, 1024),
+    "v_proj": (2304, 1024),
+    "o_proj": (2048, 2304),
+    "gate_proj": (2304, 9216),
+    "up_proj": (2304, 9216),
+    "down_proj": (9216, 2304),
+}
 SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "q": (("q_proj",),), "k": (("k_proj",),), "o": (("o_proj",),), "gate": (("gate_proj",),), "down": (("down_proj",),),
-    "block": (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)),
-}  # fmt: skip
+    "q": (("q_proj",),),
+    "k": (("k_proj",),),
+    "o": (("o_proj",),),
+    "gate": (("gate_proj",),),
+    "down": (("down_proj",),),
+    "block": (
+        ("q_proj", "k_proj", "v_proj"),
+        ("o_proj",),
+        ("gate_proj", "up_proj"),
+        ("down_proj",),
+    ),
+}
 PEFT_MODES = ("peft_fp32", "peft_autocast", "peft_16bit", "peft_16bit_compiled")
 ALPHA = 64
-GPU_GRID = {"rows": [512, 1500, 2048, 4096, 8192], "ranks": [8, 16, 64], "shapes": list(SHAPES), "rounds": 30}
+GPU_GRID = {
+    "rows": [512, 1500, 2048, 4096, 8192],
+    "ranks": [8, 16, 64],
+    "shapes": list(SHAPES),
+    "rounds": 30,
+}
 CPU_GRID = {"rows": [512], "ranks": [16], "shapes": ["gate", "block"], "rounds": 5}
 
 console = Console(width=140)
@@ -46,7 +67,13 @@ class Case:
     """One shape, number of rows, rank and dropout: inputs, output gradients, and the frozen weights all share."""
 
     def __init__(
-        self, shape: str, rows: int, rank: int, dropout: float, device: torch.device, dtype: torch.dtype
+        self,
+        shape: str,
+        rows: int,
+        rank: int,
+        dropout: float,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.shape, self.rows, self.rank, self.dropout, self.device, self.dtype = (
             shape,
@@ -59,8 +86,12 @@ class Case:
         torch.manual_seed(0)
         self.names = SHAPES[shape]
         self.bases = {name: self._linear(*SIZES[name]) for group in self.names for name in group}
-        self.inputs = [self._noise(rows, SIZES[group[0]][0]).requires_grad_() for group in self.names]
-        self.gradients = [[self._noise(rows, SIZES[name][1]) for name in group] for group in self.names]
+        self.inputs = [
+            self._noise(rows, SIZES[group[0]][0]).requires_grad_() for group in self.names
+        ]
+        self.gradients = [
+            [self._noise(rows, SIZES[name][1]) for name in group] for group in self.names
+        ]
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
@@ -73,8 +104,16 @@ class Case:
     def ours(self, impl: str) -> Groups:
         """The linears wrapped in LoRA; B random, as after some training."""
         generator = torch.Generator().manual_seed(1)
-        wrap = partial(LoRALinear, rank=self.rank, scaling=ALPHA / self.rank, dropout=self.dropout, generator=generator)
-        groups = [[wrap(self.bases[name], impl=impl).train() for name in group] for group in self.names]
+        wrap = partial(
+            LoRALinear,
+            rank=self.rank,
+            scaling=ALPHA / self.rank,
+            dropout=self.dropout,
+            generator=generator,
+        )
+        groups = [
+            [wrap(self.bases[name], impl=impl).train() for name in group] for group in self.names
+        ]
         for linear in (linear for group in groups for linear in group):
             nn.init.normal_(linear.lora_B, std=0.01)
         return [list(group) for group in groups]
@@ -93,7 +132,12 @@ class Case:
             plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
             plain.weight = base.weight
             holder.add_module(name, plain)
-        config = LoraConfig(r=self.rank, lora_alpha=ALPHA, lora_dropout=self.dropout, target_modules=list(self.bases))
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=ALPHA,
+            lora_dropout=self.dropout,
+            target_modules=list(self.bases),
+        )
         inject_adapter_in_model(config, holder)
         if mode in ("peft_fp32", "peft_autocast"):
             cast_adapter_dtype(holder, adapter_name="default", autocast_adapter_dtype=True)
@@ -102,7 +146,9 @@ class Case:
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.01)
         holder.train()
-        return [[self._compiled(getattr(holder, name), mode) for name in group] for group in self.names]
+        return [
+            [self._compiled(getattr(holder, name), mode) for name in group] for group in self.names
+        ]
 
     def _compiled(self, module: nn.Module, mode: str) -> nn.Module:
         if mode == "peft_16bit_compiled":
@@ -117,12 +163,16 @@ def forward(case: Case, groups: Groups, autocast: bool) -> list[Tensor]:
     """Every output of the case."""
     context = torch.autocast(case.device.type, case.dtype) if autocast else nullcontext()
     with context:
-        return [y for x, linears in zip(case.inputs, groups, strict=True) for y in project(x, *linears)]
+        return [
+            y for x, linears in zip(case.inputs, groups, strict=True) for y in project(x, *linears)
+        ]
 
 
 def step(case: Case, groups: Groups, autocast: bool) -> dict[str, float]:
     """Seconds of one forward and one backward."""
-    parameters = [p for group in groups for linear in group for p in linear.parameters() if p.requires_grad]
+    parameters = [
+        p for group in groups for linear in group for p in linear.parameters() if p.requires_grad
+    ]
     dys = [dy for group in case.gradients for dy in group]
     clock = Clock(case.device)
     outputs = forward(case, groups, autocast)
@@ -155,9 +205,20 @@ def measure(case: Case, rounds: int, with_peft: bool) -> list[dict[str, Any]]:
     for name, (groups, autocast) in ways.items():
         memory = memory_of(case, groups, autocast)
         for phase, seconds in times[name].items():
-            rows.append({"name": "lora_linear", "impl": name, "mode": phase, "shape": case.shape, "rows": case.rows,
-                         "rank": case.rank, "dropout": case.dropout, "dtype": str(case.dtype).removeprefix("torch."),
-                         **quantiles(seconds), **memory})  # fmt: skip
+            rows.append(
+                {
+                    "name": "lora_linear",
+                    "impl": name,
+                    "mode": phase,
+                    "shape": case.shape,
+                    "rows": case.rows,
+                    "rank": case.rank,
+                    "dropout": case.dropout,
+                    "dtype": str(case.dtype).removeprefix("torch."),
+                    **quantiles(seconds),
+                    **memory,
+                }
+            )
     return rows
 
 
@@ -208,7 +269,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.bar_label(bars, fmt="%.2f", fontsize=7)
     axis.axhline(1.0, color="black", lw=0.8)
     axis.set_xticks(
-        [i + 0.4 for i in range(len(cases))], [f"{s}, M {m}\nr {r}, p {p}" for s, m, r, p in cases], fontsize=8
+        [i + 0.4 for i in range(len(cases))],
+        [f"{s}, M {m}\nr {r}, p {p}" for s, m, r, p in cases],
+        fontsize=8,
     )
     axis.set_ylabel("forward + backward, frozen linears = 1")
     axis.legend(fontsize=8, ncols=2)
@@ -232,7 +295,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dropouts", type=numbers(float), default=[0.0, 0.05])
     add("--rounds", type=int, help="timed rounds")
     add("--no-peft", action="store_true", help="leave PEFT out")
-    add("--out", type=Path, help="JSON lines are appended here, and a picture of the same name is drawn")
+    add(
+        "--out",
+        type=Path,
+        help="JSON lines are appended here, and a picture of the same name is drawn",
+    )
     args = parser.parse_args(argv)
     for name, value in (CPU_GRID if pick_device(args.device).type == "cpu" else GPU_GRID).items():
         if getattr(args, name) is None:
@@ -252,9 +319,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lora_linear: {error}", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    grid = [(s, m, r, p) for s in args.shapes for m in args.rows for r in args.ranks for p in args.dropouts]
+    grid = [
+        (s, m, r, p)
+        for s in args.shapes
+        for m in args.rows
+        for r in args.ranks
+        for p in args.dropouts
+    ]
     for shape, num_rows, rank, dropout in grid:
-        found = measure(Case(shape, num_rows, rank, dropout, device, dtype), args.rounds, not args.no_peft)
+        found = measure(
+            Case(shape, num_rows, rank, dropout, device, dtype), args.rounds, not args.no_peft
+        )
         show(found)
         if args.out:
             write_rows(args.out, found, device)

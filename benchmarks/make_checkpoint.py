@@ -27,7 +27,9 @@ STD = 0.02  # initializer_range of every published Gemma-2 config.json
 BLOCK_ROWS = 512
 
 
-def plan_shards(config: Gemma2Config, bytes_per_value: int, max_bytes: int) -> list[dict[str, tuple[int, ...]]]:
+def plan_shards(
+    config: Gemma2Config, bytes_per_value: int, max_bytes: int
+) -> list[dict[str, tuple[int, ...]]]:
     """Names and shapes of each shard, in the model's own order; a tensor larger than `max_bytes` stands alone."""
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in Gemma2(config).named_parameters()}
@@ -60,7 +62,9 @@ def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.G
     return tensor
 
 
-def write_checkpoint(config: Gemma2Config, out: Path, dtype: torch.dtype, seed: int, max_bytes: int) -> int:
+def write_checkpoint(
+    config: Gemma2Config, out: Path, dtype: torch.dtype, seed: int, max_bytes: int
+) -> int:
     """Writes config.json, the shards and their index; returns the number of bytes of weights."""
     out.mkdir(parents=True, exist_ok=True)
     config.to_json(out / "config.json")
@@ -82,8 +86,15 @@ def write_checkpoint(config: Gemma2Config, out: Path, dtype: torch.dtype, seed: 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, help="a Gemma-2 config.json, or the folder that holds it")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="the folder of tokenizer.json, copied along")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="a Gemma-2 config.json, or the folder that holds it",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="the folder of tokenizer.json, copied along"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--seed", type=int, default=0)
@@ -95,7 +106,9 @@ def check_inputs(args: argparse.Namespace) -> Gemma2Config:
     """The configuration. Raises: ValueError, FileNotFoundError for inputs that cannot be used."""
     missing = [name for name in TOKENIZER_FILES if not (args.tokenizer / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{args.tokenizer}: {', '.join(missing)} not found; give a tokenizer's folder")
+        raise FileNotFoundError(
+            f"{args.tokenizer}: {', '.join(missing)} not found; give a tokenizer's folder"
+        )
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"{args.out}: not empty; give a new folder")
     if args.shard_gb <= 0:
@@ -110,13 +123,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         size = write_checkpoint(
             check_inputs(args), args.out, DTYPES[args.dtype], args.seed, int(args.shard_gb * 1e9)
-        )  # fmt: skip
+        )
     except (ValueError, OSError) as error:
         print(f"make_checkpoint: {error}", file=sys.stderr)
         return 2
     for name in TOKENIZER_FILES:
         shutil.copyfile(args.tokenizer / name, args.out / name)
-    print(f"{args.out}: {size / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
+    print(
+        f"{args.out}: {size / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s"
+    )
     return 0
 
 

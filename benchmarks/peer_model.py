@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 def shared_weights(model: Gemma2) -> dict[str, Tensor]:
     """The frozen weights by the checkpoint's names."""
-    return {name.replace(".base.", "."): p.detach() for name, p in model.named_parameters() if "lora_" not in name}
+    return {
+        name.replace(".base.", "."): p.detach()
+        for name, p in model.named_parameters()
+        if "lora_" not in name
+    }
 
 
 class Peer:
@@ -32,8 +36,12 @@ class Peer:
         from peft import LoraConfig, get_peft_model
         from transformers import Gemma2Config, Gemma2ForCausalLM
 
-        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()}
-        config = Gemma2Config(**values | {"attention_bias": False, "attn_implementation": "eager", "use_cache": False})
+        values: dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()
+        }
+        config = Gemma2Config(
+            **values | {"attention_bias": False, "attn_implementation": "eager", "use_cache": False}
+        )
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
         with torch.device("meta"):
@@ -43,8 +51,13 @@ class Peer:
         base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
         _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        lora = LoraConfig(r=args.rank, lora_alpha=4 * args.rank, lora_dropout=args.dropout, target_modules=targets,
-                          task_type="CAUSAL_LM")  # fmt: skip
+        lora = LoraConfig(
+            r=args.rank,
+            lora_alpha=4 * args.rank,
+            lora_dropout=args.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
         self.model = get_peft_model(base, lora, autocast_adapter_dtype=keeps_float32)
         self._copy_factors(ours)
         if args.checkpoint_activations != "none":
@@ -68,7 +81,9 @@ class Peer:
         """The additive masks (B, 1, T, T) of the two kinds of layers."""
         found = {}
         for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
-            seen = attention_mask(batch.positions, batch.positions, batch.documents, batch.documents, window)
+            seen = attention_mask(
+                batch.positions, batch.positions, batch.documents, batch.documents, window
+            )
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             found[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return found
@@ -77,9 +92,13 @@ class Peer:
         """Mean loss per supervised token; the seconds of forward are not told apart from those of the loss."""
         masks = self.masks(batch, next(self.model.parameters()).dtype)
         output = self.model(
-            input_ids=batch.tokens, position_ids=batch.positions, attention_mask=masks, labels=batch.targets,
-            shift_labels=batch.targets, num_items_in_batch=torch.tensor(batch.num_supervised),
-        )  # fmt: skip
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            attention_mask=masks,
+            labels=batch.targets,
+            shift_labels=batch.targets,
+            num_items_in_batch=torch.tensor(batch.num_supervised),
+        )
         return output.loss, clock.lap() if clock else 0.0
 
 
@@ -89,4 +108,8 @@ def _fill_buffers(base: nn.Module, width: int, dtype: torch.dtype, device: torch
         if buffer.is_meta:
             parent, _, leaf = name.rpartition(".")
             assert leaf == "embed_scale", name
-            setattr(base.get_submodule(parent), leaf, torch.tensor(width**0.5, dtype=dtype, device=device))
+            setattr(
+                base.get_submodule(parent),
+                leaf,
+                torch.tensor(width**0.5, dtype=dtype, device=device),
+            )

@@ -67,7 +67,9 @@ def kept_bytes(run: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass of `run`, beyond `parameters`; a storage counts once."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage's address could be given out again and hide another's
+    alive: list[
+        Tensor
+    ] = []  # a freed storage's address could be given out again and hide another's
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -55,7 +55,9 @@ class Ours:
         self.model.model.checkpoint_activations = args.checkpoint_activations
         generator = torch.Generator().manual_seed(3)
         for name, p in trainable_parameters(self.model).items():
-            if name.endswith("lora_B"):  # as after some training: zeros would hide a wrong gradient of A
+            if name.endswith(
+                "lora_B"
+            ):  # as after some training: zeros would hide a wrong gradient of A
                 p.data.copy_(torch.randn(p.shape, generator=generator) * 0.01)
         self.optimizer = make_optimizer(self.model, weight_decay=0.1)
 
@@ -95,7 +97,9 @@ def random_batch(args: argparse.Namespace, config: Gemma2Config) -> Batch:
 
     batch = collate([[document() for _ in range(args.documents)] for _ in range(args.packs)], 0)
     device = pick_device(args.device)
-    return Batch(*(t.to(device) for t in (batch.tokens, batch.positions, batch.documents, batch.targets)))
+    return Batch(
+        *(t.to(device) for t in (batch.tokens, batch.positions, batch.documents, batch.targets))
+    )
 
 
 def build(name: str, args: argparse.Namespace) -> "Ours | Peer":
@@ -114,11 +118,18 @@ def step(way: "Ours | Peer", batch: Batch) -> dict[str, float]:
     way.optimizer.step()
     way.optimizer.zero_grad()
     update = clock.lap()
-    return {"forward": forward, "loss": head, "backward": backward, "optimizer": update,
-            "step": forward + head + backward + update}  # fmt: skip
+    return {
+        "forward": forward,
+        "loss": head,
+        "backward": backward,
+        "optimizer": update,
+        "step": forward + head + backward + update,
+    }
 
 
-def check_equal(ways: dict[str, "Ours | Peer"], batch: Batch, dtype: torch.dtype) -> dict[str, float]:
+def check_equal(
+    ways: dict[str, "Ours | Peer"], batch: Batch, dtype: torch.dtype
+) -> dict[str, float]:
     """Losses and gradient norms without dropout, which must agree within the dtype's rounding before anything is timed.
 
     Raises: AssertionError naming what differs.
@@ -149,10 +160,15 @@ def floor_seconds(args: argparse.Namespace, config: Gemma2Config, batch: Batch) 
     device, dtype = batch.tokens.device, DTYPES[args.dtype]
     rows = min(batch.tokens.numel(), 8192)
     x, weight = (torch.randn(n, 2304, device=device).to(dtype) for n in (rows, 9216))
-    seconds = take_turns({"product": lambda: (clock := Clock(device), x @ weight.T, {"s": clock.lap()})[-1]}, 10)
+    seconds = take_turns(
+        {"product": lambda: (clock := Clock(device), x @ weight.T, {"s": clock.lap()})[-1]}, 10
+    )
     rate = 2 * rows * 2304 * 9216 / min(seconds["product"]["s"])
     table = config.vocab_size * config.hidden_size
-    work = 4 * (config.num_parameters - table) * batch.tokens.numel() + 4 * table * batch.num_supervised
+    work = (
+        4 * (config.num_parameters - table) * batch.tokens.numel()
+        + 4 * table * batch.num_supervised
+    )
     return work / rate
 
 
@@ -173,22 +189,43 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> list[dict[str, Any
     batch = random_batch(args, config)
     ours = Ours(args)
     ways: dict[str, Ours | Peer] = {"ours": ours}
-    ways |= {name: Peer(ours.model, args, keeps_float32=name == "peft") for name in args.only if name != "ours"}
+    ways |= {
+        name: Peer(ours.model, args, keeps_float32=name == "peft")
+        for name in args.only
+        if name != "ours"
+    }
     ways = {name: ways[name] for name in args.only}
     losses = check_equal(ways, batch, DTYPES[args.dtype])
-    steps: dict[str, Callable[[], dict[str, float]]] = {n: partial(step, way, batch) for n, way in ways.items()}
+    steps: dict[str, Callable[[], dict[str, float]]] = {
+        n: partial(step, way, batch) for n, way in ways.items()
+    }
     times = take_turns(steps, args.rounds, warm_up=1)
     floor = floor_seconds(args, config, batch)
     rows = []
     for name in ways:
         phases = {phase: quantiles(seconds)["p50_ms"] for phase, seconds in times[name].items()}
         seconds = phases["step"] / 1e3
-        rows.append({"name": "train_step", "impl": name, "config": args.config, "packs": args.packs,
-                     "length": args.length, "documents": args.documents, "supervised": batch.num_supervised,
-                     "dtype": args.dtype, "checkpointing": args.checkpoint_activations, "rank": args.rank,
-                     "dropout": args.dropout, "loss": losses[name], "ms": phases, **quantiles(times[name]["step"]),
-                     "tokens_per_second": batch.tokens.numel() / seconds, "of_floor": floor / seconds,
-                     "peak_bytes": peaks[name]})  # fmt: skip
+        rows.append(
+            {
+                "name": "train_step",
+                "impl": name,
+                "config": args.config,
+                "packs": args.packs,
+                "length": args.length,
+                "documents": args.documents,
+                "supervised": batch.num_supervised,
+                "dtype": args.dtype,
+                "checkpointing": args.checkpoint_activations,
+                "rank": args.rank,
+                "dropout": args.dropout,
+                "loss": losses[name],
+                "ms": phases,
+                **quantiles(times[name]["step"]),
+                "tokens_per_second": batch.tokens.numel() / seconds,
+                "of_floor": floor / seconds,
+                "peak_bytes": peaks[name],
+            }
+        )
     return rows
 
 
@@ -196,7 +233,9 @@ def show(rows: list[dict[str, Any]], device: torch.device) -> None:
     """Prints the rows as a table."""
     first = rows[0]
     what = f"{first['config']}, {first['packs']} x {first['length']} tokens, {first['supervised']} supervised"
-    table = Table(title=f"{what}, {first['dtype']}, checkpointing {first['checkpointing']}, {describe(device)}")
+    table = Table(
+        title=f"{what}, {first['dtype']}, checkpointing {first['checkpointing']}, {describe(device)}"
+    )
     for column in (
         "",
         "forward ms",
@@ -211,10 +250,19 @@ def show(rows: list[dict[str, Any]], device: torch.device) -> None:
     ):
         table.add_column(column, justify="right")
     for row in rows:
-        times = [f"{row['ms'][phase]:.0f}" for phase in ("forward", "loss", "backward", "optimizer", "step")]
+        times = [
+            f"{row['ms'][phase]:.0f}"
+            for phase in ("forward", "loss", "backward", "optimizer", "step")
+        ]
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
-        table.add_row(row["impl"], *times, f"{row['p50_ms'] / first['p50_ms']:.2f}", f"{row['tokens_per_second']:.0f}",
-                      f"{row['of_floor']:.0%}", peak)  # fmt: skip
+        table.add_row(
+            row["impl"],
+            *times,
+            f"{row['p50_ms'] / first['p50_ms']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['of_floor']:.0%}",
+            peak,
+        )
     console.print(table)
 
 
@@ -247,11 +295,24 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--rank", type=int, default=16)
     add("--dropout", type=float, default=0.05)
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto")
-    add("--checkpoint-activations", choices=("none", "selective", "full"), default="none",
-        help="the peer recomputes whole blocks for selective as for full")  # fmt: skip
+    add(
+        "--checkpoint-activations",
+        choices=("none", "selective", "full"),
+        default="none",
+        help="the peer recomputes whole blocks for selective as for full",
+    )
     add("--rounds", type=int, default=3)
-    add("--only", type=lambda text: text.split(","), default=list(NAMES[:2]), help=f"out of {', '.join(NAMES)}")
-    add("--no-peak", action="store_true", help="do not measure memory, which takes a process for each")
+    add(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(NAMES[:2]),
+        help=f"out of {', '.join(NAMES)}",
+    )
+    add(
+        "--no-peak",
+        action="store_true",
+        help="do not measure memory, which takes a process for each",
+    )
     add("--breakdown", action="store_true", help="only print where the time of our step goes")
     add("--peak-of", choices=NAMES, help=argparse.SUPPRESS)
     add("--out", type=Path, help="JSON lines are appended here")

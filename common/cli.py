@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 # What a wrong input raises; a program that meets one of them ends with exit code 2.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -48,7 +48,11 @@ def pick_device(name: str) -> torch.device:
 
     Raises: ValueError for an unknown device or one that is not there.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(kind for kind, is_there in available.items() if is_there))
     kind = name.split(":")[0]
@@ -58,7 +62,9 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available[kind] or not index.isdecimal() or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here; there is {there}")
+        raise ValueError(
+            f"--device {name}: PyTorch {torch.__version__} finds no such device here; there is {there}"
+        )
     return torch.device(name.removesuffix(":"))
 
 
@@ -75,22 +81,38 @@ def pick_precision(name: str, device: torch.device, num_parameters: int) -> Prec
         # is_bf16_supported() is true on a T4, by emulation; tensor cores for bf16 begin with capability 8.0.
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
-            return Precision("bf16", False, f"compute capability {major}.{minor} multiplies bf16 in hardware")
-        return Precision("fp16", True, f"compute capability {major}.{minor} has no bf16; fp16 with a gradient scaler")
+            return Precision(
+                "bf16", False, f"compute capability {major}.{minor} multiplies bf16 in hardware"
+            )
+        return Precision(
+            "fp16",
+            True,
+            f"compute capability {major}.{minor} has no bf16; fp16 with a gradient scaler",
+        )
     if device.type == "mps":
         return _mps_precision()
     if has_fast_matmul(torch.empty(0, dtype=torch.bfloat16)):
         return Precision("bf16", False, "this CPU multiplies bf16 in hardware")
     if num_parameters < SMALL_MODEL:
-        return Precision("fp32", False, f"a model of {num_parameters / 1e6:.1f} M parameters fits into memory in fp32")
-    return Precision("bf16", False, "bf16 halves the memory; this CPU multiplies in fp32, slice by slice")
+        return Precision(
+            "fp32",
+            False,
+            f"a model of {num_parameters / 1e6:.1f} M parameters fits into memory in fp32",
+        )
+    return Precision(
+        "bf16", False, "bf16 halves the memory; this CPU multiplies in fp32, slice by slice"
+    )
 
 
 def _mps_precision() -> Precision:
     release = platform.mac_ver()[0]
     if release and int(release.split(".")[0]) >= 14:
         return Precision("bf16", False, f"macOS {release} supports bf16 on MPS")
-    return Precision("fp32", False, f"macOS {release or 'of unknown version'} has no bf16 on MPS (14 or newer has)")
+    return Precision(
+        "fp32",
+        False,
+        f"macOS {release or 'of unknown version'} has no bf16 on MPS (14 or newer has)",
+    )
 
 
 def seed_everything(seed: int) -> None:

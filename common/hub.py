@@ -10,7 +10,9 @@ from typing import Literal
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def fetch(name: str | Path, patterns: list[str], kind: Literal["model", "dataset"] = "model") -> Path:
+def fetch(
+    name: str | Path, patterns: list[str], kind: Literal["model", "dataset"] = "model"
+) -> Path:
     """Return the local file or folder `name`, or the folder that holds the hub repository's files.
 
     Args:
@@ -23,7 +25,9 @@ def fetch(name: str | Path, patterns: list[str], kind: Literal["model", "dataset
     if path.exists():
         return path
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name) or name.startswith("."):
-        raise FileNotFoundError(f"{name}: no such file or folder; give a path, or a hub id such as owner/name")
+        raise FileNotFoundError(
+            f"{name}: no such file or folder; give a path, or a hub id such as owner/name"
+        )
     return _download(name, patterns, kind)
 
 

@@ -13,7 +13,10 @@ def sliced_like(x: Tensor, parameter: Tensor) -> Tensor:
     """x as this rank holds `parameter`: its slice of it where that is sharded."""
     if not hasattr(parameter, "full_tensor"):
         return x
-    from torch.distributed.tensor import DTensor, distribute_tensor  # a large module, only for sharded runs
+    from torch.distributed.tensor import (
+        DTensor,
+        distribute_tensor,
+    )  # a large module, only for sharded runs
 
     assert isinstance(parameter, DTensor)
     return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -17,8 +17,16 @@ from data.reply import parse_reply, parse_tool_calls
 from data.tokenizer import Tokenizer
 from data.tool_schema import write_tool
 
-__all__ = ["Example", "Reply", "SystemPrompt", "common_prompt", "parse_reply", "parse_tool_calls", "render",
-           "render_prompt"]  # fmt: skip
+__all__ = [
+    "Example",
+    "Reply",
+    "SystemPrompt",
+    "common_prompt",
+    "parse_reply",
+    "parse_tool_calls",
+    "render",
+    "render_prompt",
+]
 
 # What a piece of a conversation is: only the model's own pieces are ever trained
 Kind = Literal["prompt", "thinking", "content", "call", "end", "call_end"]
@@ -43,7 +51,9 @@ class Example:
         return sum(self.trainable[1:])
 
 
-def render(conversation: Conversation, tokenizer: Tokenizer, train_on: str = "assistant") -> Example:
+def render(
+    conversation: Conversation, tokenizer: Tokenizer, train_on: str = "assistant"
+) -> Example:
     """Render a conversation for training.
 
     The model's turn is trained from the first id after its header to its `<end_of_turn>`, which it must learn to
@@ -79,7 +89,11 @@ def render(conversation: Conversation, tokenizer: Tokenizer, train_on: str = "as
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
     """Return the ids to generate from: an exact prefix of what `render` gives once the model's turn is there."""
-    return [*render(conversation, tokenizer).tokens, tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
+    return [
+        *render(conversation, tokenizer).tokens,
+        tokenizer.start_of_turn_id,
+        *tokenizer.encode("model\n"),
+    ]
 
 
 def _turn(conversation: Conversation, number: int, tokenizer: Tokenizer) -> Iterator[Piece]:
@@ -93,8 +107,13 @@ def _turn(conversation: Conversation, number: int, tokenizer: Tokenizer) -> Iter
     else:
         # A piece of its own, because generation starts after it: the model's text may begin with a newline
         yield "model\n", "prompt"
-        yield from (_mistral_turn if tokenizer.format == "mistral" else _hermes_turn)(message, tokenizer)
-    yield tokenizer.end_of_turn_id, ("prompt" if message.role != "model" else "call_end" if message.calls else "end")
+        yield from (_mistral_turn if tokenizer.format == "mistral" else _hermes_turn)(
+            message, tokenizer
+        )
+    yield (
+        tokenizer.end_of_turn_id,
+        ("prompt" if message.role != "model" else "call_end" if message.calls else "end"),
+    )
     yield "\n", "prompt"
 
 
@@ -113,7 +132,9 @@ def _join_texts(pieces: Iterable[Piece]) -> Iterator[Piece]:
         yield text, "prompt"
 
 
-def _user(conversation: Conversation, message: Message, number: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+def _user(
+    conversation: Conversation, message: Message, number: int, tokenizer: Tokenizer
+) -> Iterator[Piece]:
     """Yield a user's turn; the first one begins with the system text and the tools."""
     yield "user\n", "prompt"
     if number == 0:
@@ -168,7 +189,10 @@ def _mistral_turn(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:
     yield message.content, "content"
     if message.calls:
         yield tokenizer.tag_ids["[TOOL_CALLS]"], "call"
-        yield dump([{"name": call.name, "arguments": call.arguments} for call in message.calls]), "call"
+        yield (
+            dump([{"name": call.name, "arguments": call.arguments} for call in message.calls]),
+            "call",
+        )
 
 
 def _results(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:

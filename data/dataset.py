@@ -33,8 +33,13 @@ class LoadReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For `run.json`; the reasons of the first dropped rows only."""
-        return {"rows": self.rows, "dropped": len(self.dropped), "reasons": self.dropped[:_SHOWN],
-                "repaired_rows": self.repaired_rows, "repairs": dict(self.repairs)}  # fmt: skip
+        return {
+            "rows": self.rows,
+            "dropped": len(self.dropped),
+            "reasons": self.dropped[:_SHOWN],
+            "repaired_rows": self.repaired_rows,
+            "repairs": dict(self.repairs),
+        }
 
 
 @dataclass
@@ -51,7 +56,10 @@ class BuildReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For `run.json`: counts only."""
-        return {name: len(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        return {
+            name: len(value) if isinstance(value, list) else value
+            for name, value in vars(self).items()
+        }
 
 
 def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
@@ -73,7 +81,9 @@ def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], Lo
         report.repaired_rows += bool(conversation.repairs)
     if not conversations:
         reasons = "\n".join(report.dropped[:_SHOWN])
-        raise ValueError(f"{path_or_repo}: expected conversations, got {report.rows} unreadable rows:\n{reasons}")
+        raise ValueError(
+            f"{path_or_repo}: expected conversations, got {report.rows} unreadable rows:\n{reasons}"
+        )
     return conversations, report
 
 
@@ -96,7 +106,9 @@ def build_examples(
     """
     if overlong not in OVERLONG or max_length < 2:
         choices = ", ".join(OVERLONG)
-        raise ValueError(f"expected overlong out of {choices} and max_length >= 2, got {overlong} and {max_length}")
+        raise ValueError(
+            f"expected overlong out of {choices} and max_length >= 2, got {overlong} and {max_length}"
+        )
     report, examples = BuildReport(), []
     first_places: dict[tuple[int, ...], str] = {}
     for conversation in conversations:
@@ -132,9 +144,13 @@ def _fit(example: Example, max_length: int, overlong: str, report: BuildReport) 
         report.dropped_overlong.append(example.where)
         return None
     if is_overlong:
-        example = Example(example.tokens[:max_length], example.trainable[:max_length], example.where)
+        example = Example(
+            example.tokens[:max_length], example.trainable[:max_length], example.where
+        )
     if not example.num_supervised:
-        (report.dropped_overlong if is_overlong else report.dropped_unsupervised).append(example.where)
+        (report.dropped_overlong if is_overlong else report.dropped_unsupervised).append(
+            example.where
+        )
         return None
     if is_overlong:
         report.truncated.append(example.where)
@@ -176,7 +192,9 @@ def split(
     return train, [conversations[index] for index in sorted(held)]
 
 
-def _hold_out_tools(conversations: Sequence[Conversation], order: Sequence[int], budget: int) -> set[int]:
+def _hold_out_tools(
+    conversations: Sequence[Conversation], order: Sequence[int], budget: int
+) -> set[int]:
     """Choose rows by whole tools: whatever names a chosen row's tool is chosen with it, while it fits the budget."""
     rows_of: dict[str, set[int]] = {}
     for index, conversation in enumerate(conversations):
@@ -193,4 +211,6 @@ def _hold_out_tools(conversations: Sequence[Conversation], order: Sequence[int],
 def _identity(conversation: Conversation) -> str:
     """Equal for rows that say the same, wherever they stand."""
     tools = [write_tool(tool) for tool in conversation.tools]
-    return json.dumps([repr(conversation.messages), tools, repr(conversation.prompt), conversation.system])
+    return json.dumps(
+        [repr(conversation.messages), tools, repr(conversation.prompt), conversation.system]
+    )

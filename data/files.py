@@ -33,13 +33,20 @@ def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
 
 def _training_files(folder: Path) -> list[Path]:
     files = sorted(
-        {file for pattern in PATTERNS for file in folder.rglob(pattern) if file.name != "dataset_infos.json"}
+        {
+            file
+            for pattern in PATTERNS
+            for file in folder.rglob(pattern)
+            if file.name != "dataset_infos.json"
+        }
     )
     # A repository may hold the same rows in two formats
     files = [file for file in files if file.suffix == ".parquet"] or files
     named = [file for file in files if "train" in str(file.relative_to(folder)).lower()]
     if not files:
-        raise FileNotFoundError(f"{folder}: expected Parquet, JSONL or JSON files in the folder, got none")
+        raise FileNotFoundError(
+            f"{folder}: expected Parquet, JSONL or JSON files in the folder, got none"
+        )
     return named or files
 
 
@@ -49,7 +56,9 @@ def _read_file(file: Path) -> Iterator[Row]:
         rows = _read_parquet(file)
     else:
         try:
-            text = file.read_text(encoding="utf-8-sig")  # tolerates the byte order mark that some editors write
+            text = file.read_text(
+                encoding="utf-8-sig"
+            )  # tolerates the byte order mark that some editors write
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: expected UTF-8, got {error}; convert the file") from None
         rows = _read_json(file, text) if file.suffix == ".json" else _read_lines(file, text)
@@ -94,16 +103,22 @@ def _read_json(file: Path, text: str) -> Iterable[Row]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return _read_lines(file, text)
-        raise ValueError(f"{file}:{error.lineno}: expected JSON, got {error.msg}; repair the file") from None
+        raise ValueError(
+            f"{file}:{error.lineno}: expected JSON, got {error.msg}; repair the file"
+        ) from None
     if isinstance(data, dict) and not {"conversations", "messages"} & set(data):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
-            raise ValueError(f"{file}: expected an object with one list of rows, got {len(lists)} lists; give an array")
+            raise ValueError(
+                f"{file}: expected an object with one list of rows, got {len(lists)} lists; give an array"
+            )
         data = lists[0]
     rows = data if isinstance(data, list) else [data]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"{file.name}:{number}: expected a JSON object, got {shorten(repr(row))}; repair the row")
+            raise ValueError(
+                f"{file.name}:{number}: expected a JSON object, got {shorten(repr(row))}; repair the row"
+            )
     return [(f"{file.name}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
@@ -119,4 +134,6 @@ def _read_parquet(file: Path) -> Iterator[Row]:
                 number += 1
                 yield f"{file.name}:{number}", row
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise ValueError(f"{file}: expected a Parquet file, got {error}; download it again") from None
+        raise ValueError(
+            f"{file}: expected a Parquet file, got {error}; download it again"
+        ) from None

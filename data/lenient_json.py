@@ -107,10 +107,14 @@ def read_values(text: str) -> tuple[list[Any], list[str]]:
 def _value_end(body: str, position: int) -> int:
     """Return the end of the value at `position`, or say why there is none."""
     if body[position : position + 1] not in ("{", "["):
-        raise LiteralError("not_an_object", f"expected a JSON object, got {shorten(body[position:]) or 'nothing'}")
+        raise LiteralError(
+            "not_an_object", f"expected a JSON object, got {shorten(body[position:]) or 'nothing'}"
+        )
     end = find_end(body, position)
     if end is None:
-        raise LiteralError("invalid_json", f"expected a complete JSON object, got {shorten(body[position:])}")
+        raise LiteralError(
+            "invalid_json", f"expected a complete JSON object, got {shorten(body[position:])}"
+        )
     return end
 
 
@@ -166,7 +170,10 @@ def _finite(number: float) -> float:
 def _bounded_int(digits: str) -> int:
     # int() is quadratic in the digits, and Python itself refuses more than 4,300
     if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise LiteralError("number_too_long", f"expected at most {MAX_DIGITS} digits, got {len(digits.lstrip('-'))}")
+        raise LiteralError(
+            "number_too_long",
+            f"expected at most {MAX_DIGITS} digits, got {len(digits.lstrip('-'))}",
+        )
     return int(digits)
 
 
@@ -179,9 +186,13 @@ def check_value(value: Any) -> Any:
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise LiteralError("invalid_unicode", "expected whole characters, got half of a surrogate pair") from None
+        raise LiteralError(
+            "invalid_unicode", "expected whole characters, got half of a surrogate pair"
+        ) from None
     except (TypeError, RecursionError) as error:
-        raise LiteralError("invalid_json", f"expected a value that JSON can hold, got {error}") from None
+        raise LiteralError(
+            "invalid_json", f"expected a value that JSON can hold, got {error}"
+        ) from None
     except ValueError:
         raise LiteralError("not_finite", "expected finite numbers, got NaN or Infinity") from None
     return value
@@ -200,11 +211,15 @@ def _read_python(text: str, problem: json.JSONDecodeError) -> Any:
     """Read a Python literal; `problem` is what JSON said, which is the clearer message when this fails too."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an unknown escape such as "\d" is only a SyntaxWarning
+            warnings.simplefilter(
+                "ignore"
+            )  # an unknown escape such as "\d" is only a SyntaxWarning
             tree = ast.parse(text, mode="eval")
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
-                _unique_keys([(str(key.value), None) for key in node.keys if isinstance(key, ast.Constant)])
+                _unique_keys(
+                    [(str(key.value), None) for key in node.keys if isinstance(key, ast.Constant)]
+                )
         value = ast.literal_eval(_JsonNames().visit(tree).body)
     except LiteralError:
         raise
@@ -226,7 +241,9 @@ def _as_json(value: Any) -> Any:
         return [_as_json(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _as_json(item) for key, item in value.items()}
-    raise LiteralError("invalid_json", f"expected a value that JSON can hold, got {shorten(repr(value))}")
+    raise LiteralError(
+        "invalid_json", f"expected a value that JSON can hold, got {shorten(repr(value))}"
+    )
 
 
 def shorten(text: str, limit: int = 60) -> str:

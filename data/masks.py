@@ -18,5 +18,8 @@ def mask_text(example: Example, tokenizer: Tokenizer) -> Text:
     text = Text()
     pairs = zip(example.tokens, example.trainable, strict=True)
     for is_trained, run in groupby(pairs, key=lambda pair: pair[1]):
-        text.append(tokenizer.decode(id for id, _ in run), style=TRAINED_STYLE if is_trained else GIVEN_STYLE)
+        text.append(
+            tokenizer.decode(id for id, _ in run),
+            style=TRAINED_STYLE if is_trained else GIVEN_STYLE,
+        )
     return text

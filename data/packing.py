@@ -108,12 +108,18 @@ def collate(packs: Sequence[Sequence[Example]], pad_id: int, length: int | None 
     longest = max((sum(len(example.tokens) for example in pack) for pack in packs), default=0)
     width = longest if length is None else length
     if not packs or longest > width:
-        raise ValueError(f"expected packs of at most {width} tokens, got {len(packs)} packs, the longest of {longest}")
+        raise ValueError(
+            f"expected packs of at most {width} tokens, got {len(packs)} packs, the longest of {longest}"
+        )
     rows = [_lay_out(pack, pad_id, width) for pack in packs]
-    return Batch(*(torch.tensor(column, dtype=torch.int64) for column in zip(*rows, strict=True)))  # each (B, T)
+    return Batch(
+        *(torch.tensor(column, dtype=torch.int64) for column in zip(*rows, strict=True))
+    )  # each (B, T)
 
 
-def _lay_out(pack: Sequence[Example], pad_id: int, width: int) -> tuple[list[int], list[int], list[int], list[int]]:
+def _lay_out(
+    pack: Sequence[Example], pad_id: int, width: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return tokens, positions, documents and targets of one pack, padded to `width`."""
     tokens: list[int] = []
     positions: list[int] = []

@@ -13,16 +13,33 @@ from data.conversation import Tool, ToolCall
 from data.lenient_json import find_end, shorten
 from data.tool_calls import CallError, Outcome, error_for, read_calls
 
-HERMES_TAGS = ("<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
-               "</tool_response>")  # fmt: skip
-MISTRAL_TAGS = ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+HERMES_TAGS = (
+    "<tools>",
+    "</tools>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+MISTRAL_TAGS = (
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+)
 TAGS = {"hermes": HERMES_TAGS, "mistral": MISTRAL_TAGS}
 
 _ANY_TAG = re.compile("|".join(map(re.escape, HERMES_TAGS)))
 _VALUE_GAP = re.compile(r"(?:[\s,;]|```[a-zA-Z]*)*")
 # Repairs that a reply survives but that a row of training data must not have: the model would learn them.
-STRUCTURAL = {"unclosed_think": "a <think> that never closes", "stray_tag": "a tag that opens or closes nothing here",
-              "missing_end_tag": "a <tool_call> that never closes"}  # fmt: skip
+STRUCTURAL = {
+    "unclosed_think": "a <think> that never closes",
+    "stray_tag": "a tag that opens or closes nothing here",
+    "missing_end_tag": "a <tool_call> that never closes",
+}
 
 
 @dataclass(frozen=True)
@@ -137,12 +154,22 @@ def assemble(segments: Iterable[Segment], ended: bool = True, tools: Iterable[To
     return Reply("\n\n".join(thoughts), "\n\n".join(prose), tuple(outcomes), tuple(repairs), ended)
 
 
-def _read_segment(segment: Segment, ended: bool, tools: Iterable[Tool]) -> tuple[list[Outcome], list[str]]:
+def _read_segment(
+    segment: Segment, ended: bool, tools: Iterable[Tool]
+) -> tuple[list[Outcome], list[str]]:
     """Read the calls of one segment; a call that was cut is never completed by guessing."""
     if not segment.closed and not ended:
-        return [error_for("truncated", f"expected a complete call, got {shorten(segment.text) or 'nothing'}")], []
+        return [
+            error_for(
+                "truncated", f"expected a complete call, got {shorten(segment.text) or 'nothing'}"
+            )
+        ], []
     if not segment.clean:
-        return [error_for("control_token", f"expected plain text in the call, got {shorten(segment.text)}")], []
+        return [
+            error_for(
+                "control_token", f"expected plain text in the call, got {shorten(segment.text)}"
+            )
+        ], []
     outcomes, repairs = read_calls(segment.text, tools)
     if segment.kind == "calls":
         repairs = [repair for repair in repairs if repair != "list_of_calls"]

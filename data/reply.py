@@ -27,13 +27,17 @@ def parse_reply(
     """
     ids, ended = _cut_turn(tokens, tokenizer)
     segments = (
-        _split_mistral_ids(ids, tokenizer, ended) if tokenizer.format == "mistral" else _split_ids(ids, tokenizer)
+        _split_mistral_ids(ids, tokenizer, ended)
+        if tokenizer.format == "mistral"
+        else _split_ids(ids, tokenizer)
     )
     reply = assemble(segments, ended, tools)
     return _read_bare_call(reply, tools) if lenient else reply
 
 
-def parse_tool_calls(tokens_or_text: Iterable[int] | str, tokenizer: Tokenizer | None = None) -> list[ToolCall]:
+def parse_tool_calls(
+    tokens_or_text: Iterable[int] | str, tokenizer: Tokenizer | None = None
+) -> list[ToolCall]:
     """Return the good calls of a reply; of a whole rendered conversation, those of all model turns, in order.
 
     Never raises on what a model wrote. A conversation is told by its first id or characters, <bos> or <start_of_turn>.
@@ -68,7 +72,9 @@ def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
         return [ids]
     header = tokenizer.encode("model\n")
     starts = [place + 1 for place, id in enumerate(ids) if id == tokenizer.start_of_turn_id]
-    return [ids[start + len(header) :] for start in starts if ids[start : start + len(header)] == header]
+    return [
+        ids[start + len(header) :] for start in starts if ids[start : start + len(header)] == header
+    ]
 
 
 def _cut_turn(tokens: Iterable[int], tokenizer: Tokenizer) -> tuple[list[int], bool]:
@@ -131,11 +137,15 @@ def _inner(
     if not all(segment.clean and _is_complete(segment.text) for segment in earlier):
         return [Segment(kind, tokenizer.decode(ids), closed, clean=False)]
     stray = Segment("stray", tokenizer.decode([opening]))
-    return [item for segment in earlier for item in (segment, stray)] + [dataclasses.replace(last, closed=closed)]
+    return [item for segment in earlier for item in (segment, stray)] + [
+        dataclasses.replace(last, closed=closed)
+    ]
 
 
 def _call_segment(ids: list[int], closed: bool, tokenizer: Tokenizer) -> Segment:
-    return Segment("call", tokenizer.decode(ids), closed, clean=tokenizer.control_ids.isdisjoint(ids))
+    return Segment(
+        "call", tokenizer.decode(ids), closed, clean=tokenizer.control_ids.isdisjoint(ids)
+    )
 
 
 def _is_complete(text: str) -> bool:

@@ -29,15 +29,23 @@ def text_of(content: Any) -> str:
     parts = content if isinstance(content, list | tuple) else [content]
     texts = []
     for part in parts:
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        text = (
+            part.get("text")
+            if isinstance(part, Mapping) and part.get("type", "text") == "text"
+            else part
+        )
         if not isinstance(text, str | None):
-            raise ValueError(f"expected text, got {shorten(repr(part))}; only text parts can be trained on")
+            raise ValueError(
+                f"expected text, got {shorten(repr(part))}; only text parts can be trained on"
+            )
         texts.append(text or "")
     joined = "".join(texts)
     try:
         joined.encode()
     except UnicodeEncodeError:
-        raise ValueError("expected whole characters, got half of a surrogate pair; repair the encoding") from None
+        raise ValueError(
+            "expected whole characters, got half of a surrogate pair; repair the encoding"
+        ) from None
     return joined
 
 
@@ -69,14 +77,20 @@ def _block_end(text: str, start: int) -> int:
     while text[position : position + 1] in ("[", "{"):
         end = find_end(text, position)
         if end is None:
-            raise ValueError(f"expected a complete list of tools, got {shorten(text[position:])}; close every bracket")
+            raise ValueError(
+                f"expected a complete list of tools, got {shorten(text[position:])}; close every bracket"
+            )
         position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
     if not text.startswith("</tools>", position):
-        raise ValueError(f"expected </tools> after the tools, got {shorten(text[position:]) or 'the end'}; close it")
+        raise ValueError(
+            f"expected </tools> after the tools, got {shorten(text[position:]) or 'the end'}; close it"
+        )
     return position
 
 
-def read_model(raw: Mapping[str, Any], is_hermes: bool, tools: Sequence[Tool]) -> tuple[Message, list[str]]:
+def read_model(
+    raw: Mapping[str, Any], is_hermes: bool, tools: Sequence[Tool]
+) -> tuple[Message, list[str]]:
     """Read a model's message and the names of the repairs that it took.
 
     Raises:
@@ -86,11 +100,15 @@ def read_model(raw: Mapping[str, Any], is_hermes: bool, tools: Sequence[Tool]) -
     reply = assemble(split_text(text) if is_hermes else split_mistral(text), tools=tools)
     _refuse_problems(reply)
     calls, repairs = _read_raw_calls(raw, tools)
-    thinking = text_of(raw.get("reasoning_content") or raw.get("reasoning")).strip() or reply.thinking
+    thinking = (
+        text_of(raw.get("reasoning_content") or raw.get("reasoning")).strip() or reply.thinking
+    )
     is_trained = raw.get("weight") != 0 and raw.get("train") is not False
     message = Message("model", reply.content, thinking, (*reply.calls, *calls), trained=is_trained)
     if not (message.content or message.thinking or message.calls):
-        raise ValueError("expected text, thinking or a call, got an empty model message; remove the message")
+        raise ValueError(
+            "expected text, thinking or a call, got an empty model message; remove the message"
+        )
     return message, [*reply.repairs, *repairs]
 
 
@@ -105,13 +123,18 @@ def read_call(raw: Mapping[str, Any], tools: Sequence[Tool]) -> tuple[Message, l
 
 def _refuse_problems(reply: Reply) -> None:
     problems = [f"{error.message}; {error.hint}" for error in reply.errors]
-    problems += [f"expected balanced tags, got {STRUCTURAL[repair]}; close or remove it"
-                 for repair in dict.fromkeys(reply.repairs) if repair in STRUCTURAL]  # fmt: skip
+    problems += [
+        f"expected balanced tags, got {STRUCTURAL[repair]}; close or remove it"
+        for repair in dict.fromkeys(reply.repairs)
+        if repair in STRUCTURAL
+    ]
     if problems:
         raise ValueError(" / ".join(problems))
 
 
-def _read_raw_calls(raw: Mapping[str, Any], tools: Sequence[Tool]) -> tuple[list[ToolCall], list[str]]:
+def _read_raw_calls(
+    raw: Mapping[str, Any], tools: Sequence[Tool]
+) -> tuple[list[ToolCall], list[str]]:
     """Read the calls that stand under `tool_calls` or `function_call`."""
     calls: list[ToolCall] = []
     repairs: list[str] = []
@@ -132,9 +155,15 @@ def _read_raw_calls(raw: Mapping[str, Any], tools: Sequence[Tool]) -> tuple[list
 
 def _read_raw_call(item: Any, tools: Sequence[Tool]) -> tuple[ToolCall, list[str]]:
     """Read {"id", "function": {"name", "arguments"}} or the inner object; arguments as a string are normal here."""
-    spec = item.get("function") if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping) else item
+    spec = (
+        item.get("function")
+        if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping)
+        else item
+    )
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or not spec["name"]:
-        raise ValueError(f"expected a call with a function's name, got {shorten(repr(item))}; give name and arguments")
+        raise ValueError(
+            f"expected a call with a function's name, got {shorten(repr(item))}; give name and arguments"
+        )
     try:
         return make_call(spec["name"], spec.get("arguments"), tools, _label(item, "id"))
     except LiteralError as error:
@@ -148,13 +177,19 @@ def read_results(raw: Mapping[str, Any], is_hermes: bool) -> Message:
     opening tag, so that a lone `</tool_response>` in the middle of a result does not end it.
     """
     content = content_of(raw)
-    text = text_of(content if content is None or isinstance(content, str) or _is_parts(content) else _as_text(content))
+    text = text_of(
+        content
+        if content is None or isinstance(content, str) or _is_parts(content)
+        else _as_text(content)
+    )
     name, id = _label(raw, "name"), _label(raw, "tool_call_id") or _label(raw, "id")
     stripped = text.strip()
     if not (is_hermes and stripped.startswith(_OPEN)):
         return Message("tool", results=(ToolResult(text, name, id),))
     if not stripped.endswith(_CLOSE):
-        raise ValueError(f"expected </tool_response> at the end, got {shorten(stripped[-40:])}; close the tag")
+        raise ValueError(
+            f"expected </tool_response> at the end, got {shorten(stripped[-40:])}; close the tag"
+        )
     results = _split_results(stripped)
     if len(results) > 1:
         name = id = None  # they belong to one call, and which one is not said
@@ -165,14 +200,18 @@ def _label(raw: Mapping[str, Any], key: str) -> str | None:
     """Return a name or an id. Raises ValueError if it is anything but text or absent."""
     value = raw.get(key)
     if not isinstance(value, str | None):
-        raise ValueError(f"expected text under {key!r}, got {shorten(repr(value))}; write it as a string")
+        raise ValueError(
+            f"expected text under {key!r}, got {shorten(repr(value))}; write it as a string"
+        )
     return value
 
 
 def _is_parts(content: Any) -> bool:
     """True for OpenAI's text parts; another list is a result that came as data."""
     is_list = isinstance(content, list | tuple) and bool(content)
-    return is_list and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
+    return is_list and all(
+        isinstance(part, Mapping) and part.get("type") == "text" for part in content
+    )
 
 
 def _as_text(data: Any) -> str:

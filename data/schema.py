@@ -25,18 +25,39 @@ from data.row_messages import content_of, read_call, read_model, read_results, s
 from data.tool_schema import as_shape, as_tools, read_tool, read_tools, write_tool
 
 ROLES = {
-    "system": "system", "developer": "system",
-    "human": "user", "user": "user",
-    "model": "model", "assistant": "model", "gpt": "model",
-    "function_call": "call", "tool_call": "call",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool",
-}  # fmt: skip
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "model": "model",
+    "assistant": "model",
+    "gpt": "model",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
 FOLLOWS = {"": ("user",), "user": ("model",), "model": ("user", "tool"), "tool": ("model",)}
 
 __all__ = [
-    "DEFAULT_PROMPT", "THINK_REQUEST", "Conversation", "Message", "SystemPrompt", "Tool", "ToolCall", "ToolResult",
-    "as_shape", "conversation_from", "parse_row", "read_tool", "read_tools", "write_tool",
-]  # fmt: skip
+    "DEFAULT_PROMPT",
+    "THINK_REQUEST",
+    "Conversation",
+    "Message",
+    "SystemPrompt",
+    "Tool",
+    "ToolCall",
+    "ToolResult",
+    "as_shape",
+    "conversation_from",
+    "parse_row",
+    "read_tool",
+    "read_tools",
+    "write_tool",
+]
 
 
 def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conversation:
@@ -49,12 +70,16 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     key = next((key for key in ("conversations", "messages") if fields.get(key) is not None), None)
     if key is None:
         got = shorten(", ".join(map(str, fields))) or "no key"
-        raise ValueError(f'{where}: expected the key "conversations" or "messages", got {got}; rename the column')
+        raise ValueError(
+            f'{where}: expected the key "conversations" or "messages", got {got}; rename the column'
+        )
     reader = _RowReader(where, is_hermes=key == "conversations")
     reader.read_tools(fields.get("tools") or fields.get("functions"))
     reader.read_messages(_load_messages(fields[key], fields.get("system"), where))
     if not any(message.role == "model" for message in reader.messages):
-        reader.complain("expected a model's message, got none; there is nothing to learn from this row")
+        reader.complain(
+            "expected a model's message, got none; there is nothing to learn from this row"
+        )
     return reader.finish()
 
 
@@ -84,10 +109,17 @@ def _load_row(row: Mapping[str, Any] | str | bytes, where: str) -> Mapping[str, 
     if isinstance(row, str | bytes):
         try:
             row = load_json(row.decode() if isinstance(row, bytes) else row)
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError and LiteralError alike
-            raise ValueError(f"{where}: expected one JSON object on the line, got {error}; repair the line") from None
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # UnicodeDecodeError, JSONDecodeError and LiteralError alike
+            raise ValueError(
+                f"{where}: expected one JSON object on the line, got {error}; repair the line"
+            ) from None
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: expected a JSON object, got {shorten(repr(row))}; wrap it in {{...}}")
+        raise ValueError(
+            f"{where}: expected a JSON object, got {shorten(repr(row))}; wrap it in {{...}}"
+        )
     return row
 
 
@@ -97,12 +129,18 @@ def _load_messages(value: Any, system: Any, where: str) -> list[Any]:
         try:
             values, _ = read_values(value)
         except ValueError as error:
-            raise ValueError(f"{where}: expected a list of messages, got a string: {error}") from None
+            raise ValueError(
+                f"{where}: expected a list of messages, got a string: {error}"
+            ) from None
         value = values[0] if len(values) == 1 else values
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{where}: expected a list of messages, got {shorten(repr(value))}; give two or more")
+        raise ValueError(
+            f"{where}: expected a list of messages, got {shorten(repr(value))}; give two or more"
+        )
     has_system = isinstance(value[0], Mapping) and ROLES.get(_role_of(value[0])) == "system"
-    return ([] if has_system or not system else [{"role": "system", "content": system}]) + list(value)
+    return ([] if has_system or not system else [{"role": "system", "content": system}]) + list(
+        value
+    )
 
 
 def _role_of(raw: Mapping[str, Any]) -> str:
@@ -154,15 +192,22 @@ class _RowReader:
     def _check_role(self, raw: Any, number: int, previous: str) -> str:
         """Return the message's role, or "" after complaining that it has none or comes at an impossible place."""
         if not isinstance(raw, Message | Mapping):
-            self.complain(f"expected an object with role and content, got {shorten(repr(raw))}", number)
+            self.complain(
+                f"expected an object with role and content, got {shorten(repr(raw))}", number
+            )
             return ""
         given = raw.role if isinstance(raw, Message) else _role_of(raw)
         role = ROLES.get(given, "")
         if not role:
-            self.complain(f"expected a role out of {', '.join(ROLES)}, got {given!r}; rename it", number)
+            self.complain(
+                f"expected a role out of {', '.join(ROLES)}, got {given!r}; rename it", number
+            )
         elif role == "system":
             if number > 1:
-                self.complain(f"expected the system text as the first message, got {given!r} here; move it up", number)
+                self.complain(
+                    f"expected the system text as the first message, got {given!r} here; move it up",
+                    number,
+                )
                 return ""
         elif not self._may_follow(role, previous):
             after = f"after a {previous} message" if previous else "as the first turn"
@@ -192,7 +237,11 @@ class _RowReader:
             return Message("user", text_of(content_of(raw)))
         if role == "tool":
             return read_results(raw, self.is_hermes)
-        message, repairs = read_call(raw, self.tools) if role == "call" else read_model(raw, self.is_hermes, self.tools)
+        message, repairs = (
+            read_call(raw, self.tools)
+            if role == "call"
+            else read_model(raw, self.is_hermes, self.tools)
+        )
         self.repairs += repairs
         return message
 
@@ -203,7 +252,10 @@ class _RowReader:
             return
         # The block that the model will read counts, not a column that repeats it
         shape = tools[0].shape if tools else "openai"
-        self.tools, self.prompt = as_tools(tools, shape), SystemPrompt(before.lstrip(), after.rstrip(), shape)
+        self.tools, self.prompt = (
+            as_tools(tools, shape),
+            SystemPrompt(before.lstrip(), after.rstrip(), shape),
+        )
 
     def _append(self, message: Message, role: str) -> None:
         """Add a message; calls and results that came as messages of their own join the turn that they belong to."""
@@ -228,7 +280,9 @@ class _RowReader:
         if self.problems:
             raise ValueError("\n".join(self.problems))
         self._request_thinking()
-        return Conversation(messages, self.tools, self.prompt, self.system, self.where, tuple(self.repairs))
+        return Conversation(
+            messages, self.tools, self.prompt, self.system, self.where, tuple(self.repairs)
+        )
 
     def _request_thinking(self) -> None:
         """Ask for thinking in the system text where a turn thinks and the text does not ask yet."""
@@ -236,7 +290,9 @@ class _RowReader:
         if THINK_REQUEST in said or not any(message.thinking for message in self.messages):
             return
         if self.prompt:
-            self.prompt = dataclasses.replace(self.prompt, after=f"{self.prompt.after}\n{THINK_REQUEST}")
+            self.prompt = dataclasses.replace(
+                self.prompt, after=f"{self.prompt.after}\n{THINK_REQUEST}"
+            )
         else:
             self.system = f"{self.system}\n{THINK_REQUEST}".lstrip()
 
@@ -257,10 +313,14 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         calls = matched[-1].calls if matched and message.role == "tool" else ()
         places = {call.id: place for place, call in enumerate(calls) if call.id}
         ids = [result.id for result in message.results if result.id] if places else []
-        unknown = [id for id in ids if id not in places] + [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        unknown = [id for id in ids if id not in places] + [
+            id for id in dict.fromkeys(ids) if ids.count(id) > 1
+        ]
         if unknown:
             wanted = ", ".join(map(repr, places))
-            problems.append(f"expected one result for each call id out of {wanted}, got {unknown[0]!r}; correct the id")
+            problems.append(
+                f"expected one result for each call id out of {wanted}, got {unknown[0]!r}; correct the id"
+            )
         results = message.results
         if len(ids) == len(results) and not unknown:
             results = tuple(sorted(results, key=lambda result: places[result.id or ""]))
@@ -269,6 +329,9 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         names = [by_id.get(result.id or "") for result in results]
         if len(calls) == len(results):
             names = [name or call.name for name, call in zip(names, calls, strict=True)]
-        named = tuple(dataclasses.replace(r, name=r.name or name) for r, name in zip(results, names, strict=True))
+        named = tuple(
+            dataclasses.replace(r, name=r.name or name)
+            for r, name in zip(results, names, strict=True)
+        )
         matched.append(dataclasses.replace(message, results=named))
     return tuple(matched), repairs, problems

@@ -68,13 +68,15 @@ _CALL = """\
 """
 
 _HERMES_CALLS = (
-    "{%- for call in message.tool_calls or [] -%}{{- '<tool_call>\\n' -}}" + _CALL
+    "{%- for call in message.tool_calls or [] -%}{{- '<tool_call>\\n' -}}"
+    + _CALL
     + "{{- '\\n</tool_call>' -}}{%- endfor -%}"
-)  # fmt: skip
+)
 _MISTRAL_CALLS = (
-    "{%- for call in message.tool_calls or [] -%}{{- '[TOOL_CALLS][' if loop.first else ', ' -}}" + _CALL
+    "{%- for call in message.tool_calls or [] -%}{{- '[TOOL_CALLS][' if loop.first else ', ' -}}"
+    + _CALL
     + "{{- ']' if loop.last else '' -}}{%- endfor -%}"
-)  # fmt: skip
+)
 _HERMES_RESULT = "{{- '<tool_response>\\n' + text(message.content) + '\\n</tool_response>' -}}"
 _MISTRAL_RESULT = (
     "{{- '[TOOL_RESULTS]{\"content\": ' + (text(message.content) | tojson) -}}"
@@ -125,7 +127,9 @@ def chat_template(format: str, prompt: SystemPrompt | None) -> str:
         "OPEN": quote("<tools>\n" if is_hermes else "[AVAILABLE_TOOLS]"),
         "CLOSE": quote("\n</tools>" if is_hermes else "[/AVAILABLE_TOOLS]"),
         "TOOLS": _TOOLS[prompt.shape],
-        "THINKING": _THINKING.replace("@END_OF_THINKING@", quote("</think>" if is_hermes else "</think>\n")),
+        "THINKING": _THINKING.replace(
+            "@END_OF_THINKING@", quote("</think>" if is_hermes else "</think>\n")
+        ),
         "CALLS": _HERMES_CALLS if is_hermes else _MISTRAL_CALLS,
         "RESULT": _HERMES_RESULT if is_hermes else _MISTRAL_RESULT,
     }

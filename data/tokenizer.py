@@ -18,8 +18,13 @@ from data.replies import MISTRAL_TAGS, TAGS
 from data.template import chat_template
 
 Format = Literal["hermes", "mistral"]
-NAMED = {"pad_id": "<pad>", "eos_id": "<eos>", "bos_id": "<bos>", "start_of_turn_id": "<start_of_turn>",
-         "end_of_turn_id": "<end_of_turn>"}  # fmt: skip
+NAMED = {
+    "pad_id": "<pad>",
+    "eos_id": "<eos>",
+    "bos_id": "<bos>",
+    "start_of_turn_id": "<start_of_turn>",
+    "end_of_turn_id": "<end_of_turn>",
+}
 META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
 # Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and spaces, its HTML tags
@@ -46,7 +51,11 @@ class Tokenizer:
     end_of_turn_id: int
 
     def __init__(
-        self, source: str, config: dict[str, Any], format: str | None = None, where: str = "tokenizer"
+        self,
+        source: str,
+        config: dict[str, Any],
+        format: str | None = None,
+        where: str = "tokenizer",
     ) -> None:
         """Read the text of a `tokenizer.json` and the object of a `tokenizer_config.json`.
 
@@ -65,7 +74,9 @@ class Tokenizer:
         self.base_size = self._size
         while self.base_size - 1 in self.tag_ids.values():
             self.base_size -= 1
-        control = {entry["content"] for entry in data["added_tokens"] if not _is_text(entry)} | set(self.tag_ids)
+        control = {entry["content"] for entry in data["added_tokens"] if not _is_text(entry)} | set(
+            self.tag_ids
+        )
         self._control_text = {added[content]: content for content in control}
         self.control_ids = frozenset(self._control_text)
         self._name_ids(added)
@@ -89,7 +100,9 @@ class Tokenizer:
         path = fetch(path_or_repo, ["tokenizer.json", "tokenizer_config.json"])
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected the `tokenizers` library's tokenizer.json")
+            raise FileNotFoundError(
+                f"{path}: no such file; expected the `tokenizers` library's tokenizer.json"
+            )
         config_path = path.with_name("tokenizer_config.json")
         source = _read_text(path)
         config = _load_object(_read_text(config_path), config_path) if config_path.is_file() else {}
@@ -110,14 +123,18 @@ class Tokenizer:
         """
         if self._meta_ids and META in text:
             first, *rest = text.split(META)
-            return self._encode(first) + [id for part in rest for id in (*self._meta_ids, *self._encode(part))]
+            return self._encode(first) + [
+                id for part in rest for id in (*self._meta_ids, *self._encode(part))
+            ]
         return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         try:
             text.encode()  # tokenizers answers half a surrogate pair with a TypeError that says nothing
         except UnicodeEncodeError:
-            raise ValueError(f"expected whole characters, got half of a surrogate pair at {text[:40]!r}") from None
+            raise ValueError(
+                f"expected whole characters, got half of a surrogate pair at {text[:40]!r}"
+            ) from None
         return self._content.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
@@ -131,7 +148,9 @@ class Tokenizer:
             texts.append(self._content.decode(run, skip_special_tokens=False) if run else "")
             texts.append("" if skip_control else self._control_text[id])
             run = []
-        return "".join(texts) + (self._content.decode(run, skip_special_tokens=False) if run else "")
+        return "".join(texts) + (
+            self._content.decode(run, skip_special_tokens=False) if run else ""
+        )
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
@@ -147,30 +166,56 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         prompt = prompt or self.prompt
         data = json.loads(self._source)
-        data["added_tokens"] += [{"id": self.tag_ids[tag], "content": tag, **_SPECIAL} for tag in self._absent]
+        data["added_tokens"] += [
+            {"id": self.tag_ids[tag], "content": tag, **_SPECIAL} for tag in self._absent
+        ]
         for entry in data["added_tokens"]:
             if entry["content"] in self.tag_ids:
                 entry["special"] = True
         _write_text(folder / "tokenizer.json", json.dumps(data, ensure_ascii=False))
-        config = json.dumps(self._saved_config(data["added_tokens"], prompt), ensure_ascii=False, indent=2)
+        config = json.dumps(
+            self._saved_config(data["added_tokens"], prompt), ensure_ascii=False, indent=2
+        )
         _write_text(folder / "tokenizer_config.json", config + "\n")
         _write_text(folder / "chat_template.jinja", chat_template(self.format, prompt))
 
-    def _saved_config(self, added_tokens: list[dict[str, Any]], prompt: SystemPrompt | None) -> dict[str, Any]:
+    def _saved_config(
+        self, added_tokens: list[dict[str, Any]], prompt: SystemPrompt | None
+    ) -> dict[str, Any]:
         """The old config with the tags; its own template goes, since `chat_template.jinja` beside it replaces it."""
-        config = {key: value for key, value in self._config.items() if key not in ("chat_template", "tool_prompt")}
-        config["added_tokens_decoder"] = {
-            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added_tokens
+        config = {
+            key: value
+            for key, value in self._config.items()
+            if key not in ("chat_template", "tool_prompt")
         }
-        known = config.pop("additional_special_tokens", None) or config.pop("extra_special_tokens", None) or []
+        config["added_tokens_decoder"] = {
+            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+            for entry in added_tokens
+        }
+        known = (
+            config.pop("additional_special_tokens", None)
+            or config.pop("extra_special_tokens", None)
+            or []
+        )
         known = list(known) or [NAMED["start_of_turn_id"], NAMED["end_of_turn_id"]]
-        config["additional_special_tokens"] = known + [tag for tag in self.tag_ids if tag not in known]
-        config |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "tool_format": self.format}
+        config["additional_special_tokens"] = known + [
+            tag for tag in self.tag_ids if tag not in known
+        ]
+        config |= {
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "tool_format": self.format,
+        }
         # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as it is
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
         if prompt:
-            config["tool_prompt"] = {"before": prompt.before, "after": prompt.after, "shape": prompt.shape}
+            config["tool_prompt"] = {
+                "before": prompt.before,
+                "after": prompt.after,
+                "shape": prompt.shape,
+            }
         return config
 
     def _load(self, source: str) -> dict[str, Any]:
@@ -178,7 +223,9 @@ class Tokenizer:
         model = data.get("model")
         kind = model.get("type") if isinstance(model, dict) else None
         if kind != "BPE" or not isinstance(data.get("added_tokens"), list):
-            raise ValueError(f"{self._where}: expected a BPE tokenizer with added tokens, got the model type {kind!r}")
+            raise ValueError(
+                f"{self._where}: expected a BPE tokenizer with added tokens, got the model type {kind!r}"
+            )
         return data
 
     def _choose_format(self, format: str | None, added: dict[str, int]) -> str:
@@ -191,7 +238,9 @@ class Tokenizer:
     def _name_ids(self, added: dict[str, int]) -> None:
         absent = [content for content in NAMED.values() if content not in added]
         if absent:
-            raise ValueError(f"{self._where}: expected Gemma's control tokens, got none named {', '.join(absent)}")
+            raise ValueError(
+                f"{self._where}: expected Gemma's control tokens, got none named {', '.join(absent)}"
+            )
         for name, content in NAMED.items():
             setattr(self, name, added[content])
 
@@ -204,9 +253,11 @@ class Tokenizer:
         model = dict(data["model"])
         model["vocab"] = {piece: id for piece, id in model["vocab"].items() if piece not in control}
         model["merges"] = [
-            merge for merge in model["merges"]
-            if (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)) not in control
-        ]  # fmt: skip
+            merge
+            for merge in model["merges"]
+            if (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge))
+            not in control
+        ]
         if model.get("unk_token") in control:
             model["unk_token"] = None
         added = [entry for entry in data["added_tokens"] if entry["content"] not in control]
@@ -221,17 +272,28 @@ class Tokenizer:
         try:
             return tokenizers.Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
         except Exception as error:  # the library raises bare Exception for every fault of the file
-            raise ValueError(f"{self._where}: expected a tokenizer.json, got one that does not load: {error}") from None
+            raise ValueError(
+                f"{self._where}: expected a tokenizer.json, got one that does not load: {error}"
+            ) from None
 
     def _find_meta_ids(self, vocab: dict[str, int]) -> list[int]:
         """The byte pieces of the space mark, where the tokenizer would confuse it with a space."""
         pieces = [f"<0x{byte:02X}>" for byte in META.encode()]
         is_exact = self.decode(self._encode(META)) == META
-        return [] if is_exact or not all(piece in vocab for piece in pieces) else [vocab[piece] for piece in pieces]
+        return (
+            []
+            if is_exact or not all(piece in vocab for piece in pieces)
+            else [vocab[piece] for piece in pieces]
+        )
 
     def _check_lossless(self) -> None:
         """Refuse a tokenizer that changes text: every byte, spaces at both ends, and a piece that looks like a byte."""
-        spans = (range(0xC0), range(0xC0, 0x800, 0x40), range(0x800, 0xD800, 0x1000), range(0xE000, 0x110000, 0x10000))
+        spans = (
+            range(0xC0),
+            range(0xC0, 0x800, 0x40),
+            range(0x800, 0xD800, 0x1000),
+            range(0xE000, 0x110000, 0x10000),
+        )
         letters = [chr(code) for span in spans for code in span] + [META]
         for probe in ("".join(letters), "  " + " ".join(letters) + "\n\n ", "<0x22>a\u200b"):
             if self.decode(self.encode(probe)) != probe:
@@ -240,7 +302,13 @@ class Tokenizer:
                 )
 
 
-_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+_SPECIAL = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
 
 
 def _is_text(entry: dict[str, Any]) -> bool:
@@ -264,7 +332,9 @@ def _load_object(text: str, where: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected JSON, got {error}; download the file again") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(data).__name__}; download the file again")
+        raise ValueError(
+            f"{where}: expected a JSON object, got {type(data).__name__}; download the file again"
+        )
     return data
 
 

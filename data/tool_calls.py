@@ -56,7 +56,9 @@ def read_calls(body: str, tools: Iterable[Tool] = ()) -> tuple[list[Outcome], li
         outcomes.append(outcome)
         repairs += repair
     if len(items) > MAX_CALLS:
-        outcomes.append(error_for("too_many_calls", f"expected at most {MAX_CALLS} calls, got {len(items)}"))
+        outcomes.append(
+            error_for("too_many_calls", f"expected at most {MAX_CALLS} calls, got {len(items)}")
+        )
     return outcomes, repairs
 
 
@@ -68,7 +70,9 @@ def _read_call(value: Any, tools: Iterable[Tool]) -> tuple[Outcome, list[str]]:
     if not isinstance(name, str) or not name:
         return error_for("missing_name", f"expected a tool's name, got {shorten(repr(name))}"), []
     if "arguments" not in value and "parameters" in value:
-        return error_for("missing_arguments", 'expected the key "arguments", got "parameters"', name), []
+        return error_for(
+            "missing_arguments", 'expected the key "arguments", got "parameters"', name
+        ), []
     arguments = value.get("arguments")
     try:
         call, repairs = make_call(name, arguments, tools)
@@ -93,11 +97,20 @@ def make_call(
         arguments = values[0] if len(values) == 1 else values
     if arguments is None or arguments == "":
         if tool and tool.required:
-            raise LiteralError("missing_arguments", f"{name}: expected {', '.join(tool.required)}, got no arguments")
+            raise LiteralError(
+                "missing_arguments",
+                f"{name}: expected {', '.join(tool.required)}, got no arguments",
+            )
         arguments, repairs = {}, [*repairs, "no_arguments"]
     if not isinstance(arguments, dict):
-        raise LiteralError("arguments_not_object", f"{name}: expected an object, got {shorten(repr(arguments))}")
-    kept = {key: value for key, value in arguments.items() if value is not None or _may_be_null(tool, key)}
+        raise LiteralError(
+            "arguments_not_object", f"{name}: expected an object, got {shorten(repr(arguments))}"
+        )
+    kept = {
+        key: value
+        for key, value in arguments.items()
+        if value is not None or _may_be_null(tool, key)
+    }
     if len(kept) < len(arguments):
         repairs = [*repairs, "stray_null"]
     return ToolCall(name, check_value(kept), id), repairs
@@ -110,6 +123,12 @@ def _may_be_null(tool: Tool | None, argument: str) -> bool:
     schema = tool.parameters.get("properties", {}).get(argument)
     if schema is None:
         return False
-    kinds = [option.get("type") for option in schema.get("anyOf", ()) if isinstance(option, Mapping)]
-    kinds += [schema.get("type")] if isinstance(schema.get("type"), str) else list(schema.get("type") or ())
+    kinds = [
+        option.get("type") for option in schema.get("anyOf", ()) if isinstance(option, Mapping)
+    ]
+    kinds += (
+        [schema.get("type")]
+        if isinstance(schema.get("type"), str)
+        else list(schema.get("type") or ())
+    )
     return "null" in kinds or None in (schema.get("enum") or ()) or schema.get("nullable") is True

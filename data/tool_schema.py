@@ -12,11 +12,26 @@ from data.lenient_json import check_value, load_json, read_values, shorten
 
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 # Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
-TYPE_NAMES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer",
-              "bool": "boolean"}  # fmt: skip
+TYPE_NAMES = {
+    "dict": "object",
+    "float": "number",
+    "tuple": "array",
+    "list": "array",
+    "str": "string",
+    "int": "integer",
+    "bool": "boolean",
+}
 PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
 _DECORATION = ("description", "title", "default", "examples")
-_OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties", "description", "title", "$schema"}
+_OBJECT_KEYWORDS = {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "description",
+    "title",
+    "$schema",
+}
 
 
 def read_tools(value: Any) -> tuple[Tool, ...]:
@@ -36,8 +51,11 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
         except ValueError as error:
             problems.append(f"tool {number}: {error}")
     names = [tool.name for tool in tools]
-    problems += [f"tool {name!r}: expected one definition, got several" for name in dict.fromkeys(names)
-                 if names.count(name) > 1]  # fmt: skip
+    problems += [
+        f"tool {name!r}: expected one definition, got several"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
     if problems:
         raise ValueError("; ".join(problems))
     return tuple(tools)
@@ -64,12 +82,18 @@ def read_tool(value: Any) -> Tool:
     spec, outer = value, {}
     if isinstance(value.get("function"), Mapping):
         shape, spec = "openai", value["function"]
-        outer = {key: item for key, item in value.items() if key not in ("type", "function") and item is not None}
+        outer = {
+            key: item
+            for key, item in value.items()
+            if key not in ("type", "function") and item is not None
+        }
     name, description = spec.get("name"), spec.get("description")
     if not isinstance(name, str) or not name:
         raise ValueError(f"expected a name, got {shorten(repr(name))} in {shorten(repr(value))}")
     if not isinstance(description, str | None):
-        raise ValueError(f"{name}: expected a description in words, got {shorten(repr(description))}")
+        raise ValueError(
+            f"{name}: expected a description in words, got {shorten(repr(description))}"
+        )
     # Anthropic's API names the schema input_schema, MCP inputSchema; written back as parameters
     key = next((key for key in PARAMETER_KEYS if spec.get(key) is not None), "parameters")
     parameters, is_compact = _read_parameters(name, spec.get(key))
@@ -106,11 +130,17 @@ def _read_schema(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{name}: expected properties as an object of schemas by name, got {got}")
     schema = {"type": "object", "properties": {}, **_normalise(value)}
     required = schema.get("required", [])
-    if not isinstance(required, list | tuple) or not all(isinstance(argument, str) for argument in required):
-        raise ValueError(f"{name}: expected required as a list of names, got {shorten(repr(required))}")
+    if not isinstance(required, list | tuple) or not all(
+        isinstance(argument, str) for argument in required
+    ):
+        raise ValueError(
+            f"{name}: expected required as a list of names, got {shorten(repr(required))}"
+        )
     for argument, item in schema["properties"].items():
         if not isinstance(item, Mapping):
-            raise ValueError(f"{name}: parameter {argument!r}: expected a schema, got {shorten(repr(item))}")
+            raise ValueError(
+                f"{name}: parameter {argument!r}: expected a schema, got {shorten(repr(item))}"
+            )
     return schema
 
 
@@ -151,7 +181,9 @@ def _normalise(schema: Mapping[str, Any]) -> dict[str, Any]:
         }
     if isinstance(result.get("items"), Mapping):
         result["items"] = _normalise(result["items"])
-    return {key: item for key, item in result.items() if item is not None or key in ("default", "const")}
+    return {
+        key: item for key, item in result.items() if item is not None or key in ("default", "const")
+    }
 
 
 def write_tool(tool: Tool) -> dict[str, Any]:
@@ -174,7 +206,9 @@ def _write_compact(tool: Tool) -> dict[str, Any]:
         elif is_required and _is_plain_enum(schema):
             words[argument] = schema["enum"]
         else:
-            words[argument] = schema if is_required or _is_optional(schema) else {**schema, "optional": True}
+            words[argument] = (
+                schema if is_required or _is_optional(schema) else {**schema, "optional": True}
+            )
     return words
 
 
@@ -184,7 +218,10 @@ def _is_plain_enum(schema: Mapping[str, Any]) -> bool:
     if not values:
         return False
     is_text = all(isinstance(item, str) for item in values)
-    return set(schema) == ({"type", "enum"} if is_text else {"enum"}) and schema.get("type", "string") == "string"
+    return (
+        set(schema) == ({"type", "enum"} if is_text else {"enum"})
+        and schema.get("type", "string") == "string"
+    )
 
 
 def as_shape(tool: Tool, shape: Shape) -> Tool:
@@ -203,4 +240,6 @@ def as_shape(tool: Tool, shape: Shape) -> Tool:
 
 def as_tools(tools: Sequence[Tool | Mapping[str, Any]], shape: Shape) -> tuple[Tool, ...]:
     """Read what is not yet a Tool, and give every tool the same shape."""
-    return tuple(as_shape(tool if isinstance(tool, Tool) else read_tool(tool), shape) for tool in tools)
+    return tuple(
+        as_shape(tool if isinstance(tool, Tool) else read_tool(tool), shape) for tool in tools
+    )

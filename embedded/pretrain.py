@@ -38,16 +38,38 @@ from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
 CONFIG = Gemma2Config(
-    vocab_size=2048, hidden_size=256, intermediate_size=640, num_hidden_layers=6, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, sliding_window=256, query_pre_attn_scalar=64,
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=2048,
+    sliding_window=256,
+    query_pre_attn_scalar=64,
     eos_token_id=(1, 5),
-)  # fmt: skip
+)
 TOKENIZER_SEED, TOKENIZER_DOCUMENTS = 0, 20_000
 WARMUP_TOKENS = 300_000
 TILE = 64  # queries
 # The arguments that decide what comes out.
-RECIPE = ("init", "seed", "tokens", "decay_tokens", "minutes", "rows", "length", "micro", "muon_lr", "adam_lr",
-          "user_weight", "say_weight", "workers", "device")  # fmt: skip
+RECIPE = (
+    "init",
+    "seed",
+    "tokens",
+    "decay_tokens",
+    "minutes",
+    "rows",
+    "length",
+    "micro",
+    "muon_lr",
+    "adam_lr",
+    "user_weight",
+    "say_weight",
+    "workers",
+    "device",
+)
 # glibc gives large blocks back to the system at once and pays for every page again in the next step.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -88,12 +110,30 @@ class TiledMasks(Masked):
     """Attention with masks (B, 1, T, T) in tiles of queries, each with the keys before its end: one graph for all packs."""
 
     def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         mask = self.wide if window is None else self.narrow
         parts = [slice(start, start + TILE) for start in range(0, query.shape[1], TILE)]
-        return torch.cat([attend(query[:, t], keys[:, : t.stop], values[:, : t.stop], mask[:, :, t, : t.stop], scale, cap)
-                          for t in parts], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                attend(
+                    query[:, t],
+                    keys[:, : t.stop],
+                    values[:, : t.stop],
+                    mask[:, :, t, : t.stop],
+                    scale,
+                    cap,
+                )
+                for t in parts
+            ],
+            dim=1,
+        )
 
 
 def compile_blocks(base: Gemma2) -> None:
@@ -101,7 +141,9 @@ def compile_blocks(base: Gemma2) -> None:
     window = base.config.sliding_window
 
     def look(positions: Tensor, documents: Tensor | None, *_: object) -> TiledMasks:
-        masks = (attention_mask(positions, positions, documents, documents, w) for w in (None, window))
+        masks = (
+            attention_mask(positions, positions, documents, documents, w) for w in (None, window)
+        )
         return TiledMasks(*masks)
 
     base.model.look = look  # type: ignore[method-assign, assignment]
@@ -111,12 +153,16 @@ def compile_blocks(base: Gemma2) -> None:
 
     model.layers.has_fast_matmul = model.attention.has_fast_matmul = always
     torch._inductor.config.cpp.dynamic_threads = True
-    torch._inductor.config.cpp.use_decompose_tanh = True  # softcap and GELU; exact to 1e-7, several times faster
+    torch._inductor.config.cpp.use_decompose_tanh = (
+        True  # softcap and GELU; exact to 1e-7, several times faster
+    )
     for layer in base.model.layers:
         layer.compile(dynamic=False)
 
 
-def head_loss(base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def head_loss(
+    base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropies of hidden (N, D) against targets (N): the weighted sum, and the sum over those of weight 1."""
     losses = F.cross_entropy(base.logits(hidden), targets, reduction="none")
     return (losses * weights).sum(), (losses * (weights == 1.0)).sum()
@@ -136,28 +182,42 @@ def gate(
     for kind in ("fill", "double", "none", "coined", "everyday", "natural"):
         made_up, everyday = 1.0 if kind == "coined" else MADE_UP, float(kind == "everyday")
         natural = float(kind == "natural")
-        source = Source(random.Random(seed), held=True, made_up=made_up, everyday=everyday, natural=natural)
-        packs = pack(encode(tokenizer, [gate_document(source, kind) for _ in range(documents)]), length)
-        packs += [packs[-1]] * (-len(packs) % rows)  # whole batches: another shape would cost a compilation
+        source = Source(
+            random.Random(seed), held=True, made_up=made_up, everyday=everyday, natural=natural
+        )
+        packs = pack(
+            encode(tokenizer, [gate_document(source, kind) for _ in range(documents)]), length
+        )
+        packs += [packs[-1]] * (
+            -len(packs) % rows
+        )  # whole batches: another shape would cost a compilation
         hits: dict[str, list[bool]] = {}
         for i in range(0, len(packs), rows):
             batch = to_batch(packs[i : i + rows], length, {})
             guesses = base.logits(hidden_states(base, batch)).argmax(-1).cpu().numpy()  # (B, T)
             for row, examples in enumerate(packs[i : i + rows]):
                 _score(examples, guesses[row], hits)
-        scores |= {f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items()}
+        scores |= {
+            f"{kind}_{tag}": round(float(np.mean(values)), 3) for tag, values in hits.items()
+        }
     return scores
 
 
-def _score(examples: list[Example], guesses: NDArray[np.int64], hits: dict[str, list[bool]]) -> None:
+def _score(
+    examples: list[Example], guesses: NDArray[np.int64], hits: dict[str, list[bool]]
+) -> None:
     """Adds to `hits`, by tag, whether each example of a pack was guessed without a mistake."""
     start = 0
     for ids, tags in examples:
         right = [True, *(guesses[start : start + len(ids) - 1] == ids[1:]).tolist()]
         spoken = {*tags} - {"", "user", "say"}
         for tag in spoken:
-            hits.setdefault(tag, []).append(all(r for r, t in zip(right, tags, strict=True) if t == tag))
-        hits.setdefault("whole", []).append(all(r for r, t in zip(right, tags, strict=True) if t in spoken))
+            hits.setdefault(tag, []).append(
+                all(r for r, t in zip(right, tags, strict=True) if t == tag)
+            )
+        hits.setdefault("whole", []).append(
+            all(r for r, t in zip(right, tags, strict=True) if t in spoken)
+        )
         start += len(ids)
 
 
@@ -185,7 +245,9 @@ class Threads:
     """The number of threads that is fastest now: on a shared machine a second thread that must wait slows the first."""
 
     def __init__(self, most: int) -> None:
-        self.taken = dict.fromkeys(range(1, most + 1), 0.0)  # seconds of the last step with so many threads
+        self.taken = dict.fromkeys(
+            range(1, most + 1), 0.0
+        )  # seconds of the last step with so many threads
         self.now = most
 
     def choose(self, step: int, every: int = 20) -> None:
@@ -209,10 +271,14 @@ def train_step(
     num_tokens, weight, spoken, num_spoken = 0, 0.0, 0.0, 0
     for batch in made:
         states = hidden_states(base, batch).flatten(0, 1)
-        ids, w = (torch.from_numpy(array).to(states.device) for array in (batch.tokens, batch.weights))
+        ids, w = (
+            torch.from_numpy(array).to(states.device) for array in (batch.tokens, batch.weights)
+        )
         w = F.pad(w[:, 1:], (0, 1)).flatten()  # the weight of each target
         learned = w.nonzero().squeeze(1)  # only these rows meet the head
-        loss, model_loss = head(base, states[learned], torch.roll(ids, -1, 1).flatten()[learned], w[learned])
+        loss, model_loss = head(
+            base, states[learned], torch.roll(ids, -1, 1).flatten()[learned], w[learned]
+        )
         loss.backward()
         optimizers.take_gradients()
         num_tokens += ids.numel()
@@ -259,7 +325,10 @@ def train(args: argparse.Namespace) -> None:
     start = replace(state)
     if args.init and not args.resume:
         before = json.loads((args.init / "pretrain.json").read_text(encoding="utf-8"))
-        state.earlier, state.history = {name: before.get(name, 0) for name in COUNTS}, before.get("history", [])
+        state.earlier, state.history = (
+            {name: before.get(name, 0) for name in COUNTS},
+            before.get("history", []),
+        )
     recipe = {name: getattr(args, name) for name in RECIPE} | {"init": args.init and str(args.init)}
     state.history.append({"from_tokens": state.totals()["tokens"]} | recipe)
     compile_blocks(base)
@@ -281,14 +350,26 @@ def train(args: argparse.Namespace) -> None:
         state.seconds += taken
         losses.append(loss)
         if state.steps % 25 == 0:
-            log(args.out / "log.jsonl", tokens=state.tokens, steps=state.steps, loss=round(float(np.mean(losses)), 4),
-                rate=round(rate_scale(args, state, start), 3), seconds=round(state.seconds),
+            log(
+                args.out / "log.jsonl",
+                tokens=state.tokens,
+                steps=state.steps,
+                loss=round(float(np.mean(losses)), 4),
+                rate=round(rate_scale(args, state, start), 3),
+                seconds=round(state.seconds),
                 threads=threads.now,
-                tokens_per_second=round((state.tokens - start.tokens) / (state.seconds - start.seconds)))  # fmt: skip
+                tokens_per_second=round(
+                    (state.tokens - start.tokens) / (state.seconds - start.seconds)
+                ),
+            )
             losses = []
         if state.tokens - gated >= args.gate_every:
             gated = state.tokens
-            log(args.out / "log.jsonl", tokens=state.tokens, **gate(base, tokenizer, args.rows, args.length))
+            log(
+                args.out / "log.jsonl",
+                tokens=state.tokens,
+                **gate(base, tokenizer, args.rows, args.length),
+            )
         if state.tokens - saved >= args.save_every:
             saved = state.tokens
             save_checkpoint(args.out / "last", optimizers, state)
@@ -303,13 +384,22 @@ def export(base: Gemma2, args: argparse.Namespace, state: State, scores: dict[st
     """Writes the model beside its tokenizer, with the recipe and the measured accuracies."""
     save_gemma2(base.to("cpu", torch.bfloat16), args.export)
     found = {"history": state.history, "torch": torch.__version__, "held_out_accuracy": scores}
-    (args.export / "pretrain.json").write_text(json.dumps(state.totals() | found, indent=2) + "\n", encoding="utf-8")
+    (args.export / "pretrain.json").write_text(
+        json.dumps(state.totals() | found, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m embedded.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.pretrain", description=__doc__.split("\n")[0]
+    )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/pretrain"), help="folder of the log and the checkpoint `last`")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/pretrain"),
+        help="folder of the log and the checkpoint `last`",
+    )
     add(
         "--export",
         type=Path,
@@ -317,11 +407,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of the tokenizer and of the finished model",
     )
     add("--no-export", action="store_true", help="leave the model in --export alone")
-    add("--train-tokenizer", action="store_true", help="train the tokenizer first and write it to --export")
+    add(
+        "--train-tokenizer",
+        action="store_true",
+        help="train the tokenizer first and write it to --export",
+    )
     add("--resume", type=Path, help="a checkpoint folder to go on from")
-    add("--init", type=Path, help="exported model to start from, with new optimizer state; give another --seed too")
-    add("--tokens", type=int, default=30_000_000, help="tokens of the trunk, counted from the start of this run")
-    add("--decay-tokens", type=int, default=0, help="decay the rate to zero over so many tokens instead, then stop")
+    add(
+        "--init",
+        type=Path,
+        help="exported model to start from, with new optimizer state; give another --seed too",
+    )
+    add(
+        "--tokens",
+        type=int,
+        default=30_000_000,
+        help="tokens of the trunk, counted from the start of this run",
+    )
+    add(
+        "--decay-tokens",
+        type=int,
+        default=0,
+        help="decay the rate to zero over so many tokens instead, then stop",
+    )
     add(
         "--minutes",
         type=float,
@@ -333,12 +441,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--micro", type=int, default=2, help="forward passes of a step")
     add("--muon-lr", type=float, default=0.02, help="0: AdamW alone")
     add("--adam-lr", type=float, default=3e-3)
-    add("--user-weight", type=float, default=0.12, help="loss weight of the user's words; 0 in the end is faster")
-    add("--say-weight", type=float, default=1.0, help="loss weight of answers in words; plans and records have 1")
-    add("--gate-every", type=int, default=1_000_000, help="tokens between measurements of held-out accuracy")
+    add(
+        "--user-weight",
+        type=float,
+        default=0.12,
+        help="loss weight of the user's words; 0 in the end is faster",
+    )
+    add(
+        "--say-weight",
+        type=float,
+        default=1.0,
+        help="loss weight of answers in words; plans and records have 1",
+    )
+    add(
+        "--gate-every",
+        type=int,
+        default=1_000_000,
+        help="tokens between measurements of held-out accuracy",
+    )
     add("--save-every", type=int, default=1_000_000, help="tokens between checkpoints")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--workers", type=int, default=0, help="processes that write documents; a GPU reads more than one can write")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that write documents; a GPU reads more than one can write",
+    )
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -348,11 +476,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.train_tokenizer or not (args.export / "tokenizer.json").is_file():
-        save_tokenizer(train_tokenizer(training_text(TOKENIZER_SEED, TOKENIZER_DOCUMENTS)), args.export)
+        save_tokenizer(
+            train_tokenizer(training_text(TOKENIZER_SEED, TOKENIZER_DOCUMENTS)), args.export
+        )
     train(args)
 
 
 if __name__ == "__main__":
     if not set(ALLOCATOR) <= set(os.environ):  # read by glibc before the first line of Python
-        os.execve(sys.executable, [sys.executable, "-m", "embedded.pretrain", *sys.argv[1:]], os.environ | ALLOCATOR)
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "embedded.pretrain", *sys.argv[1:]],
+            os.environ | ALLOCATOR,
+        )
     main()

@@ -42,13 +42,19 @@ class Optimizers:
 
     def __init__(self, base: Gemma2, muon_lr: float, adam_lr: float) -> None:
         self.parameters = dict(base.named_parameters())
-        self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()}
+        self.masters = {
+            name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()
+        }
         hidden = [p for name, p in self.masters.items() if p.dim() == 2 and "embed" not in name]
         rest = [p for name, p in self.masters.items() if p.dim() != 2 or "embed" in name]
-        adam = torch.optim.AdamW(rest if muon_lr else rest + hidden, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0)
+        adam = torch.optim.AdamW(
+            rest if muon_lr else rest + hidden, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0
+        )
         self.optimizers: list[torch.optim.Optimizer] = [adam]
         if muon_lr:
-            self.optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95))
+            self.optimizers.append(
+                torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95)
+            )
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
 
     def take_gradients(self) -> None:
@@ -81,13 +87,19 @@ class Optimizers:
         """The optimizers' state by master name and entry."""
         names = {id(p): name for name, p in self.masters.items()}
         states = [(names[id(p)], state) for o in self.optimizers for p, state in o.state.items()]
-        return {f"{name}|{key}": torch.as_tensor(value) for name, state in states for key, value in state.items()}
+        return {
+            f"{name}|{key}": torch.as_tensor(value)
+            for name, state in states
+            for key, value in state.items()
+        }
 
     def load(self, masters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, p in self.masters.items():
                 p.copy_(masters[name])
-        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        owner = {
+            id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]
+        }
         for full, value in tensors.items():
             name, key = full.split("|")
             master = self.masters[name]
@@ -99,7 +111,10 @@ def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
     """Masters, optimizer state and counters, without pickle; the folder appears whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach() for name, p in optimizers.masters.items()}, partial / "masters.safetensors")
+    save_file(
+        {name: p.detach() for name, p in optimizers.masters.items()},
+        partial / "masters.safetensors",
+    )
     save_file(optimizers.tensors(), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(vars(state)) + "\n", encoding="utf-8")
     for old in folder.glob("*"):
@@ -111,5 +126,7 @@ def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
 
 
 def load_checkpoint(folder: Path, optimizers: Optimizers) -> State:
-    optimizers.load(load_file(folder / "masters.safetensors"), load_file(folder / "optimizer.safetensors"))
+    optimizers.load(
+        load_file(folder / "masters.safetensors"), load_file(folder / "optimizer.safetensors")
+    )
     return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))

@@ -30,12 +30,18 @@ from lora.config import EMBEDDING, HEAD, LoRAConfig
 from lora.inject import add_lora
 from lora.layer import LoRAEmbedding, LoRALinear, TokenRowsEmbedding, TokenRowsHead
 
-CONFIG, WEIGHTS, NEW_ROWS = "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors"
+CONFIG, WEIGHTS, NEW_ROWS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "new_rows.safetensors",
+)
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 # Copies of whole base matrices that PEFT may add for embedding and head, after the module's name.
 BASE_COPIES = (".base_layer.weight", ".weight", ".token_adapter.base_layer.weight")
-MERGE_ROWS = 8192  # rows of a weight merged at a time: bounds the float32 temporary of a 256,000-row matrix
+MERGE_ROWS = (
+    8192  # rows of a weight merged at a time: bounds the float32 temporary of a 256,000-row matrix
+)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -44,16 +50,24 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, module in model.named_modules():
         key = PREFIX + name
         if isinstance(module, LoRALinear):
-            tensors |= {f"{key}.lora_A.weight": module.lora_A, f"{key}.lora_B.weight": module.lora_B}
+            tensors |= {
+                f"{key}.lora_A.weight": module.lora_A,
+                f"{key}.lora_B.weight": module.lora_B,
+            }
         elif isinstance(module, LoRAEmbedding):
-            tensors |= {f"{key}.lora_embedding_A": module.lora_A, f"{key}.lora_embedding_B": module.lora_B}
+            tensors |= {
+                f"{key}.lora_embedding_A": module.lora_A,
+                f"{key}.lora_embedding_B": module.lora_B,
+            }
         elif isinstance(module, TokenRowsEmbedding | TokenRowsHead):
             if not any(module.trained.rows is seen for seen in tensors.values()):
                 tensors[key + ROWS] = module.trained.rows
     return tensors
 
 
-def save_adapter(model: Any, directory: str | Path, config: LoRAConfig, writes: bool = True) -> None:
+def save_adapter(
+    model: Any, directory: str | Path, config: LoRAConfig, writes: bool = True
+) -> None:
     """Writes the adapter of `model` as PEFT reads it, float32, each file replaced in one step.
 
     Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
@@ -62,7 +76,10 @@ def save_adapter(model: Any, directory: str | Path, config: LoRAConfig, writes: 
     Raises: ValueError if the model has no adapter.
     """
     directory = Path(directory)
-    tensors = {key: unsharded(p.detach()).float().cpu().contiguous() for key, p in adapter_tensors(model).items()}
+    tensors = {
+        key: unsharded(p.detach()).float().cpu().contiguous()
+        for key, p in adapter_tensors(model).items()
+    }
     if not tensors:
         raise ValueError("this model carries no LoRA; nothing to save")
     rows = {}
@@ -102,7 +119,9 @@ def read_config(directory: str | Path) -> LoRAConfig:
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}")
+        raise FileNotFoundError(
+            f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -133,7 +152,9 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     expected = adapter_tensors(model)
     problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
     if problems:
-        raise ValueError(f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems))
+        raise ValueError(
+            f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems)
+        )
     with torch.no_grad():
         _fill_base(model, copies, rows)
         for key, parameter in expected.items():
@@ -143,7 +164,9 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}")
+        raise FileNotFoundError(
+            f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}"
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -157,16 +180,28 @@ def _read_rows(directory: Path) -> dict[str, Tensor]:
         return {}
     rows = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in rows.items()}
-    is_whole = set(rows) == {"ids", EMBEDDING, HEAD} and rows["ids"].dim() == 1 and rows[EMBEDDING].dim() == 2
-    if not is_whole or not shapes[EMBEDDING] == shapes[HEAD] == (*shapes["ids"], shapes[EMBEDDING][1]):
-        raise ValueError(f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}")
+    is_whole = (
+        set(rows) == {"ids", EMBEDDING, HEAD}
+        and rows["ids"].dim() == 1
+        and rows[EMBEDDING].dim() == 2
+    )
+    if not is_whole or not shapes[EMBEDDING] == shapes[HEAD] == (
+        *shapes["ids"],
+        shapes[EMBEDDING][1],
+    ):
+        raise ValueError(
+            f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}"
+        )
     return rows
 
 
 def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Takes PEFT's copies of whole base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
-    keys = {f"{PREFIX}{path}{suffix}": path.removeprefix("model.")
-            for path in (f"model.{EMBEDDING}", HEAD) for suffix in BASE_COPIES}  # fmt: skip
+    keys = {
+        f"{PREFIX}{path}{suffix}": path.removeprefix("model.")
+        for path in (f"model.{EMBEDDING}", HEAD)
+        for suffix in BASE_COPIES
+    }
     return [(name, tensors.pop(key)) for key, name in keys.items() if key in tensors]
 
 
@@ -189,7 +224,9 @@ def _differences(expected: dict[str, nn.Parameter], found: dict[str, Tensor]) ->
     ]
 
 
-def _base_problems(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]) -> list[str]:
+def _base_problems(
+    model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]
+) -> list[str]:
     """What does not fit in the copies of base matrices and in the new rows."""
     size, width = _base_weight(model, EMBEDDING).shape
     problems = [
@@ -197,13 +234,19 @@ def _base_problems(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str,
         for name, copy in copies
         if copy.shape != (size, width)
     ]
-    if model.config.tie_word_embeddings and any(not torch.equal(copy, copies[0][1]) for _, copy in copies):
+    if model.config.tie_word_embeddings and any(
+        not torch.equal(copy, copies[0][1]) for _, copy in copies
+    ):
         problems.append(f"the copies of {EMBEDDING} and {HEAD} differ on a tied model")
     last = int(rows["ids"].max()) if rows else 0
     if last >= size:
-        problems.append(f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: resize the embedding first")
+        problems.append(
+            f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: resize the embedding first"
+        )
     if rows and rows[EMBEDDING].shape[1] != width:
-        problems.append(f"{NEW_ROWS} has rows of width {rows[EMBEDDING].shape[1]}, expected {width}")
+        problems.append(
+            f"{NEW_ROWS} has rows of width {rows[EMBEDDING].shape[1]}, expected {width}"
+        )
     return problems
 
 
@@ -219,7 +262,9 @@ def _add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> 
     """weight (N, K) += scaling * left (N, r) @ right (r, K), in float32, rounded once."""
     for start in range(0, weight.shape[0], MERGE_ROWS):
         part = slice(start, start + MERGE_ROWS)
-        weight[part] = (weight[part].float() + scaling * (left[part].float() @ right.float())).to(weight.dtype)
+        weight[part] = (weight[part].float() + scaling * (left[part].float() @ right.float())).to(
+            weight.dtype
+        )
 
 
 def _set_rows_(module: Any) -> None:
@@ -236,7 +281,9 @@ def merge_adapter(model: Any) -> Any:
     """
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
-    whole = isinstance(model.model.embed_tokens, LoRAEmbedding) or isinstance(model.lm_head, LoRALinear)
+    whole = isinstance(model.model.embed_tokens, LoRAEmbedding) or isinstance(
+        model.lm_head, LoRALinear
+    )
     if whole and model.config.tie_word_embeddings:
         head = model.lm_head.base if isinstance(model.lm_head, LoRALinear) else model.lm_head
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)

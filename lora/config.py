@@ -11,9 +11,23 @@ from typing import Any
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 # PEFT options that change the result and that this implementation does not have; each must be absent or "off".
-UNSUPPORTED = ("use_dora", "modules_to_save", "layers_to_transform", "layer_replication", "lora_bias",
-               "target_parameters", "exclude_modules", "use_bdlora", "alora_invocation_tokens", "arrow_config",
-               "fan_in_fan_out", "use_qalora", "kasa_config", "velora_config", "monteclora_config")  # fmt: skip
+UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "layers_to_transform",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "exclude_modules",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "use_qalora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
 # Ways to start that leave the base's weights alone; the others (pissa, olora, ...) save an adapter of a changed base.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -43,14 +57,22 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         checks = {
             f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
-            f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha) and self.alpha > 0,
-            f"dropout must lie in [0, 1), got {self.dropout!r}": _is_number(self.dropout) and 0 <= self.dropout < 1,
+            f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha)
+            and self.alpha > 0,
+            f"dropout must lie in [0, 1), got {self.dropout!r}": _is_number(self.dropout)
+            and 0 <= self.dropout < 1,
             f"adapt must be rows or course, got {self.adapt!r}": self.adapt in ("rows", "course"),
-            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": _all(_is_rank, self.rank_pattern),
-            f"alpha_pattern must hold numbers, got {self.alpha_pattern!r}": _all(_is_number, self.alpha_pattern),
+            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": _all(
+                _is_rank, self.rank_pattern
+            ),
+            f"alpha_pattern must hold numbers, got {self.alpha_pattern!r}": _all(
+                _is_number, self.alpha_pattern
+            ),
             f"targets must name at least one module, got {self.targets!r}": bool(self.targets)
             and all(isinstance(target, str) and target for target in self.targets),
-            f"token_ids must be whole numbers, got {self.token_ids!r}": all(type(i) is int for i in self.token_ids),
+            f"token_ids must be whole numbers, got {self.token_ids!r}": all(
+                type(i) is int for i in self.token_ids
+            ),
         }
         problems = [sentence for sentence, ok in checks.items() if not ok]
         if problems:
@@ -60,12 +82,16 @@ class LoRAConfig:
             try:
                 re.compile(expression)
             except re.error as error:
-                raise ValueError(f"LoRA: {expression!r} is not a regular expression ({error})") from error
+                raise ValueError(
+                    f"LoRA: {expression!r} is not a regular expression ({error})"
+                ) from error
 
     @property
     def all_targets(self) -> tuple[str, ...] | str:
         """The targets, with embedding and head for the course's recipe."""
-        if self.adapt == "rows" or all(_matches(self.targets, name) for name in (f"model.{EMBEDDING}", HEAD)):
+        if self.adapt == "rows" or all(
+            _matches(self.targets, name) for name in (f"model.{EMBEDDING}", HEAD)
+        ):
             return self.targets
         if isinstance(self.targets, str):
             return rf"({self.targets})|model\.{EMBEDDING}|{HEAD}"
@@ -96,7 +122,9 @@ class LoRAConfig:
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
-            "trainable_token_indices": {EMBEDDING: rows, HEAD: rows} if rows and self.head_rows and not tied else rows,
+            "trainable_token_indices": {EMBEDDING: rows, HEAD: rows}
+            if rows and self.head_rows and not tied
+            else rows,
             "use_rslora": self.use_rslora,
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
@@ -110,9 +138,21 @@ class LoRAConfig:
 
         Raises: ValueError naming what is missing or not supported.
         """
-        problems = [] if raw.get("peft_type") == "LORA" else [f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'"]
-        problems += [f"{name} is missing" for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
-        odd, targets, rows = _unsupported(raw), raw.get("target_modules") or (), _rows_by_module(raw)
+        problems = (
+            []
+            if raw.get("peft_type") == "LORA"
+            else [f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'"]
+        )
+        problems += [
+            f"{name} is missing"
+            for name in ("r", "lora_alpha", "target_modules")
+            if raw.get(name) is None
+        ]
+        odd, targets, rows = (
+            _unsupported(raw),
+            raw.get("target_modules") or (),
+            _rows_by_module(raw),
+        )
         if odd:
             problems.append(f"not supported: {', '.join(odd)} (merge this adapter with PEFT first)")
         if problems:
@@ -146,7 +186,9 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
     start = raw.get("init_lora_weights")
     odd += [f"init_lora_weights={start!r}"] if start not in PLAIN_STARTS else []
     targets = raw.get("target_modules") or ()
-    if raw.get("ensure_weight_tying") and any(_matches(targets, name) for name in (f"model.{EMBEDDING}", HEAD)):
+    if raw.get("ensure_weight_tying") and any(
+        _matches(targets, name) for name in (f"model.{EMBEDDING}", HEAD)
+    ):
         odd.append("ensure_weight_tying=True with LoRA on embedding or head")
     rows = _rows_by_module(raw)
     ids = rows.get(EMBEDDING)
@@ -175,7 +217,9 @@ def _matches(targets: Any, name: str) -> bool:
 
 def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first key that matches the end of the path, as PEFT matches it."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next(
+        (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default
+    )
 
 
 def parse_targets(text: str) -> tuple[str, ...] | str:

@@ -27,16 +27,24 @@ from lora import steps
 def backend(name: str) -> ModuleType:
     """The module that holds the five steps: `lora.steps`, or the Triton kernels' launchers."""
     if name == "triton":
-        from lora.kernels import steps as kernel_steps  # imported only when chosen: Triton is there only on Linux
+        from lora.kernels import (
+            steps as kernel_steps,
+        )  # imported only when chosen: Triton is there only on Linux
 
         return kernel_steps
     return steps
 
 
 def _compute(
-    x: Tensor, weights: Sequence[Tensor], a: Tensor, b: Sequence[Tensor], scalings: Sequence[float], p: float,
-    seed: Tensor, impl: str,
-) -> list[Tensor]:  # fmt: skip
+    x: Tensor,
+    weights: Sequence[Tensor],
+    a: Tensor,
+    b: Sequence[Tensor],
+    scalings: Sequence[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
+) -> list[Tensor]:
     """[y_1 .. y_n, s] for x (M, K), weights (N_i, K), a (R, K), b (N_i, r_i); r_i = 0 is a linear without LoRA."""
     steps = backend(impl)
     ranks = [matrix.shape[1] for matrix in b]
@@ -73,13 +81,25 @@ def _(
     seed: Tensor,
     impl: str,
 ) -> list[Tensor]:
-    return [*(x.new_empty(x.shape[0], weight.shape[0]) for weight in weights), x.new_empty(x.shape[0], a.shape[0])]
+    return [
+        *(x.new_empty(x.shape[0], weight.shape[0]) for weight in weights),
+        x.new_empty(x.shape[0], a.shape[0]),
+    ]
 
 
 def _gradients(
-    dys: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], a: Tensor, b: Sequence[Tensor], s: Tensor,
-    scalings: Sequence[float], p: float, seed: Tensor, impl: str, needs_dx: bool,
-) -> list[Tensor]:  # fmt: skip
+    dys: Sequence[Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    a: Tensor,
+    b: Sequence[Tensor],
+    s: Tensor,
+    scalings: Sequence[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
+    needs_dx: bool,
+) -> list[Tensor]:
     """[dx, da, db_1 .. db_n]; dx is empty where it is not needed."""
     steps = backend(impl)
     ranks = [matrix.shape[1] for matrix in b]
@@ -97,17 +117,35 @@ def _gradients(
 
 @torch.library.custom_op("gemma_lora::backward", mutates_args=())
 def _backward(
-    dys: list[Tensor], x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], s: Tensor, scalings: list[float],
-    p: float, seed: Tensor, impl: str, needs_dx: bool,
-) -> list[Tensor]:  # fmt: skip
+    dys: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    a: Tensor,
+    b: list[Tensor],
+    s: Tensor,
+    scalings: list[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
+    needs_dx: bool,
+) -> list[Tensor]:
     return _gradients(dys, x, weights, a, b, s, scalings, p, seed, impl, needs_dx)
 
 
 @_backward.register_fake
 def _(
-    dys: list[Tensor], x: Tensor, weights: list[Tensor], a: Tensor, b: list[Tensor], s: Tensor, scalings: list[float],
-    p: float, seed: Tensor, impl: str, needs_dx: bool,
-) -> list[Tensor]:  # fmt: skip
+    dys: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    a: Tensor,
+    b: list[Tensor],
+    s: Tensor,
+    scalings: list[float],
+    p: float,
+    seed: Tensor,
+    impl: str,
+    needs_dx: bool,
+) -> list[Tensor]:
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
     return [dx, torch.empty_like(a), *(torch.empty_like(matrix) for matrix in b)]
 
@@ -136,10 +174,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     x, a, seed, s, *rest = ctx.saved_tensors
     weights, b = rest[: ctx.count], rest[ctx.count :]
-    dys = [x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad
-           for grad, weight in zip(grads, weights, strict=False)]  # fmt: skip
-    dx, da, *db = _backward(dys, x, weights, a, b, s, ctx.scalings, ctx.p, seed, ctx.impl, ctx.needs_input_grad[0])
-    return (dx if ctx.needs_input_grad[0] else None), [None] * ctx.count, da, db, None, None, None, None
+    dys = [
+        x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad
+        for grad, weight in zip(grads, weights, strict=False)
+    ]
+    dx, da, *db = _backward(
+        dys, x, weights, a, b, s, ctx.scalings, ctx.p, seed, ctx.impl, ctx.needs_input_grad[0]
+    )
+    return (
+        (dx if ctx.needs_input_grad[0] else None),
+        [None] * ctx.count,
+        da,
+        db,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -150,7 +201,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, seed: Tensor, scalings: Sequence[float], p: float, impl: str, *matrices: Tensor
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        seed: Tensor,
+        scalings: Sequence[float],
+        p: float,
+        impl: str,
+        *matrices: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.count = len(scalings)
         weights, b = matrices[: ctx.count], matrices[ctx.count :]
@@ -165,7 +223,9 @@ class _Fused(torch.autograd.Function):
         x, a, seed, s, *matrices = ctx.saved_tensors
         weights, b = matrices[: ctx.count], matrices[ctx.count :]
         needs_dx = ctx.needs_input_grad[0]
-        dx, da, *db = _gradients(dys, x, weights, a, b, s, ctx.scalings, ctx.p, seed, ctx.impl, needs_dx)
+        dx, da, *db = _gradients(
+            dys, x, weights, a, b, s, ctx.scalings, ctx.p, seed, ctx.impl, needs_dx
+        )
         return (dx if needs_dx else None), da, None, None, None, None, *(None for _ in weights), *db
 
 
@@ -184,10 +244,16 @@ def fused_linears(
     the dropout rate of this call: 0 outside training. At least one linear must have LoRA.
     """
     a = torch.cat([matrix for matrix in lora_a if matrix is not None])
-    b = [weight.new_empty(weight.shape[0], 0, dtype=torch.float32) if matrix is None else matrix
-         for matrix, weight in zip(lora_b, weights, strict=True)]  # fmt: skip
+    b = [
+        weight.new_empty(weight.shape[0], 0, dtype=torch.float32) if matrix is None else matrix
+        for matrix, weight in zip(lora_b, weights, strict=True)
+    ]
     # Drawn from PyTorch's generator, so that recomputation under checkpointing repeats it; on a GPU it stays there.
-    seed = torch.randint(2**62, (1,), device=x.device if impl == "triton" else "cpu") if p else _no_seed(x, impl)
+    seed = (
+        torch.randint(2**62, (1,), device=x.device if impl == "triton" else "cpu")
+        if p
+        else _no_seed(x, impl)
+    )
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
     if torch.compiler.is_compiling():
         *outputs, _ = _forward(rows, list(weights), a, b, list(scalings), p, seed, impl)

@@ -24,13 +24,20 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     else:
         unmatched = [t for t in targets if not any(n == t or n.endswith("." + t) for n in modules)]
     if unmatched:
-        raise ValueError("LoRA targets: " + "; ".join(_near(name, list(modules)) for name in unmatched))
+        raise ValueError(
+            "LoRA targets: " + "; ".join(_near(name, list(modules)) for name in unmatched)
+        )
     return found
 
 
 def _near(name: str, paths: list[str]) -> str:
     leaves = sorted({path.rpartition(".")[2] for path in paths})
-    near = next(filter(None, (difflib.get_close_matches(name, names, cutoff=0.5) for names in (leaves, paths))), [])
+    near = next(
+        filter(
+            None, (difflib.get_close_matches(name, names, cutoff=0.5) for names in (leaves, paths))
+        ),
+        [],
+    )
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(leaves)}"
     return f"no module matches {name!r}; {hint}"
 
@@ -72,7 +79,9 @@ def _check_rows(model: nn.Module, ids: tuple[int, ...], targets: dict[str, nn.Mo
         )
     both = sorted({f"model.{EMBEDDING}", HEAD} & set(targets))
     if ids and both:
-        raise ValueError(f"token rows: {', '.join(both)} is a LoRA target too; choose one of the two recipes")
+        raise ValueError(
+            f"token rows: {', '.join(both)} is a LoRA target too; choose one of the two recipes"
+        )
 
 
 def _add_rows(model: nn.Module, ids: tuple[int, ...], head_rows: bool) -> None:
@@ -83,7 +92,9 @@ def _add_rows(model: nn.Module, ids: tuple[int, ...], head_rows: bool) -> None:
     is_tied = head.weight is embedding.weight
     _replace(model, f"model.{EMBEDDING}", TokenRowsEmbedding(embedding, trained))
     if is_tied or head_rows:
-        _replace(model, HEAD, TokenRowsHead(head, trained if is_tied else TokenRows(head.weight, ids)))
+        _replace(
+            model, HEAD, TokenRowsHead(head, trained if is_tied else TokenRows(head.weight, ids))
+        )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -28,11 +28,19 @@ class LoRALinear(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Linear, rank: int, scaling: float, dropout: float, generator: torch.Generator, impl: str = "auto"
+        self,
+        base: nn.Linear,
+        rank: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         self.base, self.scaling, self.dropout, self.impl = base, scaling, dropout, impl
-        bound = 1.0 / math.sqrt(base.in_features)  # Kaiming-uniform with a = sqrt(5), as PEFT draws it
+        bound = 1.0 / math.sqrt(
+            base.in_features
+        )  # Kaiming-uniform with a = sqrt(5), as PEFT draws it
         lora_a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(lora_a.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
@@ -42,8 +50,17 @@ class LoRALinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return lora_linear(x, self.base.weight, self.lora_A, self.lora_B, self.scaling, self.dropout, self.training,
-                           self.impl, self.base)  # fmt: skip
+        return lora_linear(
+            x,
+            self.base.weight,
+            self.lora_A,
+            self.lora_B,
+            self.scaling,
+            self.dropout,
+            self.training,
+            self.impl,
+            self.base,
+        )
 
     def forward_group(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
         """The outputs of several linears that read the same x, this one among them, with one pass over x for all.
@@ -52,14 +69,21 @@ class LoRALinear(nn.Module):
         """
         adapted = [linear for linear in linears if isinstance(linear, LoRALinear)]
         impl, _ = resolve_impl(self.impl, x.device, x.dtype)
-        if impl == "reference" or len({(linear.dropout, linear.training) for linear in adapted}) > 1:
+        if (
+            impl == "reference"
+            or len({(linear.dropout, linear.training) for linear in adapted}) > 1
+        ):
             return [linear(x) for linear in linears]
-        paths = ["base.weight" if isinstance(linear, LoRALinear) else "weight" for linear in linears]
+        paths = [
+            "base.weight" if isinstance(linear, LoRALinear) else "weight" for linear in linears
+        ]
         weights = [linear.get_parameter(path) for linear, path in zip(linears, paths, strict=True)]
         lora_a = [linear.lora_A if isinstance(linear, LoRALinear) else None for linear in linears]
         lora_b = [linear.lora_B if isinstance(linear, LoRALinear) else None for linear in linears]
         scalings = [linear.scaling if isinstance(linear, LoRALinear) else 0.0 for linear in linears]
-        return fused_linears(x, weights, lora_a, lora_b, scalings, self.dropout if self.training else 0.0, impl)
+        return fused_linears(
+            x, weights, lora_a, lora_b, scalings, self.dropout if self.training else 0.0, impl
+        )
 
 
 class LoRAEmbedding(nn.Module):
@@ -68,12 +92,16 @@ class LoRAEmbedding(nn.Module):
     lora_A (r, V) starts at zero and lora_B (D, r) normal, as PEFT draws them; no dropout on ids.
     """
 
-    def __init__(self, base: nn.Embedding, rank: int, scaling: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Embedding, rank: int, scaling: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.base, self.scaling = base, scaling
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
-        self.lora_B = nn.Parameter(torch.randn(base.embedding_dim, rank, generator=generator).to(device))
+        self.lora_B = nn.Parameter(
+            torch.randn(base.embedding_dim, rank, generator=generator).to(device)
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -81,7 +109,9 @@ class LoRAEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         frozen = self.base(tokens)
-        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (self.scaling * _scale(self.base).float())
+        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (
+            self.scaling * _scale(self.base).float()
+        )
         return (frozen + delta).to(frozen.dtype)
 
 
@@ -113,7 +143,9 @@ class TokenRowsEmbedding(nn.Module):
         match = tokens[..., None] == self.trained.ids  # (B, T, n)
         # Rounded before the scale, so that merging the rows into the weight changes nothing.
         rows = self.trained.rows.to(frozen.dtype) * _scale(self.base)
-        return torch.where(match.any(-1, keepdim=True), F.embedding(match.int().argmax(-1), rows), frozen)
+        return torch.where(
+            match.any(-1, keepdim=True), F.embedding(match.int().argmax(-1), rows), frozen
+        )
 
 
 class TokenRowsHead(nn.Module):

@@ -15,7 +15,9 @@ IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
 
 
 @torch.compiler.assume_constant_result  # the arguments and the machine alone decide
-def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+def resolve_impl(
+    impl: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> tuple[str, str]:
     """The implementation that `impl` stands for with activations of `dtype` on `device`, and why.
 
     Raises: ValueError for an unknown name, or for one that cannot run here; nothing falls back silently.
@@ -26,9 +28,13 @@ def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = tor
     has_triton, triton_reason = _triton(device)
     is_interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if impl == "triton" and not has_triton and not is_interpreted:
-        raise ValueError(f"lora impl: triton cannot run here ({triton_reason}); use auto, torch or reference")
+        raise ValueError(
+            f"lora impl: triton cannot run here ({triton_reason}); use auto, torch or reference"
+        )
     if impl in ("torch", "triton") and dtype == torch.float64:
-        raise ValueError(f"lora impl: {impl} computes in at most float32, got {dtype}; use reference")
+        raise ValueError(
+            f"lora impl: {impl} computes in at most float32, got {dtype}; use reference"
+        )
     if impl != "auto":
         return impl, "asked for"
     if dtype == torch.float64:
@@ -36,7 +42,10 @@ def resolve_impl(impl: str, device: torch.device | str, dtype: torch.dtype = tor
     if has_triton:
         return "triton", triton_reason
     if device.type == "cpu" and dtype != torch.float32 and not _has_cpu_matmul(dtype):
-        return "reference", f"this CPU does not multiply {str(dtype).removeprefix('torch.')} in hardware"
+        return (
+            "reference",
+            f"this CPU does not multiply {str(dtype).removeprefix('torch.')} in hardware",
+        )
     return "torch", f"fused in plain PyTorch: {triton_reason}"
 
 
@@ -69,7 +78,9 @@ def lora_linear(
     Raises: ValueError where `impl` cannot run. Source: arXiv:2106.09685, equation 3.
     """
     if weight.requires_grad and impl in ("torch", "triton"):
-        raise ValueError(f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; use reference")
+        raise ValueError(
+            f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; use reference"
+        )
     impl, _ = resolve_impl("reference" if weight.requires_grad else impl, x.device, x.dtype)
     if impl == "reference":
         frozen = F.linear(x, weight) if linear is None else linear(x)

@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 def lora_linear_reference(
-    x: Tensor, frozen: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, dropout: float, training: bool
+    x: Tensor,
+    frozen: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scaling: float,
+    dropout: float,
+    training: bool,
 ) -> Tensor:
     """frozen + scaling * dropout(x) A^T B^T: x (..., K), frozen = x W^T (..., N), lora_a (r, K), lora_b (N, r).
 

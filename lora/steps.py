@@ -23,9 +23,18 @@ def keep_bits(rows: int, columns: int, p: float, seed: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(int(seed))
     half = (rows + 1) // 2
-    words = torch.empty(half * columns // 4 + 1, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = torch.empty(half * columns // 4 + 1, dtype=torch.int64).random_(
+        -(2**63), None, generator=generator
+    )
     pairs = words.view(torch.int16)[: half * columns].view(half, columns)
-    limits = torch.rand(2, half, 1, generator=generator).add_(256.0 * p).floor_().clamp_(max=255.0).to(torch.int16) - 1
+    limits = (
+        torch.rand(2, half, 1, generator=generator)
+        .add_(256.0 * p)
+        .floor_()
+        .clamp_(max=255.0)
+        .to(torch.int16)
+        - 1
+    )
     bits = torch.empty(2, half, columns, dtype=torch.int16)
     torch.sub(limits[0], pairs & 255, out=bits[0])
     torch.sub(limits[1], pairs.bitwise_right_shift_(8).bitwise_and_(255), out=bits[1])
@@ -58,7 +67,11 @@ def kept(x: Tensor, mask: Tensor | None) -> Tensor:
     """x (M, K) with dropped elements at zero, not yet divided by 1 - p: that factor belongs to the small matrices."""
     if mask is None:
         return x
-    return torch.where(mask, x, 0.0) if mask.dtype == torch.bool else (x.view(mask.dtype) & mask).view(x.dtype)
+    return (
+        torch.where(mask, x, 0.0)
+        if mask.dtype == torch.bool
+        else (x.view(mask.dtype) & mask).view(x.dtype)
+    )
 
 
 def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -78,7 +91,9 @@ def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, 
     return ds, (dy.T @ s).float()
 
 
-def grad_a_x_(dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor) -> Tensor:
+def grad_a_x_(
+    dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
+) -> Tensor:
     """da (R, K) = ds^T dropout(x) in float32; adds dropout'(ds a) to dx (M, K) in place where there is one.
 
     ds (M, R), x (M, K), a (R, K) float32. One mask serves both.

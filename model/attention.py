@@ -24,10 +24,17 @@ class KVCache:
     """
 
     def __init__(
-        self, config: Gemma2Config, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: Gemma2Config,
+        batch: int,
+        max_length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> None:
         shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.rows = torch.arange(batch, device=device)[:, None]
         self.max_length, self.shown = max_length, 0
@@ -38,15 +45,21 @@ class KVCache:
         `update` then returns the first `shown` entries, by default all: a product would have to copy a part of them.
         """
         if end > self.max_length:
-            raise ValueError(f"position {end - 1} does not fit a cache of {self.max_length} entries")
+            raise ValueError(
+                f"position {end - 1} does not fit a cache of {self.max_length} entries"
+            )
         self.shown = self.max_length if shown is None else shown
 
-    def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, layer: int, positions: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns what `reach` has announced, (B, S, Hkv, d)."""
         kept = self.keys[layer], self.values[layer]
         for cached, new in zip(kept, (keys, values), strict=True):
             cached[self.rows, :, positions] = new
-        return kept[0][:, :, : self.shown].transpose(1, 2), kept[1][:, :, : self.shown].transpose(1, 2)
+        return kept[0][:, :, : self.shown].transpose(1, 2), kept[1][:, :, : self.shown].transpose(
+            1, 2
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Forgets every row of the batch but these (int64, their indices)."""
@@ -76,7 +89,9 @@ def attention_mask(
     return allowed[:, None]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float | None
+) -> Tensor:
     """softmax(mask(softcap(scale * q k^T))) v, softmax in float32.
 
     query (B, T, H, d), keys and values (B, S, Hkv, d), mask (B, 1, T, S) -> (B, T, H, d). The query heads of a group are
@@ -104,7 +119,13 @@ class Masked:
     narrow: Tensor
 
     def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         return attend(query, keys, values, self.wide if window is None else self.narrow, scale, cap)
 
@@ -129,11 +150,18 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * width, config.hidden_size)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None,
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        look: Look,
+        positions: Tensor,
+        cache: KVCache | None,
         shrink: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
-        query, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)  # (B, T, H or Hkv, d)
+        query, keys, values = (
+            y.unflatten(-1, (-1, self.head_dim)) for y in projected
+        )  # (B, T, H or Hkv, d)
         query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if cache is not None:
             keys, values = cache.update(self.layer, positions, keys, values)

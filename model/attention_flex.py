@@ -66,15 +66,29 @@ class InBlocks:
     def of(cls, documents: Tensor, window: int, is_compiled: bool = True) -> "InBlocks":
         """Masks of a batch of packs; a window that covers the pack needs none of its own."""
         wide = block_mask(documents, None)
-        return cls(wide, block_mask(documents, window) if window < documents.shape[1] else wide, is_compiled)
+        return cls(
+            wide,
+            block_mask(documents, window) if window < documents.shape[1] else wide,
+            is_compiled,
+        )
 
     def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         """query (B, T, H, d), keys and values (B, T, Hkv, d) -> (B, T, H, d)."""
         mixed = _attention(self.is_compiled)(
-            query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2),
-            score_mod=None if cap is None else _capped(cap), block_mask=self.wide if window is None else self.narrow,
-            scale=scale, enable_gqa=True,
-        )  # fmt: skip
+            query.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            score_mod=None if cap is None else _capped(cap),
+            block_mask=self.wide if window is None else self.narrow,
+            scale=scale,
+            enable_gqa=True,
+        )
         return mixed.transpose(1, 2)

@@ -103,7 +103,9 @@ class _DocumentAttention(torch.autograd.Function):
         query, keys, values, out = ctx.saved_tensors
         spans, window, scale, cap = ctx.options
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-        d_keys, d_values = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (keys, values))
+        d_keys, d_values = (
+            torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (keys, values)
+        )
         delta = (grads[0].float() * out.float()).sum(-1, keepdim=True)  # (B, T, H, 1)
         for tile in tiles(spans, window):
             groups = keys.shape[2]
@@ -161,10 +163,14 @@ def _weights(scores: Tensor, queries: int, window: int | None, cap: float | None
     size = EARLIER
     while size < earlier:
         size *= 2
-    hidden = hidden_places(TILE, size, window, scores.device)[:queries, size - earlier : size + queries]  # (n, S)
+    hidden = hidden_places(TILE, size, window, scores.device)[
+        :queries, size - earlier : size + queries
+    ]  # (n, S)
     # The cap comes before the mask: the other way round a masked score would be -cap and leak.
     factor = 1.0 if cap is None else 2.0 * cap
-    capped = torch.add(hidden, scores.unflatten(1, (-1, queries)), alpha=factor)  # one pass over the scores for both
+    capped = torch.add(
+        hidden, scores.unflatten(1, (-1, queries)), alpha=factor
+    )  # one pass over the scores for both
     return torch.softmax(capped, dim=-1).flatten(1, 2)
 
 
@@ -175,8 +181,16 @@ class InDocuments:
     spans: list[tuple[int, int, int]]
 
     def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float, cap: float | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         """query (B, T, H, d), keys and values (B, T, Hkv, d) -> (B, T, H, d). Differentiable once."""
-        mixed: Tensor = _DocumentAttention.apply(query, keys, values, self.spans, window, scale, cap)
+        mixed: Tensor = _DocumentAttention.apply(
+            query, keys, values, self.spans, window, scale, cap
+        )
         return mixed

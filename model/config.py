@@ -9,8 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim")  # fmt: skip
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
@@ -45,9 +52,13 @@ class Gemma2Config:
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.head_dim % 2:
-            raise ValueError(f"config: head_dim must be even for rotary embeddings, got {self.head_dim}")
+            raise ValueError(
+                f"config: head_dim must be even for rotary embeddings, got {self.head_dim}"
+            )
         if self.hidden_activation != "gelu_pytorch_tanh":
-            raise ValueError(f"config: hidden_activation must be gelu_pytorch_tanh, got {self.hidden_activation!r}")
+            raise ValueError(
+                f"config: hidden_activation must be gelu_pytorch_tanh, got {self.hidden_activation!r}"
+            )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -57,7 +68,12 @@ class Gemma2Config:
     @property
     def num_parameters(self) -> int:
         """Number of weights, a tied head counted once."""
-        attention = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim * self.hidden_size
+        attention = (
+            2
+            * (self.num_attention_heads + self.num_key_value_heads)
+            * self.head_dim
+            * self.hidden_size
+        )
         block = attention + 3 * self.hidden_size * self.intermediate_size + 4 * self.hidden_size
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         return tables + self.num_hidden_layers * block + self.hidden_size
@@ -75,11 +91,15 @@ class Gemma2Config:
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a Gemma-2 folder holds config.json and *.safetensors")
+            raise FileNotFoundError(
+                f"{path}: no such file; a Gemma-2 folder holds config.json and *.safetensors"
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from error
+            raise ValueError(
+                f"{path}: not valid JSON ({error}); download the file again"
+            ) from error
         if not isinstance(raw, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         return cls._from_dict(raw, str(path))
@@ -87,15 +107,21 @@ class Gemma2Config:
     @classmethod
     def _from_dict(cls, raw: dict[str, Any], where: str) -> "Gemma2Config":
         if raw.get("model_type", "gemma2") != "gemma2":
-            raise ValueError(f"{where}: model_type is {raw['model_type']!r}, but only gemma2 checkpoints are supported")
+            raise ValueError(
+                f"{where}: model_type is {raw['model_type']!r}, but only gemma2 checkpoints are supported"
+            )
         missing = [name for name in REQUIRED if name not in raw]
         if missing:
-            raise ValueError(f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?")
+            raise ValueError(
+                f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?"
+            )
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in raw.items() if name in known}
         values |= _rotary_base(raw, where)
         # Absent means the field's default; null means "none" only for the two softcaps.
-        values = {name: value for name, value in values.items() if value is not None or name in SOFTCAPS}
+        values = {
+            name: value for name, value in values.items() if value is not None or name in SOFTCAPS
+        }
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         _check_numbers(values, where)
@@ -124,21 +150,31 @@ def _rotary_base(raw: dict[str, Any], where: str) -> dict[str, Any]:
     tables = [value for value in nested.values() if isinstance(value, dict)] or [nested]
     kinds = {table.get("rope_type", "default") for table in tables}
     if kinds != {"default"} or raw.get("rope_scaling"):
-        raise ValueError(f"{where}: scaled rotary embeddings are not supported: {nested or raw.get('rope_scaling')!r}")
+        raise ValueError(
+            f"{where}: scaled rotary embeddings are not supported: {nested or raw.get('rope_scaling')!r}"
+        )
     bases = {table["rope_theta"] for table in tables if table.get("rope_theta")}
     if len(bases) > 1:
-        raise ValueError(f"{where}: rope_theta must be the same for all layers, got {sorted(bases)}")
+        raise ValueError(
+            f"{where}: rope_theta must be the same for all layers, got {sorted(bases)}"
+        )
     return {"rope_theta": bases.pop()} if bases else {}
 
 
 def _check_variant(raw: dict[str, Any], where: str) -> None:
     """Refuses what would change the result and has no counterpart here."""
-    expected = ["full_attention" if i % 2 else "sliding_attention" for i in range(raw["num_hidden_layers"])]
+    expected = [
+        "full_attention" if i % 2 else "sliding_attention" for i in range(raw["num_hidden_layers"])
+    ]
     if raw.get("layer_types") not in (None, expected):
         raise ValueError(
             f"{where}: layer_types must alternate sliding_attention, full_attention, got {raw['layer_types']}"
         )
-    odd = [f"{name}={raw[name]!r}" for name in ("attention_bias", "use_bidirectional_attention") if raw.get(name)]
+    odd = [
+        f"{name}={raw[name]!r}"
+        for name in ("attention_bias", "use_bidirectional_attention")
+        if raw.get(name)
+    ]
     if odd:
         raise ValueError(f"{where}: not supported: {', '.join(odd)}")
 
@@ -146,8 +182,16 @@ def _check_variant(raw: dict[str, Any], where: str) -> None:
 def _check_numbers(values: dict[str, Any], where: str) -> None:
     whole = (*REQUIRED, "sliding_window", "max_position_embeddings")
     real = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", *SOFTCAPS)
-    bad = [f"{n}={values[n]!r} (whole)" for n in whole if n in values and not _is_positive(values[n], int)]
-    bad += [f"{n}={values[n]!r}" for n in real if values.get(n) is not None and not _is_positive(values[n], int, float)]
+    bad = [
+        f"{n}={values[n]!r} (whole)"
+        for n in whole
+        if n in values and not _is_positive(values[n], int)
+    ]
+    bad += [
+        f"{n}={values[n]!r}"
+        for n in real
+        if values.get(n) is not None and not _is_positive(values[n], int, float)
+    ]
     if bad:
         raise ValueError(f"{where}: expected positive numbers, got {', '.join(bad)}")
 

@@ -25,8 +25,12 @@ def new_rows(model: Gemma2, sub_tokens: list[list[int]], seed: int) -> Tensor:
     weight = model.model.embed_tokens.weight.detach()
     for ids in sub_tokens:
         if not ids or min(ids) < 0 or max(ids) >= weight.shape[0]:
-            raise ValueError(f"new token: pieces {ids} are not ids of a vocabulary of {weight.shape[0]} entries")
-    means = torch.stack([weight[torch.tensor(ids, device=weight.device)].float().mean(0) for ids in sub_tokens])
+            raise ValueError(
+                f"new token: pieces {ids} are not ids of a vocabulary of {weight.shape[0]} entries"
+            )
+    means = torch.stack(
+        [weight[torch.tensor(ids, device=weight.device)].float().mean(0) for ids in sub_tokens]
+    )
     # Drawn on the CPU: the same seed gives the same rows on every device.
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed)).to(means.device)
     sample = weight[:: max(1, weight.shape[0] // 4096)].float()
@@ -39,7 +43,9 @@ def resize_embedding(model: Gemma2, new_rows: Tensor) -> None:
     Raises: ValueError if the rows are not D wide, or if the model carries LoRA already.
     """
     width = model.config.hidden_size
-    if not isinstance(model.model.embed_tokens, nn.Embedding) or not isinstance(model.lm_head, nn.Linear):
+    if not isinstance(model.model.embed_tokens, nn.Embedding) or not isinstance(
+        model.lm_head, nn.Linear
+    ):
         raise ValueError("embedding or head already carries LoRA; resize the plain model first")
     if new_rows.dim() != 2 or new_rows.shape[1] != width:
         raise ValueError(f"new rows: expected shape (n, {width}), got {tuple(new_rows.shape)}")

@@ -45,11 +45,18 @@ def tanh_(x: Tensor) -> Tensor:
 
 def _can_compile(x: Tensor) -> bool:
     """True for activations (B, T, ...) of a pass over a text, on a GPU that Triton supports; decoding is one token long."""
-    return x.is_cuda and x.dim() > 1 and x.shape[1] > 1 and torch.cuda.get_device_capability(x.device) >= (7, 0)
+    return (
+        x.is_cuda
+        and x.dim() > 1
+        and x.shape[1] > 1
+        and torch.cuda.get_device_capability(x.device) >= (7, 0)
+    )
 
 
 @fused
-def _norm(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _norm(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
     normed = (wide * rstd).mul_(1.0 + weight.float()).to(dtype)
@@ -72,7 +79,9 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> Tensor:
         y, rstd = _norm(x, weight, residual, eps, dtype)
         ctx.save_for_backward(x, weight, rstd)
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -84,11 +93,21 @@ class _RMSNorm(torch.autograd.Function):
         d_x = _norm_backward(grads[0], x, weight, rstd) if ctx.needs_input_grad[0] else None
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (grads[0].float() * x.float() * rstd).sum_to_size(weight.shape).to(weight.dtype)
-        return d_x, d_weight, None if ctx.residual_dtype is None else grads[0].to(ctx.residual_dtype), None, None
+            d_weight = (
+                (grads[0].float() * x.float() * rstd).sum_to_size(weight.shape).to(weight.dtype)
+            )
+        return (
+            d_x,
+            d_weight,
+            None if ctx.residual_dtype is None else grads[0].to(ctx.residual_dtype),
+            None,
+            None,
+        )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, residual: Tensor | None = None
+) -> Tensor:
     """x / rms(x) * (1 + w) in `dtype`, added to `residual` where there is one: x (..., D), weight (D,).
 
     Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is Gemma's.

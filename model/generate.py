@@ -44,10 +44,14 @@ class Sampling:
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """Next ids (B,) from logits (B, V), which stay as they are."""
     if sampling.forbidden:
-        logits = logits.index_fill(-1, torch.tensor(sampling.forbidden, device=logits.device), float("-inf"))
+        logits = logits.index_fill(
+            -1, torch.tensor(sampling.forbidden, device=logits.device), float("-inf")
+        )
     if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(-1)
-    probabilities, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
+    probabilities, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(
+        dim=-1, descending=True
+    )
     # A token stays while the mass before it is below p: the one that crosses p is kept.
     outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
     picked = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
@@ -74,9 +78,14 @@ def decode(
     device = weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature else None
     cache = KVCache(model.config, len(prompts), max(lengths) + max_new_tokens, device, weight.dtype)
-    padded = [list(prompt) + [model.config.pad_token_id] * (max(lengths) - len(prompt)) for prompt in prompts]
+    padded = [
+        list(prompt) + [model.config.pad_token_id] * (max(lengths) - len(prompt))
+        for prompt in prompts
+    ]
     hidden = model.hidden(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
-    position = torch.tensor(lengths, device=device)[:, None]  # (B, 1): where each row's next token stands
+    position = torch.tensor(lengths, device=device)[
+        :, None
+    ]  # (B, 1): where each row's next token stands
     hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
     running = set(rows)  # those of them that have not ended
@@ -88,7 +97,9 @@ def decode(
         if not running or step + 1 == max_new_tokens:
             return
         if len(running) <= SHRINK * len(rows):
-            kept = torch.tensor([index for index, row in enumerate(rows) if row in running], device=device)
+            kept = torch.tensor(
+                [index for index, row in enumerate(rows) if row in running], device=device
+            )
             rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]
             cache.keep(kept)
         hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]

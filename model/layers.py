@@ -39,7 +39,9 @@ class _UpcastLinear(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         dy = grads[0].reshape(-1, weight.shape[0])
         dx = torch.zeros(dy.shape[0], weight.shape[1], dtype=torch.float32)
-        for part, slice_dy in zip(weight.split(UPCAST_ROWS), dy.split(UPCAST_ROWS, dim=1), strict=True):
+        for part, slice_dy in zip(
+            weight.split(UPCAST_ROWS), dy.split(UPCAST_ROWS, dim=1), strict=True
+        ):
             dx.addmm_(slice_dy.float(), part.float())
         return dx.to(dy.dtype).view(*grads[0].shape[:-1], weight.shape[1]), None
 
@@ -72,7 +74,9 @@ class Embedding(nn.Embedding):
     @property
     def scale(self) -> Tensor:
         # A fill on the device: torch.tensor would copy from the host at every call.
-        return torch.full((), self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device)
+        return torch.full(
+            (), self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight) * self.scale
@@ -87,7 +91,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(
-        self, x: Tensor, dtype: torch.dtype | None = None, shrunk: float = 1.0, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        dtype: torch.dtype | None = None,
+        shrunk: float = 1.0,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """The norm in `dtype`, by default x's own, of x before it was multiplied by `shrunk`; plus `residual`."""
         return rms_norm(x, self.weight, self.eps * shrunk**2, dtype or x.dtype, residual)
@@ -103,7 +111,9 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
     Source: "RoFormer" (arXiv:2104.09864), section 3.4.2, with the half-split layout of Gemma's checkpoints.
     """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    exponents = (
+        torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    )
     angles = positions[:, :, None, None].float() * (1.0 / theta**exponents)  # (B, T, 1, d / 2)
     angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
     return angles.cos(), angles.sin()

@@ -29,7 +29,9 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 FLOATS = ("F32", "F16", "BF16")
 
 
-def resolve_folder(path_or_repo: str | Path, patterns: tuple[str, ...] = ("*.json", "*.safetensors")) -> Path:
+def resolve_folder(
+    path_or_repo: str | Path, patterns: tuple[str, ...] = ("*.json", "*.safetensors")
+) -> Path:
     """The local folder of a checkpoint: `path_or_repo` itself, or the downloaded hub repository of that name.
 
     Raises: FileNotFoundError for a missing folder; ValueError for a repository that cannot be had.
@@ -70,14 +72,20 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not index.is_file():
-        raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX} is here; is the download complete?")
+        raise FileNotFoundError(
+            f"{folder}: neither {SINGLE} nor {INDEX} is here; is the download complete?"
+        )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: expected a JSON object with a weight_map ({error}); download it again") from error
+        raise ValueError(
+            f"{index}: expected a JSON object with a weight_map ({error}); download it again"
+        ) from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{index}: names files that are not here: {', '.join(missing)}; download them")
+        raise FileNotFoundError(
+            f"{index}: names files that are not here: {', '.join(missing)}; download them"
+        )
     return [folder / name for name in names]
 
 
@@ -85,7 +93,9 @@ def _open(file: Path, device: str = "cpu") -> Any:
     try:
         return safe_open(file, framework="pt", device=device)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error}); download it again") from error
+        raise ValueError(
+            f"{file}: not a readable safetensors file ({error}); download it again"
+        ) from error
 
 
 def _headers(files: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -109,9 +119,13 @@ def _check(folder: Path, model: Gemma2, headers: dict[str, tuple[tuple[int, ...]
     both = sorted(set(expected) & set(found))
     problems = [f"missing {name} {expected[name]}" for name in sorted(set(expected) - set(found))]
     problems += [f"unexpected {name} {found[name]}" for name in sorted(set(found) - set(expected))]
-    problems += [f"{n} has shape {found[n]}, expected {expected[n]}" for n in both if found[n] != expected[n]]
     problems += [
-        f"{n} is {headers[n][1]}, expected one of {', '.join(FLOATS)}" for n in both if headers[n][1] not in FLOATS
+        f"{n} has shape {found[n]}, expected {expected[n]}" for n in both if found[n] != expected[n]
+    ]
+    problems += [
+        f"{n} is {headers[n][1]}, expected one of {', '.join(FLOATS)}"
+        for n in both
+        if headers[n][1] not in FLOATS
     ]
     if problems:
         raise ValueError(f"{folder}: the tensors do not fit config.json: " + "; ".join(problems))
@@ -137,13 +151,19 @@ def load_gemma2(
             for name in reader.keys():  # noqa: SIM118
                 tensor = reader.get_tensor(name)
                 if name == HEAD and config.tie_word_embeddings:
-                    duplicate = tensor  # compared when the embedding has been read, whatever the order
+                    duplicate = (
+                        tensor  # compared when the embedding has been read, whatever the order
+                    )
                 else:
                     _place(model, name, tensor.to(dtype or tensor.dtype))
     model.tie()
-    if duplicate is not None and not torch.equal(duplicate.to(model.lm_head.weight.dtype), model.lm_head.weight):
-        raise ValueError(f"{folder}: config.json ties the head, but {HEAD} differs from {EMBEDDING}; "
-                         "set tie_word_embeddings to false")  # fmt: skip
+    if duplicate is not None and not torch.equal(
+        duplicate.to(model.lm_head.weight.dtype), model.lm_head.weight
+    ):
+        raise ValueError(
+            f"{folder}: config.json ties the head, but {HEAD} differs from {EMBEDDING}; "
+            "set tie_word_embeddings to false"
+        )
     return model.eval()
 
 
@@ -172,24 +192,37 @@ def save_gemma2(model: Gemma2, directory: str | Path, max_shard_bytes: int = 5_0
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config, tensors = model.config, {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    config, tensors = (
+        model.config,
+        {name: p.detach().contiguous() for name, p in model.named_parameters()},
+    )
     with torch.device("meta"):
         expected = {name for name, _ in Gemma2(config).named_parameters()}
     if set(tensors) != expected:
         odd = sorted(set(tensors) ^ expected)[:3]
-        raise ValueError(f"cannot save: this is no plain Gemma-2 ({', '.join(odd)} ...); merge the adapter first")
+        raise ValueError(
+            f"cannot save: this is no plain Gemma-2 ({', '.join(odd)} ...); merge the adapter first"
+        )
     dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
     config.to_json(directory / "config.json", dtype)
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.stop_ids),
-           "pad_token_id": config.pad_token_id}  # fmt: skip
-    (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.stop_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+    (directory / "generation_config.json").write_text(
+        json.dumps(ids, indent=2) + "\n", encoding="utf-8"
+    )
     _write(_shards(tensors, max_shard_bytes), directory)
 
 
 def _write(shards: list[dict[str, Tensor]], directory: Path) -> None:
     """Writes one file, or shards and their index, and removes what an earlier save in the other form left."""
-    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-                                               for i in range(len(shards))]  # fmt: skip
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
     for name, shard in zip(names, shards, strict=True):
         # Renamed into place: the tensors may be the mapped content of the very file that is replaced.
         partial = directory / (name + ".partial")
@@ -200,6 +233,11 @@ def _write(shards: list[dict[str, Tensor]], directory: Path) -> None:
         (directory / INDEX).unlink(missing_ok=True)
         return
     (directory / SINGLE).unlink(missing_ok=True)
-    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())}, "weight_map": weight_map}
+    weight_map = {
+        tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+    }
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
+        "weight_map": weight_map,
+    }
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

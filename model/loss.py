@@ -91,7 +91,15 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         factor = grads[0] / ctx.scale
-        return (None, None, None, None, None, None, *(d * factor.to(d.dtype) for d in ctx.saved_tensors))
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(d * factor.to(d.dtype) for d in ctx.saved_tensors),
+        )
 
 
 class _Sweep(torch.autograd.Function):
@@ -99,11 +107,21 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, ids: tuple[int, ...], cap: float, scale: float, needs_grad: bool, targets: Tensor,
-        hidden: Tensor, rows: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        weight: Tensor,
+        ids: tuple[int, ...],
+        cap: float,
+        scale: float,
+        needs_grad: bool,
+        targets: Tensor,
+        hidden: Tensor,
+        rows: Tensor | None,
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden, d_rows = torch.empty_like(hidden), torch.zeros(0) if rows is None else torch.zeros_like(rows)
+        d_hidden, d_rows = (
+            torch.empty_like(hidden),
+            torch.zeros(0) if rows is None else torch.zeros_like(rows),
+        )
         for start in range(0, hidden.shape[0], SWEEP_ROWS):
             part = slice(start, start + SWEEP_ROWS)
             swept = _sweep(hidden[part], targets[part], weight, ids, rows, cap, needs_grad)
@@ -124,7 +142,13 @@ class _Sweep(torch.autograd.Function):
 
 
 def _sweep(
-    h: Tensor, targets: Tensor, weight: Tensor, ids: tuple[int, ...], rows: Tensor | None, cap: float, needs_grad: bool
+    h: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    ids: tuple[int, ...],
+    rows: Tensor | None,
+    cap: float,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed loss of h (c, D), its gradient (c, D) and that of the trained rows (n_ids, D), float32: one pass over W.
 
@@ -139,7 +163,9 @@ def _sweep(
     size = max(1, BLOCK_BYTES[h.device.type] // (4 * h.shape[0]))
     rest, picked = (torch.zeros(h.shape[0], 1, device=h.device) for _ in range(2))
     gradient = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
-    columns = torch.zeros(h.shape[0], len(ids), device=h.device)  # the numerators of the trained rows
+    columns = torch.zeros(
+        h.shape[0], len(ids), device=h.device
+    )  # the numerators of the trained rows
     for start in range(0, weight.shape[0], size):
         block = weight[start : start + size]
         local = [(k, i - start) for k, i in enumerate(ids) if start <= i < start + size]
@@ -183,7 +209,9 @@ def _replaced(head: nn.Module) -> tuple[tuple[int, ...], Tensor | None] | None:
     return found() if found else None
 
 
-def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> tuple[Tensor, int]:
+def supervised_loss(
+    model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0
+) -> tuple[Tensor, int]:
     """Summed cross-entropy over the supervised positions, float32, and their number.
 
     hidden (B, T, D) from `model.hidden`; targets int64 (B, T), -100 where not supervised, best on the host: their
@@ -199,11 +227,17 @@ def supervised_loss(model: Gemma2, hidden: Tensor, targets: Tensor, scale: float
     wanted, places = (t.to(hidden.device, non_blocking=is_cuda) for t in (flat[places], places))
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
     picked = hidden.flatten(0, 1).index_select(0, places)  # (n, D)
-    cap, weight, replaced = model.config.final_logit_softcapping, model.lm_head.weight, _replaced(model.lm_head)
+    cap, weight, replaced = (
+        model.config.final_logit_softcapping,
+        model.lm_head.weight,
+        _replaced(model.lm_head),
+    )
     # Asked here: inside a Function's forward gradients are always off, and an evaluation would pay for them.
     needs_grad = torch.is_grad_enabled() and (picked.requires_grad or bool(params))
     # Numerators up to exp(cap) fit into bfloat16, whose exponents are float32's, but not into float16.
-    can_sweep = cap is not None and cap <= LARGEST_CAP and hidden.dtype in (torch.float32, torch.bfloat16)
+    can_sweep = (
+        cap is not None and cap <= LARGEST_CAP and hidden.dtype in (torch.float32, torch.bfloat16)
+    )
     if replaced is not None and can_sweep and not weight.requires_grad and has_fast_matmul(hidden):
         ids, rows = replaced
         total = _Sweep.apply(weight, ids, cap, scale, needs_grad, wanted, picked, rows)

@@ -38,14 +38,20 @@ def pick_checkpointing(
     free, width = available_memory_bytes(device), precision.dtype.itemsize
     weights = width * config.num_parameters // slices
     for mode in CHECKPOINTING:
-        kept = tokens * config.num_hidden_layers * activation_bytes_per_token(config, width, mode, copies)
+        kept = (
+            tokens
+            * config.num_hidden_layers
+            * activation_bytes_per_token(config, width, mode, copies)
+        )
         if weights + kept <= MEMORY_SHARE[device.type] * free:
             break
     needed = f"weights and activations take about {(weights + kept) / 1e9:.1f} of {free / 1e9:.1f} GB free"
     return mode, needed
 
 
-def activation_bytes_per_token(config: Gemma2Config, width: int, mode: str, copies: bool = False) -> int:
+def activation_bytes_per_token(
+    config: Gemma2Config, width: int, mode: str, copies: bool = False
+) -> int:
     """Rough size of what one block keeps for one token's backward pass, `width` bytes per activation.
 
     Counted from what the operators save: the inputs of the four norms and of the four groups of linears, queries, keys,
@@ -72,7 +78,10 @@ def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
 
     def pack(saved: Tensor) -> tuple[Tensor | None, torch.Size]:
         is_x = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
-        return None if is_x else saved.detach(), saved.shape  # itself, it could hold its own graph alive
+        return (
+            None if is_x else saved.detach(),
+            saved.shape,
+        )  # itself, it could hold its own graph alive
 
     def unpack(packed: tuple[Tensor | None, torch.Size]) -> Tensor:
         saved, shape = packed

@@ -38,9 +38,14 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], look: Look, positions: Tensor, cache: KVCache | None,
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        look: Look,
+        positions: Tensor,
+        cache: KVCache | None,
         selective: bool = False,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         dtype = self.input_layernorm.weight.dtype
         shrink = FP16_SHRINK if dtype == torch.float16 else 1.0
         with _recomputed_norm(self.input_layernorm, x, dtype, selective) as normed:
@@ -52,7 +57,9 @@ class Block(nn.Module):
 
 
 @contextmanager
-def _recomputed_norm(norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bool) -> Iterator[Tensor]:
+def _recomputed_norm(
+    norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bool
+) -> Iterator[Tensor]:
     """The norm of x in `dtype`; with `selective` what is saved of it inside is computed again from x."""
     normed = norm(x, dtype)
     if not selective:
@@ -83,17 +90,27 @@ class Decoder(nn.Module):
         # "full", each block (arXiv:1604.06174).
         self.checkpoint_activations = "none"
 
-    def look(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None, is_whole: bool = False) -> Look:
+    def look(
+        self,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: KVCache | None,
+        is_whole: bool = False,
+    ) -> Look:
         """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be.
 
         `is_whole`: the tokens stand at 0 .. T - 1, whatever the cache held before.
         """
         batch, length = positions.shape
         if cache is None and positions.is_cuda and _has_flex(positions.device):
-            from model.attention_flex import InBlocks  # imported only where it runs: it brings a compiler
+            from model.attention_flex import (
+                InBlocks,
+            )  # imported only where it runs: it brings a compiler
 
             documents = torch.zeros_like(positions) if documents is None else documents
-            return InBlocks.of(documents.to(positions.device, non_blocking=True), self.config.sliding_window)
+            return InBlocks.of(
+                documents.to(positions.device, non_blocking=True), self.config.sliding_window
+            )
         if cache is None or is_whole:  # with a cache: all keys are the prompt's own
             if cache is not None:
                 cache.reach(length, shown=length)
@@ -111,7 +128,9 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         if cache is not None and documents is not None:
-            raise ValueError("documents and a cache exclude one another: a cache does not keep documents")
+            raise ValueError(
+                "documents and a cache exclude one another: a cache does not keep documents"
+            )
         is_whole = positions is None
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -125,7 +144,10 @@ class Decoder(nn.Module):
             if self.checkpoint_activations == "full" and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                x = layer(*arguments, self.checkpoint_activations == "selective" and torch.is_grad_enabled())
+                x = layer(
+                    *arguments,
+                    self.checkpoint_activations == "selective" and torch.is_grad_enabled(),
+                )
         return self.norm(x, self.norm.weight.dtype)
 
 

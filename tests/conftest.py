@@ -13,10 +13,20 @@ from model.transformer import Gemma2
 
 # Every size differs from every other one, head_dim is not hidden / heads, and the window is shorter than the sequences.
 TINY = Gemma2Config(
-    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=12, max_position_embeddings=64, rope_theta=500.0, sliding_window=5,
-    query_pre_attn_scalar=20, attn_logit_softcapping=3.0, final_logit_softcapping=6.0,
-)  # fmt: skip
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    max_position_embeddings=64,
+    rope_theta=500.0,
+    sliding_window=5,
+    query_pre_attn_scalar=20,
+    attn_logit_softcapping=3.0,
+    final_logit_softcapping=6.0,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,4 +74,6 @@ def randomized() -> Callable[[nn.Module], None]:
 @pytest.fixture
 def relative() -> Callable[[Tensor, Tensor], float]:
     """relative(ours, truth): largest difference, as a fraction of the truth's largest value."""
-    return lambda ours, truth: ((ours.double() - truth.double()).abs().max() / truth.double().abs().max()).item()
+    return lambda ours, truth: (
+        (ours.double() - truth.double()).abs().max() / truth.double().abs().max()
+    ).item()

@@ -55,23 +55,41 @@ def test_a_name_cannot_imitate_an_argument():
 
 def test_kinds():
     one, two = calls({"a": 1}), calls({"a": 1}, {"a": 2})
-    assert kind_of(one, {"f"}) == "seen" and kind_of(one, {"g"}) == "unseen" and kind_of(one, set()) == "unseen"
-    assert kind_of([], {"f"}) == "no_call" and kind_of(two, {"f"}) == kind_of(two, set()) == "parallel"
+    assert (
+        kind_of(one, {"f"}) == "seen"
+        and kind_of(one, {"g"}) == "unseen"
+        and kind_of(one, set()) == "unseen"
+    )
+    assert (
+        kind_of([], {"f"}) == "no_call" and kind_of(two, {"f"}) == kind_of(two, set()) == "parallel"
+    )
 
 
 def test_shares_and_counts():
     accuracy = Accuracy()
-    for kind, is_right in (("seen", True), ("seen", False), ("unseen", True), ("no_call", False), ("seen", False)):
+    for kind, is_right in (
+        ("seen", True),
+        ("seen", False),
+        ("unseen", True),
+        ("no_call", False),
+        ("seen", False),
+    ):
         accuracy.add(kind, is_right)
     shares = accuracy.as_dict()
     assert shares["overall"] == 2 / 5 and shares["seen"] == 1 / 3 and shares["unseen"] == 1.0
     assert shares["no_call"] == 0.0 and shares["parallel"] is None
     assert shares["n"] == {"overall": 5, "seen": 3, "unseen": 1, "no_call": 1, "parallel": 0}
-    assert describe_shares(shares) == "overall 40% of 5, seen 33% of 3, unseen 100% of 1, no_call 0% of 1"
+    assert (
+        describe_shares(shares)
+        == "overall 40% of 5, seen 33% of 3, unseen 100% of 1, no_call 0% of 1"
+    )
 
 
 def test_nothing_scored_and_separate_counters():
     first, second = Accuracy(), Accuracy()
     first.add("seen", True)
-    assert second.as_dict() == {**dict.fromkeys(("overall", *KINDS)), "n": dict.fromkeys(("overall", *KINDS), 0)}
+    assert second.as_dict() == {
+        **dict.fromkeys(("overall", *KINDS)),
+        "n": dict.fromkeys(("overall", *KINDS), 0),
+    }
     assert describe_shares(second.as_dict()) == ""

@@ -162,7 +162,11 @@ def error(result: Any) -> dict[str, str]:
 
 def test_public_functions_in_their_order(box):
     names = [tool.name for tool in box.tools]
-    assert names[:4] == ["google", "sphinx", "kinds", "units"] and {"cached", "wrapped", "later"} <= set(names)
+    assert names[:4] == ["google", "sphinx", "kinds", "units"] and {
+        "cached",
+        "wrapped",
+        "later",
+    } <= set(names)
     assert not {"_hidden", "NoTool", "Unit", "asyncio"} & set(names)
 
 
@@ -206,21 +210,47 @@ def test_schemas_of_type_hints(box):
         "obj": {"type": "object"},
         "any_map": {"type": "object"},
     }
-    assert parameters(box, "kinds")["required"][-1] == "free" and parameters(box, "cached")["required"] == ["x"]
+    assert parameters(box, "kinds")["required"][-1] == "free" and parameters(box, "cached")[
+        "required"
+    ] == ["x"]
 
 
 def test_every_schema_can_stand_in_a_prompt(box):
     conversation = conversation_from(box.tools, [{"role": "user", "content": "Hi"}])
-    assert [write_tool(tool)["function"]["name"] for tool in conversation.tools] == list(box.by_name)
+    assert [write_tool(tool)["function"]["name"] for tool in conversation.tools] == list(
+        box.by_name
+    )
 
 
-KINDS = {"names": [1], "table": {"a": 1.5}, "pair": [1, 2], "odd": [1, "x"], "bag": ["a", "a"], "unit": "C", "size": 2,
-         "either": "x", "maybe": None, "mixed": 1, "free": [{}]}  # fmt: skip
+KINDS = {
+    "names": [1],
+    "table": {"a": 1.5},
+    "pair": [1, 2],
+    "odd": [1, "x"],
+    "bag": ["a", "a"],
+    "unit": "C",
+    "size": 2,
+    "either": "x",
+    "maybe": None,
+    "mixed": 1,
+    "free": [{}],
+}
 
 
 def test_arguments_arrive_as_their_hints_promise(box):
-    assert box.call("kinds", KINDS) == ["list", "dict", "tuple", "tuple", "set", "Unit", "Size", "str", "NoneType",
-                                        "int", "list"]  # fmt: skip
+    assert box.call("kinds", KINDS) == [
+        "list",
+        "dict",
+        "tuple",
+        "tuple",
+        "set",
+        "Unit",
+        "Size",
+        "str",
+        "NoneType",
+        "int",
+        "list",
+    ]
     result = box.call("units", {"unit": "F", "more": ["C"], "by": {"x": "F"}})
     assert result == "Unit.FAHRENHEIT [<Unit.CELSIUS: 'C'>] {'x': <Unit.FAHRENHEIT: 'F'>} "
     assert box.call("units", {"any": ["C"]}) == "None [] {} [<Unit.CELSIUS: 'C'>]"
@@ -234,7 +264,9 @@ def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box):
         "days": None,
     }
     assert "city must be string, got 'null'" in error(box.call("google", {"city": None}))["message"]
-    assert "unknown argument 'x'" in error(box.call("google", {"city": "Rome", "x": None}))["message"]
+    assert (
+        "unknown argument 'x'" in error(box.call("google", {"city": "Rome", "x": None}))["message"]
+    )
 
 
 def test_calls_and_their_results(box):
@@ -245,7 +277,11 @@ def test_calls_and_their_results(box):
 
 
 def test_a_tool_runs_where_the_program_runs(box, folder):
-    assert box.call("where", {}) == [os.getcwd(), str(folder.resolve() / "tools.py"), os.environ.get("HOME")]
+    assert box.call("where", {}) == [
+        os.getcwd(),
+        str(folder.resolve() / "tools.py"),
+        os.environ.get("HOME"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["hello", "{}\n", '{"result": 1}\n', ""])
@@ -261,9 +297,16 @@ def test_a_tool_has_no_input(box):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("nan", "{'x': nan}"), ("keys", "{(1, 2): 3}"), ("set", [5]), ("circle", "[[...]]"), ("none", None),
-     ("text", "\u2028\r\n\ud83d"), ("big", "x" * 3_000_000)],
-)  # fmt: skip
+    [
+        ("nan", "{'x': nan}"),
+        ("keys", "{(1, 2): 3}"),
+        ("set", [5]),
+        ("circle", "[[...]]"),
+        ("none", None),
+        ("text", "\u2028\r\n\ud83d"),
+        ("big", "x" * 3_000_000),
+    ],
+)
 def test_results_that_json_cannot_hold_come_as_text(box, kind, expected):
     assert box.call("value", {"kind": kind}) == expected
 
@@ -311,7 +354,10 @@ def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(folder, monke
     monkeypatch.chdir(folder)
     box = ToolBox(folder / "tools.py", timeout=1)
     first, start = box.process.pid, time.monotonic()
-    assert error(box.call("sleep", {"seconds": 30}))["code"] == "timeout" and time.monotonic() - start < 10
+    assert (
+        error(box.call("sleep", {"seconds": 30}))["code"] == "timeout"
+        and time.monotonic() - start < 10
+    )
     assert wait_for_end(first) and box.call("sleep", {"seconds": 0}) == "awake"
     assert error(box.call("spawn", {}))["code"] == "timeout"
     assert wait_for_end(int((folder / "child.pid").read_text()))
@@ -323,8 +369,11 @@ def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(folder, monke
 
 def test_a_file_that_no_longer_loads_is_an_error_for_the_model(folder, tmp_path):
     file = tmp_path / "once.py"
-    file.write_text("import os\nopen('flag.txt').close()\ndef leave() -> None:\n    os._exit(1)\n".replace(
-        "flag.txt", str(tmp_path / "flag")))  # fmt: skip
+    file.write_text(
+        "import os\nopen('flag.txt').close()\ndef leave() -> None:\n    os._exit(1)\n".replace(
+            "flag.txt", str(tmp_path / "flag")
+        )
+    )
     (tmp_path / "flag").touch()
     with ToolBox(file) as box:
         (tmp_path / "flag").unlink()
@@ -371,7 +420,13 @@ SCHEMA = {
             "required": ["in"],
         },
         "map": {"type": "object", "additionalProperties": {"type": "integer"}},
-        "any": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
+        "any": {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "null"},
+            ]
+        },
         "types": {"type": ["integer", "null"]},
         "free": {},
     },
@@ -381,10 +436,26 @@ SCHEMA = {
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"x": 1}, {"x": 1.5}, {"s": "ö"}, {"flag": False}, {"choice": 1}, {"choice": "1"}, {"list": [[1], []]},
-     {"object": {"in": 1, "deep": {"x": [None]}}}, {"map": {"k": 1}}, {"map": {}}, {"any": 1}, {"any": ["x"]},
-     {"any": None}, {"types": None}, {"free": None}, {"free": True}, {"x": -(10**30)}],
-)  # fmt: skip
+    [
+        {"x": 1},
+        {"x": 1.5},
+        {"s": "ö"},
+        {"flag": False},
+        {"choice": 1},
+        {"choice": "1"},
+        {"list": [[1], []]},
+        {"object": {"in": 1, "deep": {"x": [None]}}},
+        {"map": {"k": 1}},
+        {"map": {}},
+        {"any": 1},
+        {"any": ["x"]},
+        {"any": None},
+        {"types": None},
+        {"free": None},
+        {"free": True},
+        {"x": -(10**30)},
+    ],
+)
 def test_arguments_that_fit(arguments):
     assert check_arguments(SCHEMA, {"n": 0, **arguments}) == []
 
@@ -422,4 +493,6 @@ def test_arguments_that_do_not_fit(arguments, problem):
 
 def test_every_problem_is_told_and_none_is_endless():
     problems = check_arguments(SCHEMA, {"x": "y" * 10_000, "s": "z", "other": 1})
-    assert len(problems) == 4 and "missing argument 'n'" in problems and max(map(len, problems)) < 120
+    assert (
+        len(problems) == 4 and "missing argument 'n'" in problems and max(map(len, problems)) < 120
+    )

@@ -12,8 +12,25 @@ pytest.importorskip("peft")
 
 def test_both_sides_have_one_loss_before_they_are_timed(tmp_path):
     out = tmp_path / "rows.jsonl"
-    flags = ["--config", "tiny", "--device", "cpu", "--dtype", "fp32", "--length", "96", "--packs", "2", "--documents", "3",
-             "--rounds", "1", "--no-peak", "--out", str(out)]  # fmt: skip
+    flags = [
+        "--config",
+        "tiny",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--length",
+        "96",
+        "--packs",
+        "2",
+        "--documents",
+        "3",
+        "--rounds",
+        "1",
+        "--no-peak",
+        "--out",
+        str(out),
+    ]
     assert train_step.main(flags) == 0
     ours, peft = (json.loads(line) for line in out.read_text().splitlines())
     assert (ours["impl"], peft["impl"]) == ("ours", "peft")
@@ -22,10 +39,14 @@ def test_both_sides_have_one_loss_before_they_are_timed(tmp_path):
 
 
 def test_a_difference_is_found(monkeypatch):
-    args = train_step.parse_args("--config tiny --device cpu --dtype fp32 --length 64 --no-peak".split())
+    args = train_step.parse_args(
+        "--config tiny --device cpu --dtype fp32 --length 64 --no-peak".split()
+    )
     peer = train_step.Peer
     monkeypatch.setattr(
-        peer, "masks", lambda self, batch, dtype: dict.fromkeys(("full_attention", "sliding_attention"))
+        peer,
+        "masks",
+        lambda self, batch, dtype: dict.fromkeys(("full_attention", "sliding_attention")),
     )
     args.documents = 2
     with pytest.raises(AssertionError, match="peft"):

@@ -52,10 +52,17 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(hardware):
 
 def test_devices_by_name(hardware):
     hardware(cuda=2, mps=True)
-    assert [pick_device(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == [CPU, CUDA, torch.device("cuda:1"), MPS]
+    assert [pick_device(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == [
+        CPU,
+        CUDA,
+        torch.device("cuda:1"),
+        MPS,
+    ]
 
 
-@pytest.mark.parametrize("name", ["cuda", "mps", "cuda:0", "tpu", "", "CPU", "cpu:x", "cuda:-1", "xpu", "cpu:0:1"])
+@pytest.mark.parametrize(
+    "name", ["cuda", "mps", "cuda:0", "tpu", "", "CPU", "cpu:x", "cuda:-1", "xpu", "cpu:0:1"]
+)
 def test_devices_that_are_not_there(hardware, name):
     hardware()
     with pytest.raises(ValueError, match="--device"):
@@ -70,9 +77,15 @@ def test_a_card_number_beyond_the_last(hardware):
 
 @pytest.mark.parametrize(
     ("capability", "name", "scaler"),
-    [((7, 5), "fp16", True), ((7, 0), "fp16", True), ((8, 0), "bf16", False), ((8, 9), "bf16", False),
-     ((9, 0), "bf16", False), ((12, 0), "bf16", False)],
-)  # fmt: skip
+    [
+        ((7, 5), "fp16", True),
+        ((7, 0), "fp16", True),
+        ((8, 0), "bf16", False),
+        ((8, 9), "bf16", False),
+        ((9, 0), "bf16", False),
+        ((12, 0), "bf16", False),
+    ],
+)
 def test_precision_on_cuda(hardware, capability, name, scaler):
     hardware(cuda=1, capability=capability)
     precision = pick_precision("auto", CUDA, LARGE)
@@ -82,12 +95,15 @@ def test_precision_on_cuda(hardware, capability, name, scaler):
 
 
 @pytest.mark.parametrize(
-    ("release", "name"), [("15.1", "bf16"), ("14.0", "bf16"), ("26.0", "bf16"), ("13.6.1", "fp32"), ("", "fp32")]
+    ("release", "name"),
+    [("15.1", "bf16"), ("14.0", "bf16"), ("26.0", "bf16"), ("13.6.1", "fp32"), ("", "fp32")],
 )
 def test_precision_on_mps(hardware, release, name):
     hardware(mps=True, mac=release)
     precision = pick_precision("auto", MPS, LARGE)
-    assert (precision.name, precision.needs_scaler) == (name, False) and (release or "unknown") in precision.reason
+    assert (precision.name, precision.needs_scaler) == (name, False) and (
+        release or "unknown"
+    ) in precision.reason
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
@@ -95,18 +111,30 @@ def test_precision_on_a_cpu(monkeypatch, is_fast):
     monkeypatch.setattr(runtime, "has_fast_matmul", lambda x: is_fast)
     assert pick_precision("auto", CPU, 3_000_000).name == ("bf16" if is_fast else "fp32")
     large = pick_precision("auto", CPU, LARGE)
-    assert large.name == "bf16" and not large.needs_scaler and ("in hardware" in large.reason) == is_fast
+    assert (
+        large.name == "bf16"
+        and not large.needs_scaler
+        and ("in hardware" in large.reason) == is_fast
+    )
 
 
 def test_precision_by_name():
-    assert [pick_precision(name, CPU, 1).needs_scaler for name in ("bf16", "fp16", "fp32")] == [False, True, False]
+    assert [pick_precision(name, CPU, 1).needs_scaler for name in ("bf16", "fp16", "fp32")] == [
+        False,
+        True,
+        False,
+    ]
     with pytest.raises(ValueError, match="--dtype"):
         pick_precision("float16", CPU, 1)
 
 
 def test_checkpointing_follows_the_free_memory(monkeypatch):
     """Gemma-2-2B: more is recomputed the more tokens there are and the less memory is free."""
-    config, bf16, fp32 = Gemma2Config(), pick_precision("bf16", CUDA, 1), pick_precision("fp32", CPU, 1)
+    config, bf16, fp32 = (
+        Gemma2Config(),
+        pick_precision("bf16", CUDA, 1),
+        pick_precision("fp32", CPU, 1),
+    )
     free = {}
     monkeypatch.setattr(recompute, "available_memory_bytes", lambda device: free[device.type])
     free |= {"cuda": 80 * 10**9, "cpu": 80 * 10**9, "mps": 80 * 10**9}
@@ -115,9 +143,15 @@ def test_checkpointing_follows_the_free_memory(monkeypatch):
     mode, reason = pick_checkpointing("auto", config, 1500, bf16, CUDA)
     assert mode == "selective" and "of 12.0 GB free" in reason
     assert pick_checkpointing("auto", config, 1500, bf16, CUDA, copies=True)[0] == "full"
-    order = [CHECKPOINTING.index(pick_checkpointing("auto", config, n, fp32, CPU)[0]) for n in range(64, 30_000, 64)]
+    order = [
+        CHECKPOINTING.index(pick_checkpointing("auto", config, n, fp32, CPU)[0])
+        for n in range(64, 30_000, 64)
+    ]
     assert order == sorted(order) and set(order) == {0, 1, 2}
-    on_mps = [CHECKPOINTING.index(pick_checkpointing("auto", config, n, bf16, MPS)[0]) for n in range(64, 30_000, 64)]
+    on_mps = [
+        CHECKPOINTING.index(pick_checkpointing("auto", config, n, bf16, MPS)[0])
+        for n in range(64, 30_000, 64)
+    ]
     assert on_mps.index(1) > order.index(1)  # half the bytes, more tokens
 
 

@@ -31,12 +31,19 @@ TOOL = {
         },
     },
 }
-PROMPT = SystemPrompt("Tools within <tools></tools> tags: ", " Call in <tool_call></tool_call>.", "openai")
-PARIS, ROME = ToolCall("get_weather", {"city": "Paris"}), ToolCall("get_weather", {"city": "Röm", "unit": "C"})
+PROMPT = SystemPrompt(
+    "Tools within <tools></tools> tags: ", " Call in <tool_call></tool_call>.", "openai"
+)
+PARIS, ROME = (
+    ToolCall("get_weather", {"city": "Paris"}),
+    ToolCall("get_weather", {"city": "Röm", "unit": "C"}),
+)
 TURNS = (
     Message("user", "Paris and Rome?"),
     Message("model", "I look.", "Two cities.", (PARIS, ROME)),
-    Message("tool", results=(ToolResult("7", "get_weather"), ToolResult('{"c": 9}', "get_weather"))),
+    Message(
+        "tool", results=(ToolResult("7", "get_weather"), ToolResult('{"c": 9}', "get_weather"))
+    ),
     Message("model", "7 and 9."),
     Message("user", "Thanks"),
     Message("model", "Welcome", trained=False),
@@ -62,14 +69,19 @@ def trained_texts(example: Example, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(id for id, _ in run) for is_trained, run in runs if is_trained]
 
 
-@pytest.mark.parametrize("make", [small_tokenizer, pytest.param(gemma_tokenizer, marks=needs_gemma)])
+@pytest.mark.parametrize(
+    "make", [small_tokenizer, pytest.param(gemma_tokenizer, marks=needs_gemma)]
+)
 def test_a_whole_conversation(make: Any) -> None:
     tokenizer = make()
     example = render(CONVERSATION, tokenizer)
     assert len(example.tokens) == len(example.trainable)
     assert tokenizer.decode(example.tokens) == HERMES_TEXT
     calls = f"<tool_call>\n{PARIS_JSON}\n</tool_call><tool_call>\n{ROME_JSON}\n</tool_call><end_of_turn>"
-    assert trained_texts(example, tokenizer) == [f"<think>Two cities.</think>I look.{calls}", "7 and 9.<end_of_turn>"]
+    assert trained_texts(example, tokenizer) == [
+        f"<think>Two cities.</think>I look.{calls}",
+        "7 and 9.<end_of_turn>",
+    ]
     narrow = render(CONVERSATION, tokenizer, "tool-calls")
     assert narrow.tokens == example.tokens
     assert trained_texts(narrow, tokenizer) == ["<think>Two cities.</think>", calls]
@@ -81,13 +93,31 @@ def test_ids_and_flags_by_independent_construction() -> None:
     tokenizer = small_tokenizer()
     tags, encode = tokenizer.tag_ids, tokenizer.encode
     start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
-    conversation = Conversation((Message("user", "q"), Message("model", thinking="t", calls=(PARIS,))))
-    given_ids = [tokenizer.bos_id, start, *encode("user\nq"), end, *encode("\n"), start, *encode("model\n")]
-    written = [tags["<think>"], *encode("t"), tags["</think>"], tags["<tool_call>"], *encode(f"\n{PARIS_JSON}\n")]
+    conversation = Conversation(
+        (Message("user", "q"), Message("model", thinking="t", calls=(PARIS,)))
+    )
+    given_ids = [
+        tokenizer.bos_id,
+        start,
+        *encode("user\nq"),
+        end,
+        *encode("\n"),
+        start,
+        *encode("model\n"),
+    ]
+    written = [
+        tags["<think>"],
+        *encode("t"),
+        tags["</think>"],
+        tags["<tool_call>"],
+        *encode(f"\n{PARIS_JSON}\n"),
+    ]
     written += [tags["</tool_call>"], end]
     example = render(conversation, tokenizer)
     assert example.tokens == [*given_ids, *written, *encode("\n")]
-    assert example.trainable == [False] * len(given_ids) + [True] * len(written) + [False] * len(encode("\n"))
+    assert example.trainable == [False] * len(given_ids) + [True] * len(written) + [False] * len(
+        encode("\n")
+    )
 
 
 @needs_gemma
@@ -111,14 +141,21 @@ def test_the_mistral_format() -> None:
     text = tokenizer.decode(example.tokens)
     tools = json.dumps([TOOL], ensure_ascii=False)
     assert f"tags: [AVAILABLE_TOOLS]{tools}[/AVAILABLE_TOOLS] Call in" in text
-    written = f"<think>Two cities.</think>\nI look.[TOOL_CALLS][{PARIS_JSON}, {ROME_JSON}]<end_of_turn>"
+    written = (
+        f"<think>Two cities.</think>\nI look.[TOOL_CALLS][{PARIS_JSON}, {ROME_JSON}]<end_of_turn>"
+    )
     assert trained_texts(example, tokenizer) == [written, "7 and 9.<end_of_turn>"]
-    results = ['{"content": "7", "name": "get_weather"}', '{"content": "{\\"c\\": 9}", "name": "get_weather"}']
+    results = [
+        '{"content": "7", "name": "get_weather"}',
+        '{"content": "{\\"c\\": 9}", "name": "get_weather"}',
+    ]
     assert "".join(f"[TOOL_RESULTS]{result}[/TOOL_RESULTS]" for result in results) in text
     assert parse_tool_calls(example.tokens, tokenizer) == [PARIS, ROME]
 
 
-arguments = st.dictionaries(hostile, st.one_of(hostile, st.integers(-9, 9), st.booleans(), st.none()), max_size=2)
+arguments = st.dictionaries(
+    hostile, st.one_of(hostile, st.integers(-9, 9), st.booleans(), st.none()), max_size=2
+)
 names = hostile.filter(bool)
 words = hostile.map(str.strip)
 calls = st.lists(st.builds(ToolCall, names, arguments), max_size=2).map(tuple)
@@ -138,7 +175,11 @@ def test_parsing_is_the_inverse_of_rendering(message: Message, format: str) -> N
     prompt = render_prompt(Conversation((Message("user", "q"),)), tokenizer)
     assert example.tokens[: len(prompt)] == prompt
     reply = parse_reply(example.tokens[len(prompt) :], tokenizer)
-    assert (reply.thinking, reply.content, reply.calls) == (message.thinking, message.content, message.calls)
+    assert (reply.thinking, reply.content, reply.calls) == (
+        message.thinking,
+        message.content,
+        message.calls,
+    )
     assert reply.ended and not reply.errors and not reply.repairs
     assert parse_tool_calls(example.tokens, tokenizer) == list(message.calls)
 
@@ -151,10 +192,17 @@ def test_no_text_forges_control(texts: list[str], format: str) -> None:
     tokenizer = small_tokenizer(format)
 
     def build(user: str, result: str, name: str, about: str, key: str) -> Conversation:
-        parameters = {"type": "object", "properties": {key: {"type": "string", "enum": [about or "e"]}}}
+        parameters = {
+            "type": "object",
+            "properties": {key: {"type": "string", "enum": [about or "e"]}},
+        }
         tool = {
             "type": "function",
-            "function": {"name": name or "n", "description": about or "d", "parameters": parameters},
+            "function": {
+                "name": name or "n",
+                "description": about or "d",
+                "parameters": parameters,
+            },
         }
         turns = (
             Message("user", user),
@@ -169,7 +217,10 @@ def test_no_text_forges_control(texts: list[str], format: str) -> None:
     conversation = build(*texts)
     assert control(conversation) == control(build(*"abcde"))
     text = tokenizer.decode(render(conversation, tokenizer).tokens)
-    assert text.endswith("<end_of_turn>\n") and texts[0] + "<end_of_turn>\n<start_of_turn>model\n" in text
+    assert (
+        text.endswith("<end_of_turn>\n")
+        and texts[0] + "<end_of_turn>\n<start_of_turn>model\n" in text
+    )
     assert texts[1] in text or format == "mistral"
     assert json.dumps(write_tool(conversation.tools[0]), ensure_ascii=False) in text
 
@@ -183,8 +234,9 @@ def test_a_tag_that_the_operator_writes_is_the_tag_and_nothing_else_is() -> None
     ):
         tokens = render(conversation, tokenizer).tokens
         assert [id for id in tokens if id in tokenizer.control_ids][2:4] == [
-            tokenizer.tag_ids["<tool_call>"], tokenizer.tag_ids["</tool_call>"]
-        ]  # fmt: skip
+            tokenizer.tag_ids["<tool_call>"],
+            tokenizer.tag_ids["</tool_call>"],
+        ]
         assert tokens.count(tokenizer.start_of_turn_id) == 1 and tokens.count(tokenizer.bos_id) == 1
         assert text in tokenizer.decode(tokens)
 
@@ -194,7 +246,9 @@ def test_every_prompt_is_a_prefix_of_what_continues_it() -> None:
         tokenizer = small_tokenizer(format)
         whole = render(CONVERSATION, tokenizer).tokens
         for length in (1, 3, 5):
-            prompt = render_prompt(dataclasses.replace(CONVERSATION, messages=TURNS[:length]), tokenizer)
+            prompt = render_prompt(
+                dataclasses.replace(CONVERSATION, messages=TURNS[:length]), tokenizer
+            )
             assert (
                 whole[: len(prompt)] == prompt
                 and prompt[-len(tokenizer.encode("model\n")) - 1] == tokenizer.start_of_turn_id
@@ -203,7 +257,10 @@ def test_every_prompt_is_a_prefix_of_what_continues_it() -> None:
 
 def test_the_common_prompt_is_the_most_common_one() -> None:
     other = dataclasses.replace(CONVERSATION, prompt=SystemPrompt("x", shape="compact"))
-    assert common_prompt([other, CONVERSATION, CONVERSATION, dataclasses.replace(other, prompt=None)]) == PROMPT
+    assert (
+        common_prompt([other, CONVERSATION, CONVERSATION, dataclasses.replace(other, prompt=None)])
+        == PROMPT
+    )
     assert common_prompt([dataclasses.replace(other, prompt=None)]) is None
 
 
@@ -211,6 +268,8 @@ def test_the_mask_has_two_colours() -> None:
     tokenizer = small_tokenizer()
     text = mask_text(render(CONVERSATION, tokenizer), tokenizer)
     assert text.plain == HERMES_TEXT
-    trained = [text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED_STYLE]
+    trained = [
+        text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED_STYLE
+    ]
     assert trained == trained_texts(render(CONVERSATION, tokenizer), tokenizer)
     assert {str(span.style) for span in text.spans} == {TRAINED_STYLE, GIVEN_STYLE}

@@ -15,7 +15,9 @@ from data.schema import parse_row
 
 
 def row(user: str = "q", answer: str = "a") -> dict[str, Any]:
-    return {"conversations": [{"role": "human", "content": user}, {"role": "model", "content": answer}]}
+    return {
+        "conversations": [{"role": "human", "content": user}, {"role": "model", "content": answer}]
+    }
 
 
 ROWS = [row("one"), row("two\u2028lines"), row("three")]
@@ -39,10 +41,17 @@ def write_parquet(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("a.jsonl", LINES + "\n\n"), ("a.jsonl", "\ufeff" + LINES), ("a.json", json.dumps(ROWS)), ("a.json", LINES),
-    ("a.json", json.dumps({"version": 1, "data": ROWS})), ("a.ndjson", LINES.replace("\n", "\r\n")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", LINES + "\n\n"),
+        ("a.jsonl", "\ufeff" + LINES),
+        ("a.json", json.dumps(ROWS)),
+        ("a.json", LINES),
+        ("a.json", json.dumps({"version": 1, "data": ROWS})),
+        ("a.ndjson", LINES.replace("\n", "\r\n")),
+    ],
+)
 def test_every_kind_of_file_gives_the_rows(tmp_path: Path, name: str, text: str) -> None:
     assert users(write(tmp_path, name, text)) == ["one", "two\u2028lines", "three"]
 
@@ -68,11 +77,15 @@ def test_a_folder_gives_its_training_files(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet")
     assert users(tmp_path) == ["one", "two\u2028lines", "three"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match="expected Parquet, JSONL or JSON files in the folder, got none"):
+    with pytest.raises(
+        FileNotFoundError, match="expected Parquet, JSONL or JSON files in the folder, got none"
+    ):
         list(read_rows(tmp_path / "none"))
 
 
-def test_a_hub_id_is_downloaded_as_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_downloaded_as_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     def download(name: str, **options: Any) -> str:
@@ -82,22 +95,39 @@ def test_a_hub_id_is_downloaded_as_a_data_set(tmp_path: Path, monkeypatch: pytes
     write(tmp_path, "train.jsonl", LINES)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert len(users("owner/set")) == 3
-    assert asked["name"] == "owner/set" and asked["repo_type"] == "dataset" and "*.parquet" in asked["allow_patterns"]
+    assert (
+        asked["name"] == "owner/set"
+        and asked["repo_type"] == "dataset"
+        and "*.parquet" in asked["allow_patterns"]
+    )
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.jsonl", b"", "a.jsonl: expected at least one row, got an empty file"),
-    ("a.json", b" ", "a.json: expected at least one row, got an empty file"),
-    ("a.json", b"[]", "a.json: expected at least one row, got an empty file"),
-    ("a.jsonl", b'{"a": "\xff"}', "a.jsonl: expected UTF-8"),
-    ("a.jsonl", LINES.encode() + b'\n{"conv\n[]\n', "a.jsonl:4: expected a JSON object, got '{\"conv'"),
-    ("a.jsonl", LINES.encode() + b'\n{"conv\n[]\n', "a.jsonl:5: expected a JSON object, got '[]'"),
-    ("a.jsonl", b"x\n" * 9, "and 4 more broken lines"),
-    ("a.json", b"[1,\n2", "a.json:2: expected JSON"),
-    ("a.json", b"[{}, 5]", "a.json:2: expected a JSON object, got '5'"),
-    ("a.json", b'{"a": [], "b": []}', "expected an object with one list of rows, got 2 lists"),
-])  # fmt: skip
-def test_broken_files_are_refused_with_their_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "a.jsonl: expected at least one row, got an empty file"),
+        ("a.json", b" ", "a.json: expected at least one row, got an empty file"),
+        ("a.json", b"[]", "a.json: expected at least one row, got an empty file"),
+        ("a.jsonl", b'{"a": "\xff"}', "a.jsonl: expected UTF-8"),
+        (
+            "a.jsonl",
+            LINES.encode() + b'\n{"conv\n[]\n',
+            "a.jsonl:4: expected a JSON object, got '{\"conv'",
+        ),
+        (
+            "a.jsonl",
+            LINES.encode() + b'\n{"conv\n[]\n',
+            "a.jsonl:5: expected a JSON object, got '[]'",
+        ),
+        ("a.jsonl", b"x\n" * 9, "and 4 more broken lines"),
+        ("a.json", b"[1,\n2", "a.json:2: expected JSON"),
+        ("a.json", b"[{}, 5]", "a.json:2: expected a JSON object, got '5'"),
+        ("a.json", b'{"a": [], "b": []}', "expected an object with one list of rows, got 2 lists"),
+    ],
+)
+def test_broken_files_are_refused_with_their_place(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as caught:
         load_conversations(tmp_path / name)
@@ -112,15 +142,21 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_bad_rows_are_dropped_and_named_unless_all_are(tmp_path: Path) -> None:
     call = row(answer="<tool_call>{'name': 'f', 'arguments': {}}</tool_call>")
     lines = [row("ok"), {"conversations": []}, call, row(answer="<think>")]
-    conversations, report = load_conversations(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines))))
+    conversations, report = load_conversations(
+        write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))
+    )
     assert len(conversations) == 2 and report.rows == 4
     assert [reason.split(": ")[0] for reason in report.dropped] == ["a.jsonl:2", "a.jsonl:4"]
     assert report.as_dict()["repairs"] == {"python_literal": 1} and report.repaired_rows == 1
-    with pytest.raises(ValueError, match="got 1 unreadable rows:\nb.jsonl:1: expected a list of messages"):
+    with pytest.raises(
+        ValueError, match="got 1 unreadable rows:\nb.jsonl:1: expected a list of messages"
+    ):
         load_conversations(write(tmp_path, "b.jsonl", '{"conversations": []}'))
 
 
-def conversation(user: str, answer: str = "a", where: str = "", tools: str = "", trained: bool = True) -> Conversation:
+def conversation(
+    user: str, answer: str = "a", where: str = "", tools: str = "", trained: bool = True
+) -> Conversation:
     calls = tuple(ToolCall(name, {}) for name in tools)
     turns = (Message("user", user), Message("model", answer, calls=calls, trained=trained))
     return Conversation(turns, tuple(Tool(name) for name in tools), where=where)
@@ -128,12 +164,21 @@ def conversation(user: str, answer: str = "a", where: str = "", tools: str = "",
 
 def test_overlong_examples_are_dropped_cut_or_refused() -> None:
     tokenizer = small_tokenizer()
-    rows = [conversation("q", "a", "f:1"), conversation("q", "a" * 90, "f:2"), conversation("q" * 90, "a", "f:3")]
+    rows = [
+        conversation("q", "a", "f:1"),
+        conversation("q", "a" * 90, "f:2"),
+        conversation("q" * 90, "a", "f:3"),
+    ]
     examples, report = build_examples(rows, tokenizer, 60)
-    assert [example.where for example in examples] == ["f:1"] and report.dropped_overlong == ["f:2", "f:3"]
+    assert [example.where for example in examples] == ["f:1"] and report.dropped_overlong == [
+        "f:2",
+        "f:3",
+    ]
     examples, report = build_examples(rows, tokenizer, 60, "truncate")
     assert [len(example.tokens) for example in examples][1:] == [60] and report.truncated == ["f:2"]
-    assert report.dropped_overlong == ["f:3"] and all(example.num_supervised for example in examples)
+    assert report.dropped_overlong == ["f:3"] and all(
+        example.num_supervised for example in examples
+    )
     whole = build_examples(rows, tokenizer, 500)[0][1]
     assert examples[1].tokens == whole.tokens[:60] and examples[1].trainable == whole.trainable[:60]
     with pytest.raises(ValueError, match="f:2: expected at most 60 tokens, got"):
@@ -147,9 +192,12 @@ def test_examples_without_a_target_are_dropped_and_none_at_all_is_an_error() -> 
     untrained = conversation("q", where="f:1", trained=False)
     examples, report = build_examples([untrained, conversation("q", "b", "f:2")], tokenizer, 99)
     assert len(examples) == 1 and report.dropped_unsupervised == ["f:1"]
-    assert report.supervised_tokens == sum(examples[0].trainable) and report.tokens == len(examples[0].tokens)
+    assert report.supervised_tokens == sum(examples[0].trainable) and report.tokens == len(
+        examples[0].tokens
+    )
     with pytest.raises(
-        ValueError, match="expected supervised tokens, got none: 0 rows are longer than 99 tokens, 1 have"
+        ValueError,
+        match="expected supervised tokens, got none: 0 rows are longer than 99 tokens, 1 have",
     ):
         build_examples([untrained], tokenizer, 99)
     with pytest.raises(ValueError, match="1 rows are longer than 5 tokens"):
@@ -159,7 +207,11 @@ def test_examples_without_a_target_are_dropped_and_none_at_all_is_an_error() -> 
 
 
 def test_equal_rows_are_named_and_kept() -> None:
-    rows = [conversation("q", where="f:1"), conversation("r", where="f:2"), conversation("q", where="f:3")]
+    rows = [
+        conversation("q", where="f:1"),
+        conversation("r", where="f:2"),
+        conversation("q", where="f:3"),
+    ]
     examples, report = build_examples(rows, small_tokenizer(), 99)
     assert len(examples) == 3 and report.duplicates == [("f:3", "f:1")]
     assert report.as_dict()["duplicates"] == 1
@@ -167,7 +219,9 @@ def test_equal_rows_are_named_and_kept() -> None:
 
 def test_a_split_holds_out_tools_and_keeps_equal_rows_together() -> None:
     rows = [
-        conversation(f"q{n}", where=f"f:{n}", tools="abcdefghij"[n % 10] + ("z" if n % 10 < 4 else ""))
+        conversation(
+            f"q{n}", where=f"f:{n}", tools="abcdefghij"[n % 10] + ("z" if n % 10 < 4 else "")
+        )
         for n in range(100)
     ]
     rows += [conversation("twin", where=f"t:{n}") for n in range(20)]
@@ -192,7 +246,9 @@ def test_a_split_of_few_rows() -> None:
     assert [len(side) for side in split(shared, 0.2, 0)] == [8, 2]
     with pytest.raises(ValueError, match="expected two different rows to hold one out, got 2"):
         split([rows[0], rows[0]], 0.5, 0)
-    with pytest.raises(ValueError, match="eval fraction: expected at least 0 and less than 1, got 1.5"):
+    with pytest.raises(
+        ValueError, match="eval fraction: expected at least 0 and less than 1, got 1.5"
+    ):
         split(rows, 1.5, 0)
 
 

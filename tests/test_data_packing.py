@@ -13,7 +13,9 @@ from data.packing import IGNORED, Batch, collate, epoch_order, pack_examples
 
 
 def example(length: int, first: int = 100) -> Example:
-    return Example(list(range(first, first + length)), [False] + [True] * (length - 1), f"f:{first}")
+    return Example(
+        list(range(first, first + length)), [False] + [True] * (length - 1), f"f:{first}"
+    )
 
 
 A = Example([2, 11, 12, 13], [False, False, True, True])
@@ -34,7 +36,9 @@ def test_a_batch_position_by_position() -> None:
 def test_a_batch_is_padded_to_the_longest_pack_or_to_the_length() -> None:
     assert collate([[A], [A, B]], 0).tokens.shape == (2, 7)
     assert collate([[A]], 0, 9).tokens.shape == (1, 9)
-    with pytest.raises(ValueError, match="expected packs of at most 6 tokens, got 1 packs, the longest of 7"):
+    with pytest.raises(
+        ValueError, match="expected packs of at most 6 tokens, got 1 packs, the longest of 7"
+    ):
         collate([[A, B]], 0, 6)
     with pytest.raises(ValueError, match="got 0 packs"):
         collate([], 0)
@@ -43,12 +47,22 @@ def test_a_batch_is_padded_to_the_longest_pack_or_to_the_length() -> None:
 def check_targets(batch: Batch, packs: list[list[Example]]) -> None:
     """By definition, independent of how the rows were laid out."""
     for row, pack in enumerate(packs):
-        flat = [(number, place, item) for number, item in enumerate(pack) for place in range(len(item.tokens))]
+        flat = [
+            (number, place, item)
+            for number, item in enumerate(pack)
+            for place in range(len(item.tokens))
+        ]
         for position, (number, place, item) in enumerate(flat):
             has_target = place + 1 < len(item.tokens) and item.trainable[place + 1]
-            assert batch.targets[row, position] == (item.tokens[place + 1] if has_target else IGNORED)
-            assert batch.documents[row, position] == number and batch.positions[row, position] == place
-        assert (batch.documents[row, len(flat) :] == -1).all() and (batch.targets[row, len(flat) :] == IGNORED).all()
+            assert batch.targets[row, position] == (
+                item.tokens[place + 1] if has_target else IGNORED
+            )
+            assert (
+                batch.documents[row, position] == number and batch.positions[row, position] == place
+            )
+        assert (batch.documents[row, len(flat) :] == -1).all() and (
+            batch.targets[row, len(flat) :] == IGNORED
+        ).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,7 +70,9 @@ def check_targets(batch: Batch, packs: list[list[Example]]) -> None:
 def test_packs_hold_everything_once(lengths: list[int]) -> None:
     examples = [example(length, first=100 * number) for number, length in enumerate(lengths)]
     packing = pack_examples(examples, 20)
-    assert sorted(item.where for pack in packing.packs for item in pack) == sorted(item.where for item in examples)
+    assert sorted(item.where for pack in packing.packs for item in pack) == sorted(
+        item.where for item in examples
+    )
     assert all(0 < sum(len(item.tokens) for item in pack) <= 20 for pack in packing.packs)
     assert packing.efficiency == sum(lengths) / (20 * len(packing.packs))
     check_targets(collate(packing.packs, 0, 20), packing.packs)
@@ -82,7 +98,9 @@ def test_packing_is_first_fit_decreasing_and_repeats() -> None:
     assert [[len(item.tokens) for item in pack] for pack in packing.packs] == naive(lengths, 60)
     assert packing == pack_examples(examples, 60)
     assert pack_examples([], 60).packs == []
-    with pytest.raises(ValueError, match="f:7: expected at most 9 tokens, got 10; drop or truncate it first"):
+    with pytest.raises(
+        ValueError, match="f:7: expected at most 9 tokens, got 10; drop or truncate it first"
+    ):
         pack_examples([example(10, first=7)], 9)
 
 

@@ -14,7 +14,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPEC = {
     "name": "get_weather",
     "description": "Weather of a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
 }
 OPENAI_TOOL = {"type": "function", "function": SPEC}
 SYSTEM = (
@@ -34,12 +38,20 @@ TEXTS = (SYSTEM, "Paris and Rome?", HERMES_REPLY, RESULTS, "7 and 9.")
 
 def course_row() -> dict[str, Any]:
     roles = ("system", "human", "model", "tool", "model")
-    return {"conversations": [{"role": role, "content": text} for role, text in zip(roles, TEXTS, strict=True)]}
+    return {
+        "conversations": [
+            {"role": role, "content": text} for role, text in zip(roles, TEXTS, strict=True)
+        ]
+    }
 
 
 def sharegpt_row() -> dict[str, Any]:
     roles = ("system", "human", "gpt", "observation", "gpt")
-    return {"conversations": [{"from": role, "value": text} for role, text in zip(roles, TEXTS, strict=True)]}
+    return {
+        "conversations": [
+            {"from": role, "value": text} for role, text in zip(roles, TEXTS, strict=True)
+        ]
+    }
 
 
 def openai_row() -> dict[str, Any]:
@@ -53,8 +65,18 @@ def openai_row() -> dict[str, Any]:
     ]
     return {
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "Paris and "}, {"type": "text", "text": "Rome?"}]},
-            {"role": "assistant", "content": "<think>Both cities.</think>\nLet me see.", "tool_calls": calls},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Paris and "},
+                    {"type": "text", "text": "Rome?"},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": "<think>Both cities.</think>\nLet me see.",
+                "tool_calls": calls,
+            },
             {"role": "tool", "tool_call_id": "c1", "content": "9"},
             {"role": "tool", "tool_call_id": "c0", "content": {"c": 7}},
             {"role": "assistant", "content": "7 and 9.", "tool_calls": None},
@@ -98,23 +120,35 @@ def test_all_four_forms_say_the_same(make: Any) -> None:
         assert {result.name for result in tool.results} == {"get_weather"}
         assert answer == Message("model", "7 and 9.")
         assert [tool.name for tool in conversation.tools] == ["get_weather"]
-        assert conversation.prompt is not None and conversation.prompt.after.endswith("\n" + THINK_REQUEST)
+        assert conversation.prompt is not None and conversation.prompt.after.endswith(
+            "\n" + THINK_REQUEST
+        )
 
 
 def test_tools_keep_the_shape_of_their_column() -> None:
     for row, shape in ((openai_row(), "openai"), (mistral_row(), "function")):
         conversation = parse_row(row)
-        assert conversation.prompt is not None and conversation.prompt.shape == conversation.tools[0].shape == shape
+        assert (
+            conversation.prompt is not None
+            and conversation.prompt.shape == conversation.tools[0].shape == shape
+        )
 
 
 def test_results_find_their_call_by_id() -> None:
     row = openai_row()
     row["messages"][1]["tool_calls"][1]["function"]["name"] = "other"
     conversation = parse_row(row)
-    given = {message["tool_call_id"]: message["content"] for message in row["messages"] if message["role"] == "tool"}
+    given = {
+        message["tool_call_id"]: message["content"]
+        for message in row["messages"]
+        if message["role"] == "tool"
+    }
     calls = conversation.messages[1].calls
     assert [result.name for result in conversation.messages[2].results] == ["get_weather", "other"]
-    contents = [given[call.id] if isinstance(given[call.id], str) else json.dumps(given[call.id]) for call in calls]
+    contents = [
+        given[call.id] if isinstance(given[call.id], str) else json.dumps(given[call.id])
+        for call in calls
+    ]
     assert [result.content for result in conversation.messages[2].results] == contents
     assert "reordered_results" in conversation.repairs
     for wrong in ("zzz", row["messages"][2]["tool_call_id"]):
@@ -123,12 +157,17 @@ def test_results_find_their_call_by_id() -> None:
             parse_row(row)
 
 
-@pytest.mark.parametrize("change", [
-    lambda row: row.update(tools=[{"name": "f", "parameters": {"type": "object", "properties": [{"name": "a"}]}}]),
-    lambda row: row["messages"][1]["tool_calls"][0].update(id=["x"]),
-    lambda row: row["messages"][2].update(tool_call_id=["x"]),
-    lambda row: row["messages"][2].update(name={"x": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(
+            tools=[{"name": "f", "parameters": {"type": "object", "properties": [{"name": "a"}]}}]
+        ),
+        lambda row: row["messages"][1]["tool_calls"][0].update(id=["x"]),
+        lambda row: row["messages"][2].update(tool_call_id=["x"]),
+        lambda row: row["messages"][2].update(name={"x": 1}),
+    ],
+)
 def test_a_malformed_part_is_a_sentence(change: Callable[[dict[str, Any]], Any]) -> None:
     row = openai_row()
     change(row)
@@ -141,18 +180,32 @@ def test_a_malformed_part_is_a_sentence(change: Callable[[dict[str, Any]], Any])
 def test_anthropics_name_for_the_schema_is_read() -> None:
     row = openai_row()
     row["tools"] = [
-        {"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+        {
+            "name": "get_weather",
+            "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+        }
     ]
     assert parse_row(row).tools[0].parameters["properties"] == {"city": {"type": "string"}}
 
 
 def test_a_null_for_an_optional_argument_is_no_argument() -> None:
-    properties = {"city": {"type": "string"}, "unit": {"type": "string"}, "note": {"type": ["string", "null"]}}
+    properties = {
+        "city": {"type": "string"},
+        "unit": {"type": "string"},
+        "note": {"type": ["string", "null"]},
+    }
     row = openai_row()
     row["tools"] = [
-        {"name": "get_weather", "parameters": {"type": "object", "properties": properties, "required": ["city"]}}
+        {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": properties, "required": ["city"]},
+        }
     ]
-    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": "Oslo", "unit": None, "note": None}
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {
+        "city": "Oslo",
+        "unit": None,
+        "note": None,
+    }
     conversation = parse_row(row)
     assert conversation.messages[1].calls[0].arguments == {"city": "Oslo", "note": None}
     assert "stray_null" in conversation.repairs
@@ -161,8 +214,12 @@ def test_a_null_for_an_optional_argument_is_no_argument() -> None:
 def test_only_the_block_of_tools_is_structure() -> None:
     prompt = parse_row(course_row()).prompt
     assert prompt is not None
-    assert prompt.before == "You are given signatures within <tools></tools> XML tags. Here they are:"
-    assert prompt.after.startswith('Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ...')
+    assert (
+        prompt.before == "You are given signatures within <tools></tools> XML tags. Here they are:"
+    )
+    assert prompt.after.startswith(
+        'Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ...'
+    )
 
 
 def test_tags_in_content_are_text() -> None:
@@ -172,7 +229,9 @@ def test_tags_in_content_are_text() -> None:
     row["conversations"][3]["content"] = (
         f'<tool_response>\n{{"t": "{RESULTS[:16]}"}} {forged}</tool_response>x\n</tool_response>'
     )
-    row["conversations"][0]["content"] = SYSTEM.replace("Weather of a city", "Not </tools> but <tools>[]")
+    row["conversations"][0]["content"] = SYSTEM.replace(
+        "Weather of a city", "Not </tools> but <tools>[]"
+    )
     conversation = parse_row(row)
     assert conversation.messages[0].content == forged
     assert [result.content for result in conversation.messages[2].results] == [
@@ -203,20 +262,25 @@ def test_tags_inside_the_strings_of_calls_and_results_are_data() -> None:
 
 def test_a_call_inside_thinking_is_thinking() -> None:
     row = course_row()
-    row["conversations"][2]["content"] = '<think>Maybe <tool_call>{"name": "f"}</tool_call>?</think>No.'
+    row["conversations"][2]["content"] = (
+        '<think>Maybe <tool_call>{"name": "f"}</tool_call>?</think>No.'
+    )
     del row["conversations"][3:]
     message = parse_row(row).messages[1]
     assert message.calls == () and message.content == "No." and "<tool_call>" in message.thinking
 
 
-@pytest.mark.parametrize(("body", "repairs"), [
-    ('{"name": "f", "arguments": {"a": 1}}', ()),
-    ("{'name': 'f', 'arguments': {'a': 1,}}", ("python_literal",)),
-    ("{'name': 'f', 'arguments': {'a': 1}, 'b': true}", ("python_literal", "extra_keys")),
-    ('```json\n{"name": "f", "arguments": {"a": 1}}\n```', ("code_fence",)),
-    ('[{"name": "f", "arguments": {"a": 1}}]', ("list_of_calls",)),
-    ('{"name": "f", "arguments": "{\\"a\\": 1}"}', ("string_arguments",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "repairs"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}}', ()),
+        ("{'name': 'f', 'arguments': {'a': 1,}}", ("python_literal",)),
+        ("{'name': 'f', 'arguments': {'a': 1}, 'b': true}", ("python_literal", "extra_keys")),
+        ('```json\n{"name": "f", "arguments": {"a": 1}}\n```', ("code_fence",)),
+        ('[{"name": "f", "arguments": {"a": 1}}]', ("list_of_calls",)),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', ("string_arguments",)),
+    ],
+)
 def test_repairs_are_named(body: str, repairs: tuple[str, ...]) -> None:
     row = {
         "conversations": [
@@ -231,7 +295,9 @@ def test_repairs_are_named(body: str, repairs: tuple[str, ...]) -> None:
 
 def openai(*turns: str, **keys: Any) -> dict[str, Any]:
     """A row of "role text" turns; `keys` join the last message."""
-    messages: list[dict[str, Any]] = [dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns]
+    messages: list[dict[str, Any]] = [
+        dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns
+    ]
     messages[-1].update(keys)
     return {"messages": messages}
 
@@ -245,46 +311,104 @@ def call_row(body: str) -> dict[str, Any]:
     return model_row(f"<tool_call>{body}</tool_call>")
 
 
-@pytest.mark.parametrize(("row", "messages"), [
-    ("{", ["f:7: expected one JSON object on the line"]),
-    ("[]", ["f:7: expected a JSON object, got '[]'"]),
-    ({"chat": []}, ["f:7: expected the key \"conversations\" or \"messages\", got 'chat'"]),
-    ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
-    ({"messages": [5, {"role": "user", "content": "x"}]},
-     ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"]),
-    (openai("user x", "pope y"),
-     ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"]),
-    (openai("user x", "user y", "model z"),
-     ["f:7: message 2: expected the role model after a user message, got 'user'"]),
-    (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
-    (openai("user x", "model z", "tool 1"),
-     ["f:7: message 3: expected the role user after a model message without a call, got 'tool'"]),
-    (openai("user x", "system s", "model z"),
-     ["f:7: message 2: expected the system text as the first message"]),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "model", "content": " "}]},
-     ["f:7: message 1: expected text, got", "f:7: message 2: expected text, thinking or a call, got an empty model"]),
-    (openai("user \ud800", "model y"), ["f:7: message 1: ", "surrogate"]),
-    (openai("user x", "model y", tool_calls=[{"function": {"name": ""}}]),
-     ["f:7: message 2: expected a call with a function's name"]),
-    (openai("user x", "model y", function_call={"name": "f", "arguments": "[1]"}),
-     ["f:7: message 2: f: expected an object, got '[1]'"]),
-    ({**openai("user x", "model y"), "tools": [{"name": 3}, SPEC, SPEC]},
-     ["f:7: tools: tool 1: expected a name, got '3'", "tool 'get_weather': expected one definition, got several"]),
-    (call_row('{"name": "f", "arguments": {"a": 1, "a": 2}}'),
-     ["f:7: message 2: expected each key once, got 'a' twice; Write each key once."]),
-    (call_row("{'name': 'f', 'arguments': {'a': 1, 'a': 2}}"), ["expected each key once"]),
-    (call_row('{"name": "f", "arguments": {"a": NaN}}'), ["message 2: expected a finite number, got NaN"]),
-    (call_row('{"name": "f", "arguments": {"a": 1e999}}'), ["expected a finite number, got inf"]),
-    (call_row('{"name": "f", "arguments": [1]}'), ["message 2: f: expected an object, got '[1]'"]),
-    (model_row('<tool_call>{"name": "f", "arguments": {}}'), ["message 2: expected balanced tags, got a <tool_call>"]),
-    (model_row("<think>hm"), ["message 2: expected balanced tags, got a <think> that never closes"]),
-    (model_row("a </tool_call>"), ["message 2: expected balanced tags, got a tag that opens or closes nothing"]),
-    (call_row("{'name': __import__('os')}"), ["message 2: expected JSON, got"]),
-    (model_row("y", "<tools> [{'name': 1}] </tools>"),
-     ["f:7: message 1: tool 1: expected a name"]),
-    (model_row("y", "<tools> [{'name': 'f'}]"),
-     ["f:7: message 1: expected </tools> after the tools, got the end"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ("{", ["f:7: expected one JSON object on the line"]),
+        ("[]", ["f:7: expected a JSON object, got '[]'"]),
+        ({"chat": []}, ['f:7: expected the key "conversations" or "messages", got \'chat\'']),
+        ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
+        (
+            {"messages": [5, {"role": "user", "content": "x"}]},
+            ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"],
+        ),
+        (
+            openai("user x", "pope y"),
+            ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"],
+        ),
+        (
+            openai("user x", "user y", "model z"),
+            ["f:7: message 2: expected the role model after a user message, got 'user'"],
+        ),
+        (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
+        (
+            openai("user x", "model z", "tool 1"),
+            [
+                "f:7: message 3: expected the role user after a model message without a call, got 'tool'"
+            ],
+        ),
+        (
+            openai("user x", "system s", "model z"),
+            ["f:7: message 2: expected the system text as the first message"],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image"}]},
+                    {"role": "model", "content": " "},
+                ]
+            },
+            [
+                "f:7: message 1: expected text, got",
+                "f:7: message 2: expected text, thinking or a call, got an empty model",
+            ],
+        ),
+        (openai("user \ud800", "model y"), ["f:7: message 1: ", "surrogate"]),
+        (
+            openai("user x", "model y", tool_calls=[{"function": {"name": ""}}]),
+            ["f:7: message 2: expected a call with a function's name"],
+        ),
+        (
+            openai("user x", "model y", function_call={"name": "f", "arguments": "[1]"}),
+            ["f:7: message 2: f: expected an object, got '[1]'"],
+        ),
+        (
+            {**openai("user x", "model y"), "tools": [{"name": 3}, SPEC, SPEC]},
+            [
+                "f:7: tools: tool 1: expected a name, got '3'",
+                "tool 'get_weather': expected one definition, got several",
+            ],
+        ),
+        (
+            call_row('{"name": "f", "arguments": {"a": 1, "a": 2}}'),
+            ["f:7: message 2: expected each key once, got 'a' twice; Write each key once."],
+        ),
+        (call_row("{'name': 'f', 'arguments': {'a': 1, 'a': 2}}"), ["expected each key once"]),
+        (
+            call_row('{"name": "f", "arguments": {"a": NaN}}'),
+            ["message 2: expected a finite number, got NaN"],
+        ),
+        (
+            call_row('{"name": "f", "arguments": {"a": 1e999}}'),
+            ["expected a finite number, got inf"],
+        ),
+        (
+            call_row('{"name": "f", "arguments": [1]}'),
+            ["message 2: f: expected an object, got '[1]'"],
+        ),
+        (
+            model_row('<tool_call>{"name": "f", "arguments": {}}'),
+            ["message 2: expected balanced tags, got a <tool_call>"],
+        ),
+        (
+            model_row("<think>hm"),
+            ["message 2: expected balanced tags, got a <think> that never closes"],
+        ),
+        (
+            model_row("a </tool_call>"),
+            ["message 2: expected balanced tags, got a tag that opens or closes nothing"],
+        ),
+        (call_row("{'name': __import__('os')}"), ["message 2: expected JSON, got"]),
+        (
+            model_row("y", "<tools> [{'name': 1}] </tools>"),
+            ["f:7: message 1: tool 1: expected a name"],
+        ),
+        (
+            model_row("y", "<tools> [{'name': 'f'}]"),
+            ["f:7: message 1: expected </tools> after the tools, got the end"],
+        ),
+    ],
+)
 def test_broken_rows_are_told_with_their_place(row: Any, messages: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         parse_row(row, "f:7")
@@ -306,7 +430,10 @@ def test_sharegpt_call_messages_join_the_models_turn() -> None:
         ("function_call", json.dumps({"name": "f", "arguments": {}})),
         ("observation", "1"),
     ]
-    row = {"conversations": [{"from": role, "value": text} for role, text in turns], "system": "Be brief."}
+    row = {
+        "conversations": [{"from": role, "value": text} for role, text in turns],
+        "system": "Be brief.",
+    }
     conversation = parse_row(row)
     assert conversation.system == "Be brief."
     assert conversation.messages[1] == Message("model", "I look.", calls=(ToolCall("f", {}),))
@@ -316,7 +443,10 @@ def test_nulls_that_parquet_filled_in_are_dropped() -> None:
     row = openai_row()
     row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": None, "amount": None}
     conversation = parse_row(row)
-    assert conversation.messages[1].calls[0].arguments == {"city": None} and "stray_null" in conversation.repairs
+    assert (
+        conversation.messages[1].calls[0].arguments == {"city": None}
+        and "stray_null" in conversation.repairs
+    )
 
 
 def test_a_prompt_is_built_with_the_words_of_training() -> None:
@@ -324,7 +454,11 @@ def test_a_prompt_is_built_with_the_words_of_training() -> None:
     conversation = conversation_from(
         [SPEC], [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}], trained
     )
-    assert conversation.prompt == trained and conversation.tools[0].shape == "openai" and conversation.system == "S"
+    assert (
+        conversation.prompt == trained
+        and conversation.tools[0].shape == "openai"
+        and conversation.system == "S"
+    )
     assert conversation_from([], [Message("user", "q")]).prompt is None
     assert conversation_from([SPEC], [Message("user", "q")]).prompt == DEFAULT_PROMPT
     with pytest.raises(ValueError, match="messages: message 1: expected the role user"):
@@ -341,15 +475,21 @@ def shared_rows(name: str) -> list[Conversation]:
 
 def test_every_shared_row_parses() -> None:
     leaderboard = shared_rows("bfcl_conversations.jsonl")
-    assert len(leaderboard) == 1240 and not any(conversation.repairs for conversation in leaderboard)
+    assert len(leaderboard) == 1240 and not any(
+        conversation.repairs for conversation in leaderboard
+    )
     assert sum(len(conversation.messages[-1].calls) for conversation in leaderboard) == 1747
-    assert {conversation.prompt.before[-27:] for conversation in leaderboard if conversation.prompt} == {
-        "re are the available tools:"
-    }
+    assert {
+        conversation.prompt.before[-27:] for conversation in leaderboard if conversation.prompt
+    } == {"re are the available tools:"}
     assert all(conversation.tools for conversation in leaderboard)
     course = shared_rows("hermes_thinking_sample.jsonl")
     assert [len(conversation.messages) for conversation in course] == [8, 10]
-    assert {conversation.repairs for conversation in course} == {("python_literal", "python_literal")}
+    assert {conversation.repairs for conversation in course} == {
+        ("python_literal", "python_literal")
+    }
     assert all(
-        "<tools></tools> XML tags" in conversation.prompt.before for conversation in course if conversation.prompt
+        "<tools></tools> XML tags" in conversation.prompt.before
+        for conversation in course
+        if conversation.prompt
     )

@@ -18,7 +18,9 @@ from data.replies import HERMES_TAGS, MISTRAL_TAGS
 from data.tokenizer import META, Tokenizer
 
 GEMMA = Path(__file__).resolve().parents[2] / "shared" / "gemma-2-tokenizer"
-needs_gemma = pytest.mark.skipif(not GEMMA.is_dir(), reason="needs ../shared/gemma-2-tokenizer beside the repository")
+needs_gemma = pytest.mark.skipif(
+    not GEMMA.is_dir(), reason="needs ../shared/gemma-2-tokenizer beside the repository"
+)
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 PLAIN_ADDED = ["<mask>", "[@BOS@]", "<unused0>", "\n\n", "<h1>"]
 CORPUS = [
@@ -26,9 +28,28 @@ CORPUS = [
     '{"name": "get", "arguments": {"city": "Paris"}}',
     "user\nmodel\n",
 ]
-MARKERS = [*HERMES_TAGS, *MISTRAL_TAGS, *SPECIALS, *PLAIN_ADDED, "<tool<tool_call>_call>", "<0x22>", META,
-           "\u200b", "\U0001fae8", "  ", "\n\n", "\t", "\r\n", "é", "<2mass>", "<unused5>", "\x00"]  # fmt: skip
-hostile = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=6)), max_size=8).map("".join)
+MARKERS = [
+    *HERMES_TAGS,
+    *MISTRAL_TAGS,
+    *SPECIALS,
+    *PLAIN_ADDED,
+    "<tool<tool_call>_call>",
+    "<0x22>",
+    META,
+    "\u200b",
+    "\U0001fae8",
+    "  ",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "é",
+    "<2mass>",
+    "<unused5>",
+    "\x00",
+]
+hostile = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=6)), max_size=8).map(
+    "".join
+)
 
 
 @cache
@@ -39,7 +60,10 @@ def small_source() -> str:
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(
+            special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     core.add_tokens([tokenizers.AddedToken(content, normalized=False) for content in PLAIN_ADDED])
     return core.to_str()
@@ -85,8 +109,24 @@ def test_gemma_gets_eight_new_ids_in_fixed_order() -> None:
     assert list(tokenizer.tag_ids) == list(HERMES_TAGS)
     assert list(tokenizer.tag_ids.values()) == list(range(256000, 256008))
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 1, 2)
-    assert (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id, tokenizer.stop_ids) == (106, 107, (1, 107))
-    assert {0, 1, 2, 3, 4, 6, 7, 105, 106, 107, 256000} <= tokenizer.control_ids and 108 not in tokenizer.control_ids
+    assert (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id, tokenizer.stop_ids) == (
+        106,
+        107,
+        (1, 107),
+    )
+    assert {
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        7,
+        105,
+        106,
+        107,
+        256000,
+    } <= tokenizer.control_ids and 108 not in tokenizer.control_ids
 
 
 def test_added_tokens_that_are_text_keep_their_id_and_others_do_not() -> None:
@@ -119,9 +159,17 @@ def test_format_follows_the_file_and_the_argument(tmp_path: Path) -> None:
     data = json.loads(small_source())
     size = mistral.base_size
     data["added_tokens"] += [
-        {"id": size + place, "content": tag, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": False} for place, tag in enumerate(MISTRAL_TAGS)
-    ]  # fmt: skip
+        {
+            "id": size + place,
+            "content": tag,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": False,
+        }
+        for place, tag in enumerate(MISTRAL_TAGS)
+    ]
     found = Tokenizer(json.dumps(data), {})
     assert found.format == "mistral" and found.base_size == size and len(found) == size + 5
     found.save(tmp_path)
@@ -133,7 +181,12 @@ def test_format_follows_the_file_and_the_argument(tmp_path: Path) -> None:
 
 def test_decode_names_control_ids_or_skips_them() -> None:
     tokenizer = small_tokenizer()
-    ids = [tokenizer.bos_id, *tokenizer.encode("Hé"), tokenizer.tag_ids["<think>"], *tokenizer.encode(" ok")]
+    ids = [
+        tokenizer.bos_id,
+        *tokenizer.encode("Hé"),
+        tokenizer.tag_ids["<think>"],
+        *tokenizer.encode(" ok"),
+    ]
     assert tokenizer.decode(ids) == "<bos>Hé<think> ok"
     assert tokenizer.decode(ids, skip_control=True) == "Hé ok"
 
@@ -156,7 +209,11 @@ def test_save_and_load_keep_ids_format_and_wording(tmp_path: Path) -> None:
         tokenizer.save(tmp_path, prompt)
         again = Tokenizer.from_pretrained(tmp_path)
         assert again.format == format and again.prompt == prompt and tokenizer.prompt is None
-        assert (len(again), again.base_size, again.tag_ids) == (len(tokenizer), tokenizer.base_size, tokenizer.tag_ids)
+        assert (len(again), again.base_size, again.tag_ids) == (
+            len(tokenizer),
+            tokenizer.base_size,
+            tokenizer.tag_ids,
+        )
         assert again.encode("Hello <think>") == tokenizer.encode("Hello <think>")
         again.save(tmp_path)
         assert Tokenizer.from_pretrained(tmp_path).prompt == prompt
@@ -165,14 +222,20 @@ def test_save_and_load_keep_ids_format_and_wording(tmp_path: Path) -> None:
 def broken_files() -> list[tuple[str, str]]:
     data = json.loads(small_source())
     unigram = {**data, "model": {"type": "Unigram", "vocab": []}}
-    no_turns = {**data, "added_tokens": [entry for entry in data["added_tokens"] if "turn" not in entry["content"]]}
+    no_turns = {
+        **data,
+        "added_tokens": [entry for entry in data["added_tokens"] if "turn" not in entry["content"]],
+    }
     vocab = {piece: id for piece, id in data["model"]["vocab"].items() if piece != "Ã"}
     merges = [merge for merge in data["model"]["merges"] if "Ã" not in "".join(merge)]
     no_byte = {**data, "model": {**data["model"], "vocab": vocab, "merges": merges}}
     return [
         ("{", "expected JSON"),
         ("[]", "expected a JSON object, got list"),
-        (json.dumps(unigram), "expected a BPE tokenizer with added tokens, got the model type 'Unigram'"),
+        (
+            json.dumps(unigram),
+            "expected a BPE tokenizer with added tokens, got the model type 'Unigram'",
+        ),
         (json.dumps(no_turns), "got none named <start_of_turn>, <end_of_turn>"),
         (json.dumps(no_byte), "expected a tokenizer that gives every text back"),
     ]
@@ -200,11 +263,22 @@ def test_missing_paths_and_repositories(tmp_path: Path, monkeypatch: pytest.Monk
         Tokenizer.from_pretrained("absent")
 
 
-@pytest.mark.parametrize(("error_name", "expected", "message"), [
-    ("GatedRepoError", ValueError, "gated; accept its licence at https://huggingface.co/google/gemma-2-2b-it"),
-    ("RepositoryNotFoundError", FileNotFoundError, "no repository that you may read at https://huggingface.co/google"),
-    ("LocalEntryNotFoundError", FileNotFoundError, "the hub cannot be reached"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error_name", "expected", "message"),
+    [
+        (
+            "GatedRepoError",
+            ValueError,
+            "gated; accept its licence at https://huggingface.co/google/gemma-2-2b-it",
+        ),
+        (
+            "RepositoryNotFoundError",
+            FileNotFoundError,
+            "no repository that you may read at https://huggingface.co/google",
+        ),
+        ("LocalEntryNotFoundError", FileNotFoundError, "the hub cannot be reached"),
+    ],
+)
 def test_hub_errors_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, error_name: str, expected: type[Exception], message: str
 ) -> None:

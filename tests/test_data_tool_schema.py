@@ -10,12 +10,31 @@ from data.tool_schema import as_shape, read_tool, read_tools, write_tool
 
 SHAPES = [
     OPENAI_TOOL,
-    {**OPENAI_TOOL, "cache": True, "function": {**SPEC, "strict": True, "returns": {"type": "number"}}},
+    {
+        **OPENAI_TOOL,
+        "cache": True,
+        "function": {**SPEC, "strict": True, "returns": {"type": "number"}},
+    },
     SPEC,
-    {"name": "f", "parameters": {"a": "string", "b": "integer?", "c": ["x", "y"], "d": {"type": "array", "items": {}}}},
-    {"name": "f", "parameters": {"c": [1, 2], "e": {"enum": [2], "optional": True}, "type": "null"}},
-    {"name": "f", "parameters": {"a": {"type": "string", "default": "x", "description": "words"}}, "strict": False},
-]  # fmt: skip
+    {
+        "name": "f",
+        "parameters": {
+            "a": "string",
+            "b": "integer?",
+            "c": ["x", "y"],
+            "d": {"type": "array", "items": {}},
+        },
+    },
+    {
+        "name": "f",
+        "parameters": {"c": [1, 2], "e": {"enum": [2], "optional": True}, "type": "null"},
+    },
+    {
+        "name": "f",
+        "parameters": {"a": {"type": "string", "default": "x", "description": "words"}},
+        "strict": False,
+    },
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
@@ -30,14 +49,19 @@ def test_compact_parameters_become_a_schema() -> None:
     tool = read_tool(SHAPES[3])
     assert tool.shape == "compact" and tool.required == ("a", "c", "d")
     assert tool.parameters["properties"]["c"] == {"type": "string", "enum": ["x", "y"]}
-    with pytest.raises(ValueError, match="f: parameter 'a': expected one of string, .*got \"'text'\""):
+    with pytest.raises(
+        ValueError, match="f: parameter 'a': expected one of string, .*got \"'text'\""
+    ):
         read_tool({"name": "f", "parameters": {"a": "text"}})
 
 
 def test_types_are_renamed_only_where_they_are_keywords() -> None:
     schema = {
         "type": "dict",
-        "properties": {"type": {"type": "float"}, "items": {"type": "tuple", "items": {"type": "dict"}}},
+        "properties": {
+            "type": {"type": "float"},
+            "items": {"type": "tuple", "items": {"type": "dict"}},
+        },
     }
     properties = read_tool({"name": "f", "parameters": schema}).parameters["properties"]
     assert properties["type"] == {"type": "number"}
@@ -47,10 +71,17 @@ def test_types_are_renamed_only_where_they_are_keywords() -> None:
 def test_a_tool_changes_its_shape() -> None:
     described = {
         **SPEC,
-        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "d"}},
+        },
     }
-    assert write_tool(as_shape(read_tool(described), "compact"))["parameters"] == {"city": "string?"}
-    assert write_tool(as_shape(read_tool(SHAPES[3]), "openai"))["function"]["parameters"]["required"] == ["a", "c", "d"]
+    assert write_tool(as_shape(read_tool(described), "compact"))["parameters"] == {
+        "city": "string?"
+    }
+    assert write_tool(as_shape(read_tool(SHAPES[3]), "openai"))["function"]["parameters"][
+        "required"
+    ] == ["a", "c", "d"]
 
 
 def test_tools_one_after_the_other_are_a_list() -> None:

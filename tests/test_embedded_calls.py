@@ -36,7 +36,11 @@ def tools_of(row: Row) -> dict[str, Any]:
 
 def calls_of(row: Row) -> Iterator[dict[str, Any]]:
     for message in row["conversations"]:
-        yield from (json.loads(text) for text in CALL.findall(message["content"]) if message["role"] == "model")
+        yield from (
+            json.loads(text)
+            for text in CALL.findall(message["content"])
+            if message["role"] == "model"
+        )
 
 
 def check_call(call: dict[str, Any], tools: dict[str, Any]) -> None:
@@ -49,10 +53,15 @@ def check_call(call: dict[str, Any], tools: dict[str, Any]) -> None:
 
 def test_calls_fit_their_tools_and_copy_their_values(splits: tuple[list[Row], list[Row]]) -> None:
     for row in splits[0] + splits[1]:
-        tools, said = tools_of(row), " ".join(m["content"] for m in row["conversations"] if m["role"] == "human")
+        tools, said = (
+            tools_of(row),
+            " ".join(m["content"] for m in row["conversations"] if m["role"] == "human"),
+        )
         for call in calls_of(row):
             check_call(call, tools)
-            assert all(isinstance(v, bool) or str(v) in said for v in call["arguments"].values()), row["id"]
+            assert all(isinstance(v, bool) or str(v) in said for v in call["arguments"].values()), (
+                row["id"]
+            )
 
 
 def test_each_kind_has_its_number_of_calls(splits: tuple[list[Row], list[Row]]) -> None:
@@ -75,7 +84,9 @@ def test_a_thought_repeats_the_request_in_words_of_the_user_or_of_the_tool(
                     assert all(word in known for word in wish.split()), (row["id"], wish)
 
 
-def test_the_first_heldout_rows_hold_every_kind_in_its_share(splits: tuple[list[Row], list[Row]]) -> None:
+def test_the_first_heldout_rows_hold_every_kind_in_its_share(
+    splits: tuple[list[Row], list[Row]],
+) -> None:
     for count in (50, 64, 128):
         drawn = Counter("-".join(row["id"].split("-")[1:3]) for row in splits[1][:count])
         for (seen, kind), total in HELDOUT_ROWS.items():
@@ -83,7 +94,9 @@ def test_the_first_heldout_rows_hold_every_kind_in_its_share(splits: tuple[list[
             assert abs(drawn[f"{'seen' if seen else 'unseen'}-{kind}"] - share * count) <= 1
 
 
-def test_other_training_tools_leave_the_unseen_rows_alone(splits: tuple[list[Row], list[Row]]) -> None:
+def test_other_training_tools_leave_the_unseen_rows_alone(
+    splits: tuple[list[Row], list[Row]],
+) -> None:
     """What a change of the training rows does to the accuracy is then no matter of other rows."""
     others = heldout_rows(0, training_rows(1, 40)[1])
     before = {row["id"]: row for row in splits[1] if "-unseen-one-" in row["id"]}
@@ -109,7 +122,9 @@ def test_heldout_shares_no_value_and_unseen_no_name(splits: tuple[list[Row], lis
 
 def test_heldout_shares_no_question_words_in_a_row(splits: tuple[list[Row], list[Row]]) -> None:
     """The first three words of a held-out system sentence never open a training row's."""
-    openings = [{row["conversations"][0]["content"].split(" <tools>")[0] for row in rows} for rows in splits]
+    openings = [
+        {row["conversations"][0]["content"].split(" <tools>")[0] for row in rows} for rows in splits
+    ]
     assert not openings[0] & openings[1]
 
 
@@ -129,7 +144,10 @@ def test_the_command_writes_the_committed_bytes(tmp_path: Path) -> None:
 
 
 def test_questions_written_by_hand_fit_their_tools() -> None:
-    rows = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) == 30 and {row["kind"] for row in rows} == {"one", "two", "none"}
     for row in rows:
         tools = tools_of(row)

@@ -12,7 +12,14 @@ from tokenizers import Tokenizer
 
 from embedded.generate import phrases, words
 from embedded.generate.batches import batches, encode, pack
-from embedded.generate.documents import FORBIDDEN, NOTES, Segment, entries_document, gate_document, new_document
+from embedded.generate.documents import (
+    FORBIDDEN,
+    NOTES,
+    Segment,
+    entries_document,
+    gate_document,
+    new_document,
+)
 from embedded.generate.entries import Entry, everyday_entry, new_entries, new_request
 from embedded.generate.everyday import ITEMS
 from embedded.generate.layouts import JSON_LAYOUTS, OTHER_LAYOUTS
@@ -55,7 +62,11 @@ def test_turns_alternate_and_only_the_model_is_weighted_fully() -> None:
         document = new_document(source)
         text = "".join(text for text, _ in document)
         assert text.startswith("<start_of_turn>user\n") and text.endswith("<end_of_turn>\n")
-        assert text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2 * text.count("<start_of_turn>model\n")
+        assert (
+            text.count("<start_of_turn>")
+            == text.count("<end_of_turn>")
+            == 2 * text.count("<start_of_turn>model\n")
+        )
         assert {tag for _, tag in document} <= {"user", "pick", "list", "fill", "say"}
         assert all("<start_of_turn>" not in text for text, tag in document if tag != "user")
 
@@ -64,7 +75,9 @@ def test_messages_go_through_the_entries_in_turn() -> None:
     """No entry comes again before every other one came: its fields could be copied from the answer before."""
     met: list[tuple[str, int]] = []
 
-    def probe(_: Source, entries: list[Entry], turn: Iterator[Entry], __: object) -> tuple[str, list[Segment]]:
+    def probe(
+        _: Source, entries: list[Entry], turn: Iterator[Entry], __: object
+    ) -> tuple[str, list[Segment]]:
         met.append((next(turn).name, len(entries)))
         return "text", [("answer", "pick")]
 
@@ -102,7 +115,12 @@ def test_every_list_has_two_disjoint_sides() -> None:
 @pytest.mark.parametrize("held", [False, True])
 def test_values_lie_on_their_side(held: bool) -> None:
     source = Source(random.Random(0), held)
-    listed = {word.lower(): word for texts_ in vars(words).values() if isinstance(texts_, tuple) for word in texts_}
+    listed = {
+        word.lower(): word
+        for texts_ in vars(words).values()
+        if isinstance(texts_, tuple)
+        for word in texts_
+    }
     checked = 0
     for _ in range(500):
         field = new_field(source)
@@ -174,7 +192,9 @@ def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
     ((ids, tags),) = encode(tokenizer, [document])
     assert len(ids) == len(tags)
     for tags_ in (("pick", "list"), ("fill",)):
-        said = tokenizer.decode([i for i, t in zip(ids, tags, strict=True) if t in tags_], skip_special_tokens=False)
+        said = tokenizer.decode(
+            [i for i, t in zip(ids, tags, strict=True) if t in tags_], skip_special_tokens=False
+        )
         assert said == "".join(text for text, tag in document if tag in tags_)
 
 
@@ -184,7 +204,9 @@ def test_packs_restart_positions_and_weigh_no_first_token(tokenizer: Tokenizer) 
         batch = next(stream)
         assert batch.tokens.shape == batch.weights.shape == (2, 512)
         assert ((batch.tokens == 2) == ((batch.positions == 0) & (batch.documents > 0))).all()
-        assert (batch.weights[batch.tokens == 2] == 0).all() and (batch.weights[batch.documents == 0] == 0).all()
+        assert (batch.weights[batch.tokens == 2] == 0).all() and (
+            batch.weights[batch.documents == 0] == 0
+        ).all()
         assert set(np.unique(batch.weights).tolist()) <= {0.0, np.float32(0.12).item(), 1.0}
 
 

@@ -31,7 +31,10 @@ def test_every_value_is_in_the_request(lacking: bool) -> None:
         assert len(values) == len(entry.fields) - lacking
         for name, value in values.items():
             expected = name.replace("_", " ") if isinstance(value, bool) else str(value)
-            assert re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text, re.IGNORECASE), (text, values)
+            assert re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text, re.IGNORECASE), (
+                text,
+                values,
+            )
 
 
 def test_a_preposition_agrees_with_a_name_that_tells_the_direction() -> None:
@@ -56,11 +59,20 @@ def test_no_unit_or_currency_has_two_words() -> None:
 
 def test_the_forms_come_up() -> None:
     made = requests(1.0)
-    options = [f"{v} {e.bare_noun}" in text for e, text, values in made for f in e.fields
-               if isinstance(f.type, tuple) for v in [values[f.name]]]  # fmt: skip
+    options = [
+        f"{v} {e.bare_noun}" in text
+        for e, text, values in made
+        for f in e.fields
+        if isinstance(f.type, tuple)
+        for v in [values[f.name]]
+    ]
     assert 0.4 < sum(options) / len(options) < 0.8  # "a large pizza"
-    codes = [f"{e.bare_noun} {values[f.name]}" in text for e, text, values in made for f in e.fields
-             if f.kind.names[0] == "order_id"]  # fmt: skip
+    codes = [
+        f"{e.bare_noun} {values[f.name]}" in text
+        for e, text, values in made
+        for f in e.fields
+        if f.kind.names[0] == "order_id"
+    ]
     assert 0.15 < sum(codes) / len(codes) < 0.7  # "my order KX-4471"
     phrasal = [(e, text) for e, text, _ in made if " " in e.verb]
     assert len(phrasal) > 0.1 * ENTRIES

@@ -64,7 +64,10 @@ def test_a_checkpoint_continues_exactly(tokenizer: Tokenizer, tmp_path: Path) ->
 
 def test_a_state_counts_what_its_model_had_seen_before() -> None:
     state = State(5, 1, 2.4, earlier={"tokens": 100, "steps": 7, "seconds": 30})
-    assert state.totals() == {"tokens": 105, "steps": 8, "seconds": 32} and State(5, 1, 2.4).totals()["tokens"] == 5
+    assert (
+        state.totals() == {"tokens": 105, "steps": 8, "seconds": 32}
+        and State(5, 1, 2.4).totals()["tokens"] == 5
+    )
 
 
 def test_rate_warms_up_stays_and_decays_to_zero() -> None:
@@ -100,7 +103,11 @@ def test_init_starts_from_the_exported_weights() -> None:
 
 def test_worker_processes_write_other_documents(tokenizer: Tokenizer) -> None:
     args = parse_args(["--rows", str(ROWS), "--length", str(LENGTH)])
-    made = list(itertools.islice(DataLoader(Documents(tokenizer, 0, args), batch_size=None, num_workers=2), 4))
+    made = list(
+        itertools.islice(
+            DataLoader(Documents(tokenizer, 0, args), batch_size=None, num_workers=2), 4
+        )
+    )
     alone = next(iter(Documents(tokenizer, 0, args)))
     assert (made[0].tokens == alone.tokens).all() and isinstance(made[0].tokens, np.ndarray)
     assert not (made[0].tokens == made[1].tokens).all()

@@ -79,10 +79,18 @@ def leave() -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     config = Gemma2Config(
-        vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=LIMIT, sliding_window=64,
-        query_pre_attn_scalar=16, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=LIMIT,
+        sliding_window=64,
+        query_pre_attn_scalar=16,
+        eos_token_id=1,
+    )
     model = Gemma2(config)
     randomize(model)
     save_gemma2(model, folder)
@@ -99,7 +107,12 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_adapter(base: Path, folder: Path, rank: int = 4) -> Path:
     tokenizer = Tokenizer.from_pretrained(base)
     model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
-    config = LoRAConfig(rank=rank, alpha=8, token_ids=tuple(sorted(tokenizer.tag_ids.values())), base_model=str(base))
+    config = LoRAConfig(
+        rank=rank,
+        alpha=8,
+        token_ids=tuple(sorted(tokenizer.tag_ids.values())),
+        base_model=str(base),
+    )
     add_lora(model, config)
     for seed, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
         generator = torch.Generator().manual_seed(seed)
@@ -124,8 +137,13 @@ class Script:
         self.prompts: list[list[int]] = []
         self.samplings: list[Any] = []
 
-    def __call__(self, model: Any, prompts: Any, max_new_tokens: int, stop_ids: Any, sampling: Any = None) -> Any:
-        assert max_new_tokens >= 1 and len(prompts[0]) + max_new_tokens <= model.config.max_position_embeddings
+    def __call__(
+        self, model: Any, prompts: Any, max_new_tokens: int, stop_ids: Any, sampling: Any = None
+    ) -> Any:
+        assert (
+            max_new_tokens >= 1
+            and len(prompts[0]) + max_new_tokens <= model.config.max_position_embeddings
+        )
         self.prompts.append(list(prompts[0]))
         self.samplings.append(sampling)
         text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
@@ -138,7 +156,9 @@ class Script:
 def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a reply; it ends with <end_of_turn> unless it is marked as cut."""
     ids: list[int] = []
-    for part in re.split(f"({'|'.join(map(re.escape, tokenizer.tag_ids))})", text.removesuffix("<cut>")):
+    for part in re.split(
+        f"({'|'.join(map(re.escape, tokenizer.tag_ids))})", text.removesuffix("<cut>")
+    ):
         ids += [tokenizer.tag_ids[part]] if part in tokenizer.tag_ids else tokenizer.encode(part)
     return ids if text.endswith("<cut>") else [*ids, tokenizer.end_of_turn_id]
 
@@ -163,7 +183,9 @@ def say(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
 def ask(base: Path, tools: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """ask(question, *flags) -> exit code, [(type, content), ...], stderr."""
 
-    def run(question: str = "Hi", *flags: str, with_tools: bool = True) -> tuple[int, list[tuple[str, Any]], str]:
+    def run(
+        question: str = "Hi", *flags: str, with_tools: bool = True
+    ) -> tuple[int, list[tuple[str, Any]], str]:
         given = ["--tools", str(tools)] if with_tools else []
         code = infer.main(["--model", str(base), "--prompt", question, "--json", *given, *flags])
         out, err = capsys.readouterr()
@@ -181,7 +203,10 @@ def responses(events: list[tuple[str, Any]]) -> list[str]:
 
 
 def error_codes(events: list[tuple[str, Any]]) -> list[str]:
-    return [json.loads(text)["error"]["code"] if text.startswith('{"error"') else "" for text in responses(events)]
+    return [
+        json.loads(text)["error"]["code"] if text.startswith('{"error"') else ""
+        for text in responses(events)
+    ]
 
 
 def test_one_call_its_result_and_the_answer(say, ask):
@@ -200,15 +225,24 @@ def test_one_call_its_result_and_the_answer(say, ask):
         '{"name": "get_weather", "arguments": {"city": "R\\u00f6m"}}\n</tool_call><end_of_turn>\n'
         f"<start_of_turn>tool\n<tool_response>\n{result}\n</tool_response><end_of_turn>\n<start_of_turn>model\n"
     )
-    assert script.prompt(0).startswith("<bos><start_of_turn>user\n") and script.prompts[1].count(2) == 1
+    assert (
+        script.prompt(0).startswith("<bos><start_of_turn>user\n")
+        and script.prompts[1].count(2) == 1
+    )
     assert "Weather of a city." in script.prompt(0) and '"unit"' in script.prompt(0)
 
 
 def test_every_prompt_continues_the_one_before_id_for_id(say, ask):
-    script = say("<think>a</think>  spaced \n" + call("add", a=1, b=2), "<tool_call>{oops</tool_call>", "3")
+    script = say(
+        "<think>a</think>  spaced \n" + call("add", a=1, b=2), "<tool_call>{oops</tool_call>", "3"
+    )
     assert ask()[0] == 0
-    for before, after, reply in zip(script.prompts, script.prompts[1:], ("spaced", "oops"), strict=False):
-        assert after[: len(before)] == before and reply in script.tokenizer.decode(after[len(before) :])
+    for before, after, reply in zip(
+        script.prompts, script.prompts[1:], ("spaced", "oops"), strict=False
+    ):
+        assert after[: len(before)] == before and reply in script.tokenizer.decode(
+            after[len(before) :]
+        )
 
 
 def test_a_good_and_a_broken_call_are_answered_in_order(say, ask):
@@ -220,7 +254,12 @@ def test_a_good_and_a_broken_call_are_answered_in_order(say, ask):
 
 
 def test_only_broken_calls_go_back_to_the_model(say, ask):
-    say("<tool_call>{</tool_call>", '<tool_call>{"name": "add", "arguments"<cut>', "<tool_call></tool_call>", "sorry")
+    say(
+        "<tool_call>{</tool_call>",
+        '<tool_call>{"name": "add", "arguments"<cut>',
+        "<tool_call></tool_call>",
+        "sorry",
+    )
     code, events, _ = ask()
     assert error_codes(events) == ["invalid_json", "truncated", "not_an_object"]
     assert code == 0 and events[-1] == ("answer", "sorry")
@@ -257,7 +296,10 @@ def test_ten_megabytes_are_cut_to_what_fits(say, ask):
     script = say(call("flood"), "long")
     code, events, _ = ask()
     assert code == 0 and "[cut: 10000000 characters]" in responses(events)[0]
-    assert len(script.prompts[1]) < LIMIT and len(responses(events)[0]) < loop.MAX_RESULT_CHARACTERS + 50
+    assert (
+        len(script.prompts[1]) < LIMIT
+        and len(responses(events)[0]) < loop.MAX_RESULT_CHARACTERS + 50
+    )
 
 
 def test_a_tool_that_never_returns_is_killed(say, ask, tools, monkeypatch):
@@ -280,7 +322,11 @@ def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say, ask):
     replies = [call("add", a=n, b=0) for n in range(loop.MAX_ROUNDS)]
     script = say(*replies, "enough")
     code, events, _ = ask()
-    assert code == 0 and events[-1] == ("answer", "enough") and len(responses(events)) == loop.MAX_ROUNDS
+    assert (
+        code == 0
+        and events[-1] == ("answer", "enough")
+        and len(responses(events)) == loop.MAX_ROUNDS
+    )
     tags = script.tokenizer.tag_ids
     assert tags["<tool_call>"] in script.samplings[-1].forbidden
     assert tags["<tool_call>"] not in script.samplings[0].forbidden
@@ -293,7 +339,9 @@ def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say, ask):
         2,
     }
     assert all(never <= set(sampling.forbidden) for sampling in script.samplings)
-    assert not {1, script.tokenizer.end_of_turn_id, tags["<think>"]} & set(script.samplings[-1].forbidden)
+    assert not {1, script.tokenizer.end_of_turn_id, tags["<think>"]} & set(
+        script.samplings[-1].forbidden
+    )
     assert len({sampling.seed for sampling in script.samplings}) == len(script.samplings)
 
 
@@ -319,7 +367,11 @@ def test_a_flood_of_calls_is_answered_call_by_call_but_not_run(say, ask):
 def test_replies_without_a_whole_answer_are_told(say, ask, reply, kinds, code, text):
     say(reply)
     result, events, err = ask()
-    assert (result, [kind for kind, _ in events]) == (code, kinds) and text in err and err.count("\n") == 1
+    assert (
+        (result, [kind for kind, _ in events]) == (code, kinds)
+        and text in err
+        and err.count("\n") == 1
+    )
 
 
 def test_without_tools_a_call_gets_an_error(say, ask):
@@ -349,17 +401,28 @@ def test_the_mistral_format(base, tools, monkeypatch):
         agent = loop.Agent(model, tokenizer, toolbox, infer.parse_args([]))
         events = [(event.kind, event.content) for event in agent.ask("1 + 2?")]
     assert [kind for kind, _ in events] == ["think", *["tool_call", "tool_response"] * 2, "answer"]
-    results = (
-        '[TOOL_RESULTS]{"content": "3", "name": "add"}[/TOOL_RESULTS][TOOL_RESULTS]{"content": "1", "name": "step"}'
+    results = '[TOOL_RESULTS]{"content": "3", "name": "add"}[/TOOL_RESULTS][TOOL_RESULTS]{"content": "1", "name": "step"}'
+    assert (
+        results in script.prompt(1)
+        and tokenizer.tag_ids["[TOOL_RESULTS]"] in script.samplings[0].forbidden
     )
-    assert results in script.prompt(1) and tokenizer.tag_ids["[TOOL_RESULTS]"] in script.samplings[0].forbidden
     assert tokenizer.tag_ids["[TOOL_CALLS]"] not in script.samplings[0].forbidden
 
 
 def test_garbage_never_crashes_the_program(base, tools, capsys):
     """A random model, sampled hot: whatever it writes, the program ends with 0 or 1 and prints JSON."""
     for seed in range(6):
-        flags = ["--temperature", "1.5", "--seed", str(seed), "--max-new-tokens", "24", "--json", "--tools", str(tools)]
+        flags = [
+            "--temperature",
+            "1.5",
+            "--seed",
+            str(seed),
+            "--max-new-tokens",
+            "24",
+            "--json",
+            "--tools",
+            str(tools),
+        ]
         assert infer.main(["--model", str(base), "--prompt", "Go", *flags]) in (0, 1)
         assert all(json.loads(line) for line in capsys.readouterr().out.splitlines())
 
@@ -367,8 +430,21 @@ def test_garbage_never_crashes_the_program(base, tools, capsys):
 def test_the_same_seed_gives_the_same_answer(base, capsys):
     outs = []
     for seed in ("1", "1", "2"):
-        infer.main(["--model", str(base), "--prompt", "Go", "--temperature", "1", "--seed", seed,
-                    "--max-new-tokens", "12", "--json"])  # fmt: skip
+        infer.main(
+            [
+                "--model",
+                str(base),
+                "--prompt",
+                "Go",
+                "--temperature",
+                "1",
+                "--seed",
+                seed,
+                "--max-new-tokens",
+                "12",
+                "--json",
+            ]
+        )
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1] != outs[2]
 
@@ -384,9 +460,16 @@ def test_chat_keeps_forgets_and_survives_what_does_not_fit(say, base, capsys, mo
     lines = ["first", "", "second", long, "third", "/new", "fourth", "/quit", "never"]
     assert run_chat(base, "\n".join(lines), monkeypatch, "--json") == 0
     out, err = capsys.readouterr()
-    assert [json.loads(line)["content"] for line in out.splitlines()] == ["one", "two", "three", "four"]
+    assert [json.loads(line)["content"] for line in out.splitlines()] == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
     assert err.count("\n") == 1 and f"the model has {LIMIT} positions" in err
-    assert "first" in script.prompt(1) and "one" in script.prompt(1) and "word" not in script.prompt(2)
+    assert (
+        "first" in script.prompt(1) and "one" in script.prompt(1) and "word" not in script.prompt(2)
+    )
     assert "second" in script.prompt(2) and "first" not in script.prompt(3)
     assert script.prompt(3).startswith("<bos><start_of_turn>user\nfourth")
 
@@ -442,10 +525,16 @@ def test_a_wrong_input_gives_one_sentence_and_code_2(base, flags, expected, caps
         ("raise SystemExit(0)", "SystemExit"),
         ("import os\nos._exit(0)", "ended"),
         ("_hidden = 1\ndef _private(): ...\nfrom json import dumps", "defines no public function"),
-        ("def f(x): ...\ndef g(y: bytes): ...", "parameter x has no type hint; the model needs one; g: type hint"),
+        (
+            "def f(x): ...\ndef g(y: bytes): ...",
+            "parameter x has no type hint; the model needs one; g: type hint",
+        ),
         ("def f(*xs: int): ...", "called by keyword"),
         ("def f(x: 'Missing'): ...", "Missing"),
-        ("import sys\nprint('noise')\nsys.stdout.flush()\nraise ValueError('two\\nlines')", "ValueError"),
+        (
+            "import sys\nprint('noise')\nsys.stdout.flush()\nraise ValueError('two\\nlines')",
+            "ValueError",
+        ),
     ],
 )
 def test_a_tools_file_that_cannot_be_used(base, tools, source, expected, capfd):
@@ -456,7 +545,13 @@ def test_a_tools_file_that_cannot_be_used(base, tools, source, expected, capfd):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--merge", "a", "--evaluate", "b"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--nonsense"]]
+    "flags",
+    [
+        ["--merge", "a", "--evaluate", "b"],
+        ["--max-new-tokens", "0"],
+        ["--temperature", "-1"],
+        ["--nonsense"],
+    ],
 )
 def test_flags_that_argparse_refuses(flags, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -470,7 +565,11 @@ def test_an_adapter_that_does_not_fit_the_base(base, adapter, tmp_path, capsys):
     (broken / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
     assert infer.main(["--adapter", str(broken), "--prompt", "x"]) == 2
     err = capsys.readouterr().err
-    assert "does not fit this model" in err and "(4, 32), expected (2, 32)" in err and "Traceback" not in err
+    assert (
+        "does not fit this model" in err
+        and "(4, 32), expected (2, 32)" in err
+        and "Traceback" not in err
+    )
     (broken / "adapter_model.safetensors").write_bytes(b"no")
     assert infer.main(["--adapter", str(broken), "--prompt", "x"]) == 2
     assert "adapter_model.safetensors" in capsys.readouterr().err
@@ -493,7 +592,9 @@ def in_a_terminal():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_in_a_terminal_reaches_only_the_program_and_ends_the_tools(base, tools, in_a_terminal):
+def test_ctrl_c_in_a_terminal_reaches_only_the_program_and_ends_the_tools(
+    base, tools, in_a_terminal
+):
     tools.write_text(TOOLS + "\nimport os\nprint(os.getpid(), flush=True)\n")
     command = [sys.executable, str(ROOT / "infer.py"), "--model", str(base), "--tools", str(tools)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -533,7 +634,9 @@ def test_a_base_that_knows_some_tags_gets_only_the_others(base):
 
 
 def adapted(base: Path, adapter: Path) -> Gemma2:
-    model = loading.load_base(base, Tokenizer.from_pretrained(adapter), torch.device("cpu"), torch.float32)
+    model = loading.load_base(
+        base, Tokenizer.from_pretrained(adapter), torch.device("cpu"), torch.float32
+    )
     load_adapter(model, adapter)
     return model.eval()
 
@@ -547,7 +650,9 @@ def test_the_adapter_names_its_base_and_changes_the_model(base, adapter):
     assert (model(tokens) - plain(tokens)).abs().max() > 0.1
 
 
-def test_merge_writes_a_folder_that_loads_with_the_same_logits(base, adapter, tmp_path, relative, capsys):
+def test_merge_writes_a_folder_that_loads_with_the_same_logits(
+    base, adapter, tmp_path, relative, capsys
+):
     folder = tmp_path / ("merged [1] " + "x" * 90)
     assert infer.main(["--adapter", str(adapter), "--merge", str(folder)]) == 0
     assert str(folder) in capsys.readouterr().out
@@ -558,15 +663,21 @@ def test_merge_writes_a_folder_that_loads_with_the_same_logits(base, adapter, tm
     tokenizer = Tokenizer.from_pretrained(folder)
     assert len(tokenizer) == 2056
     for name in ("config.json", "generation_config.json"):
-        assert set(json.loads((folder / name).read_text())["eos_token_id"]) == set(tokenizer.stop_ids)
+        assert set(json.loads((folder / name).read_text())["eos_token_id"]) == set(
+            tokenizer.stop_ids
+        )
     assert infer.main(["--adapter", str(adapter), "--merge", str(folder)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
     assert infer.main(["--adapter", str(adapter), "--merge", str(folder / "config.json")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
-    assert infer.main(["--model", str(folder), "--prompt", "x", "--max-new-tokens", "2", "--json"]) in (0, 1)
+    assert infer.main(
+        ["--model", str(folder), "--prompt", "x", "--max-new-tokens", "2", "--json"]
+    ) in (0, 1)
 
 
-def test_transformers_loads_the_merged_folder_with_the_same_logits(base, adapter, tmp_path, relative):
+def test_transformers_loads_the_merged_folder_with_the_same_logits(
+    base, adapter, tmp_path, relative
+):
     transformers = pytest.importorskip("transformers")
     assert infer.main(["--adapter", str(adapter), "--merge", str(tmp_path / "merged")]) == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -576,34 +687,56 @@ def test_transformers_loads_the_merged_folder_with_the_same_logits(base, adapter
     with torch.no_grad():
         assert relative(adapted(base, adapter)(tokens), theirs(tokens).logits) < 1e-5
     assert set(theirs.generation_config.eos_token_id) == {1, 5}
-    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids("<tool_call>")
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids(
+        "<tool_call>"
+    )
     assert ids == 2052
 
 
 def row(question: str, reply: str) -> dict[str, Any]:
     tool = {"name": "add", "description": "Adds.", "parameters": {"a": "integer", "b": "integer"}}
     system = f"Use tools. <tools> {json.dumps([tool])} </tools>"
-    return {"conversations": [{"role": "system", "content": system}, {"role": "human", "content": question},
-                              {"role": "model", "content": reply}]}  # fmt: skip
+    return {
+        "conversations": [
+            {"role": "system", "content": system},
+            {"role": "human", "content": question},
+            {"role": "model", "content": reply},
+        ]
+    }
 
 
 def test_evaluate_prints_the_accuracy(base, tmp_path, monkeypatch, capsys):
     """Of five rows: right call, wrong argument, right text where none was due, garbage there, a prompt too long."""
     one = call("add", a=1, b=2)
-    rows = [row("Q0 aa", one), row("Q1 bbb", one), row("Q2 cccc", "No."), row("Q3 ddddd", "No."),
-            row("Q4 " + "long " * 9000, one)]  # fmt: skip
+    rows = [
+        row("Q0 aa", one),
+        row("Q1 bbb", one),
+        row("Q2 cccc", "No."),
+        row("Q3 ddddd", "No."),
+        row("Q4 " + "long " * 9000, one),
+    ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in [*rows, {"broken": 1}]))
     tokenizer = Tokenizer.from_pretrained(base)
-    written = {"Q0": "<think>Sum.</think>" + one, "Q1": call("add", a=1, b=3), "Q2": "Cannot.", "Q3": "Cannot<cut>"}
+    written = {
+        "Q0": "<think>Sum.</think>" + one,
+        "Q1": call("add", a=1, b=3),
+        "Q2": "Cannot.",
+        "Q3": "Cannot<cut>",
+    }
 
     def fake(model: Any, prompts: Any, *_: Any) -> list[list[int]]:
         texts = [tokenizer.decode(prompt) for prompt in prompts]
-        return [ids_of(next(r for q, r in written.items() if f"{q} " in text), tokenizer) for text in texts]
+        return [
+            ids_of(next(r for q, r in written.items() if f"{q} " in text), tokenizer)
+            for text in texts
+        ]
 
     monkeypatch.setattr(evaluate, "generate", fake)
     monkeypatch.setattr(evaluate, "EVAL_BATCH", 3)
-    assert infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "64"]) == 0
+    assert (
+        infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "64"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["rows_dropped"] == 1
     accuracy = result["tool_call_accuracy"]
@@ -616,7 +749,13 @@ def test_evaluation_batches_are_alike_and_bounded(monkeypatch):
     monkeypatch.setattr(evaluate, "EVAL_ENTRIES", 60)
     lengths = [5, 40, 5, 6, 7, 10, 100, 99, 11]
     batches = list(evaluate._alike(lengths, limit=100, max_new_tokens=10))
-    assert batches == [[0, 2, 3], [4, 5], [8], [1], [7]]  # 3 x 21 entries are too many; 100 leaves no room at all
+    assert batches == [
+        [0, 2, 3],
+        [4, 5],
+        [8],
+        [1],
+        [7],
+    ]  # 3 x 21 entries are too many; 100 leaves no room at all
 
 
 def test_a_long_prompt_gets_what_room_there_is(base, monkeypatch):
@@ -654,20 +793,29 @@ def test_evaluate_with_a_real_model_and_without_room(base, tmp_path, capsys):
     file.write_text(json.dumps(row("Hi", "No.")) + "\n")
     assert infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["tool_call_accuracy"]["n"]["no_call"] == 1
-    assert infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", str(LIMIT)]) == 2
+    assert (
+        infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", str(LIMIT)])
+        == 2
+    )
     assert "--max-new-tokens" in capsys.readouterr().err
 
 
 def test_the_script_itself_returns_the_code():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "infer.py"), "--prompt", ""], capture_output=True, text=True, cwd="/", timeout=120
+        [sys.executable, str(ROOT / "infer.py"), "--prompt", ""],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=120,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 def test_a_swallowed_interrupt_is_still_reported(monkeypatch, in_a_terminal):
     def run(_: Any) -> bool:
-        with contextlib.suppress(KeyboardInterrupt):  # as a destructor or a callback of a library does
+        with contextlib.suppress(
+            KeyboardInterrupt
+        ):  # as a destructor or a callback of a library does
             signal.raise_signal(signal.SIGINT)
         return True
 

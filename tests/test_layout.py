@@ -9,7 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A package imports only packages of a lower floor; two on the same floor never import one another.
 FLOORS = {"common": 1, "model": 2, "lora": 2, "data": 2, "agent": 3, "training": 3, "embedded": 3}
-PROGRAMS = ("train", "infer", "benchmarks", "tests")  # the top floor, which nothing below may import
+PROGRAMS = (
+    "train",
+    "infer",
+    "benchmarks",
+    "tests",
+)  # the top floor, which nothing below may import
 PACKAGES = tuple(FLOORS)
 # The reading order. A file that is listed imports only listed files above it; for the others it is enough that there is
 # no cycle. A subpackage stands as one entry.
@@ -18,7 +23,15 @@ ORDER = {
                 embedding generate""".split(),
     "lora": "config reference steps kernels fused ops layer inject adapter".split(),
 }
-HARDWARE = ("is_available", "device_count", "is_bf16_supported", "get_device", "is_mkldnn", "cpu_count", "mem_get_info")
+HARDWARE = (
+    "is_available",
+    "device_count",
+    "is_bf16_supported",
+    "get_device",
+    "is_mkldnn",
+    "cpu_count",
+    "mem_get_info",
+)
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SOURCES = [*FILES, *(ROOT / name for name in ("train.py", "infer.py") if (ROOT / name).exists())]
 
@@ -57,7 +70,11 @@ def test_a_file_imports_only_what_it_may(path):
     used = imports(path)
     package, *rest = module_name(path).split(".")
     if package in FLOORS:
-        forbidden = {other for other, floor in FLOORS.items() if other != package and floor >= FLOORS[package]}
+        forbidden = {
+            other
+            for other, floor in FLOORS.items()
+            if other != package and floor >= FLOORS[package]
+        }
         foreign = {name for name in used if name.split(".")[0] in forbidden | set(PROGRAMS)}
         assert not foreign, f"{path} imports {foreign}"
     order = ORDER.get(package, [])
@@ -66,12 +83,16 @@ def test_a_file_imports_only_what_it_may(path):
         later = {name for name in own - {rest[0]} if order.index(name) > order.index(rest[0])}
         assert not later, f"{path} imports what stands below it: {later}"
     if "kernels" not in path.parts:
-        assert not {name for name in used if name.split(".")[0] == "triton"}, f"{path} imports triton"
+        assert not {name for name in used if name.split(".")[0] == "triton"}, (
+            f"{path} imports triton"
+        )
 
 
 def test_there_is_no_import_cycle():
     names = {module_name(path) for path in FILES}
-    TopologicalSorter({module_name(path): imports(path) & names - {module_name(path)} for path in FILES}).prepare()
+    TopologicalSorter(
+        {module_name(path): imports(path) & names - {module_name(path)} for path in FILES}
+    ).prepare()
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=module_name)
@@ -82,6 +103,14 @@ def test_init_files_hold_only_a_docstring(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_no_hardware_is_asked_at_import(path):
-    calls = [node for node in run_at_import(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    asked = [ast.unparse(call) for call in calls if any(word in ast.unparse(call.func) for word in HARDWARE)]
+    calls = [
+        node
+        for node in run_at_import(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    asked = [
+        ast.unparse(call)
+        for call in calls
+        if any(word in ast.unparse(call.func) for word in HARDWARE)
+    ]
     assert not asked, f"{path}: {asked}"

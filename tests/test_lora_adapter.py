@@ -32,12 +32,27 @@ VARIANTS = {
     "rslora": {"use_rslora": True, "token_ids": IDS},
     "patterns": {
         "adapt": "course",
-        "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 7, "lm_head": 5, "model.embed_tokens": 3},
+        "rank_pattern": {
+            "q_proj": 2,
+            r"layers\.1\.mlp\.down_proj": 7,
+            "lm_head": 5,
+            "model.embed_tokens": 3,
+        },
         "alpha_pattern": {"v_proj": 3, r".*\.0\.mlp\.up_proj": 11, "embed_tokens": 9},
     },
-    "rslora and patterns": {"use_rslora": True, "rank_pattern": {"gate_proj": 6}, "alpha_pattern": {"gate_proj": 5}},
-    "some names": {"targets": ("self_attn.q_proj", "model.layers.2.mlp.down_proj"), "token_ids": IDS},
-    "expression": {"targets": r"model\.layers\.[02]\.(mlp|self_attn)\.(up|k|o)_proj", "token_ids": IDS},
+    "rslora and patterns": {
+        "use_rslora": True,
+        "rank_pattern": {"gate_proj": 6},
+        "alpha_pattern": {"gate_proj": 5},
+    },
+    "some names": {
+        "targets": ("self_attn.q_proj", "model.layers.2.mlp.down_proj"),
+        "token_ids": IDS,
+    },
+    "expression": {
+        "targets": r"model\.layers\.[02]\.(mlp|self_attn)\.(up|k|o)_proj",
+        "token_ids": IDS,
+    },
     "course, expression": {"targets": r".*\.(q|down)_proj", "adapt": "course"},
     "embedding only": {"targets": ("q_proj", "embed_tokens")},
     "head only": {"targets": ("lm_head",)},
@@ -57,7 +72,9 @@ def base(make_model, tmp_path):
 
 
 def hf_load(folder, dtype=torch.float32):
-    return transformers.Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+    return transformers.Gemma2ForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=dtype
+    ).eval()
 
 
 def peft_load(hf, folder):
@@ -65,7 +82,11 @@ def peft_load(hf, folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = peft.PeftModel.from_pretrained(hf, folder, is_trainable=True).eval()
-    bad = [str(w.message) for w in caught if "adapter keys" in str(w.message) or "nexpected" in str(w.message)]
+    bad = [
+        str(w.message)
+        for w in caught
+        if "adapter keys" in str(w.message) or "nexpected" in str(w.message)
+    ]
     assert not bad, bad
     return model
 
@@ -101,7 +122,11 @@ def assert_equal(ours, theirs, relative):
     (loss / count).backward()
     (truth / count).backward()
     mine = {name: p.grad for name, p in adapter_tensors(ours).items()}
-    right = {name.replace(".default", ""): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    right = {
+        name.replace(".default", ""): p.grad
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
     assert set(mine) == set(right)
     for name, gradient in right.items():
         assert gradient.abs().max() > 0, name
@@ -125,11 +150,18 @@ def peft_config(variant, tied):
     rows = list(ours.token_ids) or None
     targets = ours.all_targets
     return peft.LoraConfig(
-        r=4, lora_alpha=8, lora_dropout=0.0, target_modules=targets if isinstance(targets, str) else list(targets),
-        trainable_token_indices=rows if tied or not rows else {"embed_tokens": rows, "lm_head": rows},
-        use_rslora=ours.use_rslora, rank_pattern=ours.rank_pattern, alpha_pattern=ours.alpha_pattern,
+        r=4,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        trainable_token_indices=rows
+        if tied or not rows
+        else {"embed_tokens": rows, "lm_head": rows},
+        use_rslora=ours.use_rslora,
+        rank_pattern=ours.rank_pattern,
+        alpha_pattern=ours.alpha_pattern,
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
 
 
 def peft_save(hf, config, folder, copies):
@@ -155,9 +187,13 @@ def test_pefts_loads_here(base, relative, tmp_path, tied, copies, variant):
 
 @pytest.mark.parametrize("copies", [True, False])
 @pytest.mark.filterwarnings("ignore")
-def test_pefts_token_list_on_an_untied_model_trains_the_embedding_alone(base, relative, tmp_path, copies):
+def test_pefts_token_list_on_an_untied_model_trains_the_embedding_alone(
+    base, relative, tmp_path, copies
+):
     folder = base(False)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=list(IDS), task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj"], trainable_token_indices=list(IDS), task_type="CAUSAL_LM"
+    )
     theirs = peft_save(hf_load(folder), config, tmp_path / "peft", copies)
     ours = load_gemma2(folder)
     save_adapter(ours, tmp_path / "again", load_adapter(ours, tmp_path / "peft"))
@@ -170,7 +206,9 @@ def test_pefts_token_list_on_an_untied_model_trains_the_embedding_alone(base, re
 
 @BOTH
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merged_equals_unmerged_and_loads_in_transformers(base, randomized, relative, tmp_path, tied, variant):
+def test_merged_equals_unmerged_and_loads_in_transformers(
+    base, randomized, relative, tmp_path, tied, variant
+):
     config = LoRAConfig(rank=4, alpha=8, dropout=0.3, **VARIANTS[variant])
     ours = adapted(base(tied), config, randomized)
     tokens, _ = batch()
@@ -192,10 +230,14 @@ def test_merged_equals_unmerged_and_loads_in_transformers(base, randomized, rela
 @BOTH
 @pytest.mark.parametrize("adapt", ["rows", "course"])
 @pytest.mark.parametrize("targets", [("q_proj", "up_proj"), r".*\.(q|up)_proj"], ids=str)
-def test_new_tokens_survive_in_our_reader_and_in_peft(base, randomized, relative, tmp_path, tied, adapt, targets):
+def test_new_tokens_survive_in_our_reader_and_in_peft(
+    base, randomized, relative, tmp_path, tied, adapt, targets
+):
     """A base of 60 rows, four new ones: each reader resizes the base first and must find the rows in the adapter."""
     folder = base(tied)
-    config = LoRAConfig(rank=4, alpha=8, dropout=0.0, targets=targets, adapt=adapt, token_ids=(60, 61, 62, 63))
+    config = LoRAConfig(
+        rank=4, alpha=8, dropout=0.0, targets=targets, adapt=adapt, token_ids=(60, 61, 62, 63)
+    )
     ours = load_gemma2(folder)
     resize_embedding(ours, torch.randn(4, 32))
     if not tied:
@@ -229,7 +271,9 @@ def test_new_tokens_survive_in_our_reader_and_in_peft(base, randomized, relative
 
 @BOTH
 @pytest.mark.filterwarnings("ignore")
-def test_new_tokens_of_pefts_own_course_adapter_come_from_its_base_copies(base, relative, tmp_path, tied):
+def test_new_tokens_of_pefts_own_course_adapter_come_from_its_base_copies(
+    base, relative, tmp_path, tied
+):
     hf = hf_load(base(tied))
     hf.resize_token_embeddings(64, mean_resizing=False)
     hf.get_input_embeddings().weight.data[60:] = torch.randn(4, 32)
@@ -252,10 +296,17 @@ def test_bf16_is_as_close_to_the_truth_as_peft(base, randomized, tmp_path, varia
         for dtype in (torch.float32, torch.bfloat16):
             ours = load_gemma2(tmp_path / "narrow", dtype=dtype)
             load_adapter(ours, tmp_path / "adapter")
-            results.append((ours(tokens), peft_load(hf_load(tmp_path / "narrow", dtype), tmp_path / "adapter")(tokens)))
+            results.append(
+                (
+                    ours(tokens),
+                    peft_load(hf_load(tmp_path / "narrow", dtype), tmp_path / "adapter")(tokens),
+                )
+            )
         merged = merge_adapter(ours)(tokens)
     (_, truth), (mine, theirs) = results
-    error, allowed, after = ((x.float() - truth.logits).square().mean().sqrt() for x in (mine, theirs.logits, merged))
+    error, allowed, after = (
+        (x.float() - truth.logits).square().mean().sqrt() for x in (mine, theirs.logits, merged)
+    )
     assert error <= 2 * allowed, f"{error:.2e} against {allowed:.2e}"
     assert after <= 3 * allowed, f"merged: {after:.2e} against {allowed:.2e}"
 
@@ -321,17 +372,25 @@ def test_every_tensor_that_does_not_fit_is_named(saved):
     edit_tensors(adapter, change)
     with pytest.raises(ValueError) as caught:
         load_adapter(load_gemma2(base), adapter)
-    for part in (f"missing {PREFIX}model.layers.0.mlp.up_proj.lora_B.weight",
-                 f"unexpected {PREFIX}model.layers.7.mlp.up_proj.lora_B.weight",
-                 f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), expected (4, 32)",
-                 f"{PREFIX}model.embed_tokens{DELTA} has shape (2, 32), expected (3, 32)",
-                 "copy of lm_head has shape (61, 32), expected (60, 32)", str(adapter)):  # fmt: skip
+    for part in (
+        f"missing {PREFIX}model.layers.0.mlp.up_proj.lora_B.weight",
+        f"unexpected {PREFIX}model.layers.7.mlp.up_proj.lora_B.weight",
+        f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), expected (4, 32)",
+        f"{PREFIX}model.embed_tokens{DELTA} has shape (2, 32), expected (3, 32)",
+        "copy of lm_head has shape (61, 32), expected (60, 32)",
+        str(adapter),
+    ):
         assert part in str(caught.value)
 
 
 def test_a_duplicate_under_the_tied_head_must_be_one(saved):
     adapter, base = saved
-    edit_tensors(adapter, lambda t: t.update({f"{PREFIX}lm_head{DELTA}": t[f"{PREFIX}model.embed_tokens{DELTA}"] + 0}))
+    edit_tensors(
+        adapter,
+        lambda t: t.update(
+            {f"{PREFIX}lm_head{DELTA}": t[f"{PREFIX}model.embed_tokens{DELTA}"] + 0}
+        ),
+    )
     load_adapter(load_gemma2(base), adapter)
     edit_tensors(adapter, lambda t: t[f"{PREFIX}lm_head{DELTA}"].add_(1))
     with pytest.raises(ValueError, match="differs from"):
@@ -341,7 +400,10 @@ def test_a_duplicate_under_the_tied_head_must_be_one(saved):
 def test_base_copies_that_differ_on_a_tied_model_are_refused(saved):
     adapter, base = saved
     pair = {"model.embed_tokens": torch.zeros(60, 32), "lm_head": torch.ones(60, 32)}
-    edit_tensors(adapter, lambda t: t.update({f"{PREFIX}{n}.base_layer.weight": copy for n, copy in pair.items()}))
+    edit_tensors(
+        adapter,
+        lambda t: t.update({f"{PREFIX}{n}.base_layer.weight": copy for n, copy in pair.items()}),
+    )
     with pytest.raises(ValueError, match="differ on a tied model"):
         load_adapter(load_gemma2(base), adapter)
 
@@ -350,15 +412,33 @@ def test_base_copies_that_differ_on_a_tied_model_are_refused(saved):
     ("changes", "parts"),
     [
         ({"peft_type": "IA3", "r": None, "bias": "all"}, ["'IA3'", "r is missing", "bias='all'"]),
-        ({"use_dora": True, "bias": "lora_only", "fan_in_fan_out": True}, ["use_dora", "bias", "fan_in_fan_out"]),
-        ({"modules_to_save": ["lm_head"], "layers_to_transform": [0]}, ["modules_to_save", "layers_to_transform"]),
+        (
+            {"use_dora": True, "bias": "lora_only", "fan_in_fan_out": True},
+            ["use_dora", "bias", "fan_in_fan_out"],
+        ),
+        (
+            {"modules_to_save": ["lm_head"], "layers_to_transform": [0]},
+            ["modules_to_save", "layers_to_transform"],
+        ),
         ({"init_lora_weights": "pissa"}, ["init_lora_weights='pissa'"]),
-        ({"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, ["ensure_weight_tying"]),
-        ({"trainable_token_indices": {"embed_tokens": [1], "lm_head": [2]}}, ["trainable_token_indices"]),
+        (
+            {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+            ["ensure_weight_tying"],
+        ),
+        (
+            {"trainable_token_indices": {"embed_tokens": [1], "lm_head": [2]}},
+            ["trainable_token_indices"],
+        ),
         ({"trainable_token_indices": {"lm_head": [2]}}, ["trainable_token_indices"]),
         ({"trainable_token_indices": 7}, ["trainable_token_indices"]),
-        ({"r": "16", "lora_alpha": "x", "lora_dropout": None}, ["rank must", "alpha must", "dropout must"]),
-        ({"r": 0, "rank_pattern": [1], "alpha_pattern": {"q_proj": "x"}}, ["rank must", "rank_p", "alpha_p"]),
+        (
+            {"r": "16", "lora_alpha": "x", "lora_dropout": None},
+            ["rank must", "alpha must", "dropout must"],
+        ),
+        (
+            {"r": 0, "rank_pattern": [1], "alpha_pattern": {"q_proj": "x"}},
+            ["rank must", "rank_p", "alpha_p"],
+        ),
         ({"target_modules": 5}, ["adapter_config.json"]),
         ({"target_modules": [1, 2]}, ["targets must"]),
         ({"target_modules": "(q_proj"}, ["regular expression"]),

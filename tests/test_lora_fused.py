@@ -21,7 +21,10 @@ def make(dtype: torch.dtype, ranks: tuple[int, ...]):
     x = torch.randn(M, K).to(dtype).requires_grad_()
     weights = [(torch.randn(n, K) * K**-0.5).to(dtype) for n in SIZES[: len(ranks)]]
     lora_a = [(torch.randn(r, K) * K**-0.5).requires_grad_() if r else None for r in ranks]
-    lora_b = [(torch.randn(n, r) * 0.3).requires_grad_() if r else None for n, r in zip(SIZES, ranks, strict=False)]
+    lora_b = [
+        (torch.randn(n, r) * 0.3).requires_grad_() if r else None
+        for n, r in zip(SIZES, ranks, strict=False)
+    ]
     return x, weights, lora_a, lora_b
 
 
@@ -29,7 +32,10 @@ def formula(x, weights, lora_a, lora_b, mask=None, p=0.0):
     """The same in the dtype of the arguments, one operation after the other."""
     kept = x if mask is None else x * mask / (1 - p)
     pairs = zip(weights, lora_a, lora_b, SCALINGS, strict=False)
-    return [F.linear(x, w) + (0 if a is None else c * F.linear(F.linear(kept, a), b)) for w, a, b, c in pairs]
+    return [
+        F.linear(x, w) + (0 if a is None else c * F.linear(F.linear(kept, a), b))
+        for w, a, b, c in pairs
+    ]
 
 
 def results(outputs, dys, x, lora_a, lora_b) -> list[Tensor]:
@@ -39,11 +45,15 @@ def results(outputs, dys, x, lora_a, lora_b) -> list[Tensor]:
 
 
 def cast(tensors, dtype):
-    return [None if t is None else t.detach().to(dtype).requires_grad_(t.requires_grad) for t in tensors]
+    return [
+        None if t is None else t.detach().to(dtype).requires_grad_(t.requires_grad) for t in tensors
+    ]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (16, 4, 8), (16, 0, 3), (0, 8)], ids=str)
+@pytest.mark.parametrize(
+    "ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (16, 4, 8), (16, 0, 3), (0, 8)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_no_more_than_twice_the_error_of_the_formula(dtype, ranks, p, monkeypatch):
     x, weights, lora_a, lora_b = make(dtype, ranks)
@@ -55,7 +65,10 @@ def test_no_more_than_twice_the_error_of_the_formula(dtype, ranks, p, monkeypatc
     ours = results(outputs, dys, x, lora_a, lora_b)
     errors = []
     for precision in (torch.float64, dtype):
-        xx, (ww, aa, bb) = cast([x], precision)[0], (cast(ts, precision) for ts in (weights, lora_a, lora_b))
+        xx, (ww, aa, bb) = (
+            cast([x], precision)[0],
+            (cast(ts, precision) for ts in (weights, lora_a, lora_b)),
+        )
         errors.append(results(formula(xx, ww, aa, bb, mask, p), cast(dys, precision), xx, aa, bb))
     for name, (one, truth, same) in enumerate(zip(ours, *errors, strict=True)):
         error, own = (((t.double() - truth).norm() / truth.norm()).item() for t in (one, same))
@@ -70,25 +83,48 @@ def test_the_mask_has_its_rate_and_its_seed(p):
     assert abs((~mask).float().mean().item() - p) < 4 * sigma
     assert abs((~mask[:, ::7]).float().mean().item() - p) < 12 * sigma
     assert torch.equal(mask, plain.keep_mask(1000, 2003, p, torch.tensor([3]), torch.device("cpu")))
-    assert not torch.equal(mask, plain.keep_mask(1000, 2003, p, torch.tensor([4]), torch.device("cpu")))
+    assert not torch.equal(
+        mask, plain.keep_mask(1000, 2003, p, torch.tensor([4]), torch.device("cpu"))
+    )
 
 
 def test_expanded_and_transposed_gradients_and_inputs():
     x, weights, lora_a, lora_b = make(torch.float32, (8, 4))
     wide = torch.randn(K, M).T.requires_grad_()  # not contiguous
     for inputs in (x, wide):
-        got = results([fused.fused_linears(inputs, weights, lora_a, lora_b, SCALINGS[:2], 0.0, "torch")[0].sum()], None, inputs, lora_a[:1], lora_b[:1])  # fmt: skip  # noqa: E501
-        want = results([formula(inputs, weights, lora_a, lora_b)[0].sum()], None, inputs, lora_a[:1], lora_b[:1])
+        got = results(
+            [
+                fused.fused_linears(inputs, weights, lora_a, lora_b, SCALINGS[:2], 0.0, "torch")[
+                    0
+                ].sum()
+            ],
+            None,
+            inputs,
+            lora_a[:1],
+            lora_b[:1],
+        )  # noqa: E501
+        want = results(
+            [formula(inputs, weights, lora_a, lora_b)[0].sum()],
+            None,
+            inputs,
+            lora_a[:1],
+            lora_b[:1],
+        )
         for a, b in zip(got, want, strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_backward_twice_gives_the_same():
     x, weights, lora_a, lora_b = make(torch.float32, (16, 4))
-    loss = sum(y.square().sum() for y in fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[:2], 0.2, "torch"))
+    loss = sum(
+        y.square().sum()
+        for y in fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[:2], 0.2, "torch")
+    )
     parameters = [x, *lora_a, *lora_b]
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, parameters), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, parameters), strict=True)
+    )
 
 
 def test_no_gradient_of_x_where_none_is_asked():
@@ -116,8 +152,16 @@ def test_backward_keeps_x_once_and_nothing_of_its_size_in_float32():
 
 def test_the_operators_pass_pytorchs_own_checks():
     x, weights, lora_a, lora_b = make(torch.float32, (4, 8))
-    arguments = (x, weights, torch.cat([a.detach() for a in lora_a]).requires_grad_(), lora_b, SCALINGS[:2], 0.0,
-                 torch.zeros(1, dtype=torch.int64), "torch")  # fmt: skip
+    arguments = (
+        x,
+        weights,
+        torch.cat([a.detach() for a in lora_a]).requires_grad_(),
+        lora_b,
+        SCALINGS[:2],
+        0.0,
+        torch.zeros(1, dtype=torch.int64),
+        "torch",
+    )
     torch.library.opcheck(torch.ops.gemma_lora.forward.default, arguments)
 
 
@@ -128,7 +172,11 @@ def test_a_model_computes_the_same_in_both_ways(make_model, randomized, relative
     for impl in ("reference", "torch"):
         model = make_model()
         targets = r"model\.layers\.\d\.(self_attn\.[qko]_proj|mlp\..*)|model\.layers\.1\.self_attn\.v_proj"
-        add_lora(model, LoRAConfig(rank=4, alpha=8, targets=targets, rank_pattern={"q_proj": 6}), impl=impl)
+        add_lora(
+            model,
+            LoRAConfig(rank=4, alpha=8, targets=targets, rank_pattern={"q_proj": 6}),
+            impl=impl,
+        )
         randomized(model)
         logits = model(tokens)
         logits.square().mean().backward()
@@ -146,17 +194,27 @@ def test_checkpointing_repeats_the_mask(make_model, randomized):
         model.train()
         model.model.checkpoint_activations = mode
         torch.manual_seed(5)
-        model(torch.randint(0, 60, (1, 12), generator=torch.Generator().manual_seed(1))).square().mean().backward()
+        model(
+            torch.randint(0, 60, (1, 12), generator=torch.Generator().manual_seed(1))
+        ).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for other in gradients[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(gradients[0], other, strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+            for a, b in zip(gradients[0], other, strict=True)
+        )
     assert any(g.abs().max() > 0 for g in gradients[0])
 
 
 def test_it_compiles():
     torch._dynamo.reset()
     layer = LoRALinear(
-        torch.nn.Linear(16, 24, bias=False).requires_grad_(False), 4, 2.0, 0.0, torch.Generator(), "torch"
+        torch.nn.Linear(16, 24, bias=False).requires_grad_(False),
+        4,
+        2.0,
+        0.0,
+        torch.Generator(),
+        "torch",
     )
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(5, 16)

@@ -34,10 +34,24 @@ TINY = Tile(16, 16, 1, 1)
 def inputs(dtype: torch.dtype, ranks: tuple[int, ...], rows: int = M) -> dict[str, Tensor]:
     """x, dx (M, K), dy, y (M, N), s, ds (M, R) in dtype; a (R, K), b (N, R) and scale (R) float32."""
     R, generator = sum(ranks), torch.Generator().manual_seed(sum(ranks))
-    shapes = {"x": (rows, K), "dx": (rows, K), "dy": (rows, N), "y": (rows, N), "s": (rows, R), "ds": (rows, R)}
-    values = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
-    values |= {"a": torch.randn(R, K, generator=generator), "b": torch.randn(N, R, generator=generator)}
-    return values | {"scale": torch.cat([torch.full((rank,), 0.3 + 0.9 * i) for i, rank in enumerate(ranks)])}
+    shapes = {
+        "x": (rows, K),
+        "dx": (rows, K),
+        "dy": (rows, N),
+        "y": (rows, N),
+        "s": (rows, R),
+        "ds": (rows, R),
+    }
+    values = {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()
+    }
+    values |= {
+        "a": torch.randn(R, K, generator=generator),
+        "b": torch.randn(N, R, generator=generator),
+    }
+    return values | {
+        "scale": torch.cat([torch.full((rank,), 0.3 + 0.9 * i) for i, rank in enumerate(ranks)])
+    }
 
 
 def formulas(v: dict[str, Tensor], keep: Tensor, p: float, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -60,7 +74,14 @@ def kernels(v: dict[str, Tensor], p: float) -> dict[str, Tensor]:
     launch.expand_(y, v["s"], v["b"])
     ds, db = launch.grad_s_b(v["dy"], v["b"], v["s"], SCALING)
     shrunk = launch.shrink(v["x"], v["a"], v["scale"], p, SEED)
-    return {"shrink": shrunk, "ds": ds, "db": db, "da": launch.grad_a(v["ds"], v["x"], p, SEED), "dx": dx, "y": y}
+    return {
+        "shrink": shrunk,
+        "ds": ds,
+        "db": db,
+        "da": launch.grad_a(v["ds"], v["x"], p, SEED),
+        "dx": dx,
+        "y": y,
+    }
 
 
 def assert_close(v: dict[str, Tensor], p: float) -> None:
@@ -68,11 +89,17 @@ def assert_close(v: dict[str, Tensor], p: float) -> None:
     dtype, keep = v["x"].dtype, launch.keep_mask(*v["x"].shape, p, SEED)
     truth, plain = formulas(v, keep, p, torch.float64), formulas(v, keep, p, dtype)
     for name, ours in kernels(v, p).items():
-        assert ours.dtype == (torch.float32 if name in ("da", "db") else dtype) and ours.shape == truth[name].shape, (
-            name
+        assert (
+            ours.dtype == (torch.float32 if name in ("da", "db") else dtype)
+            and ours.shape == truth[name].shape
+        ), name
+        error, allowed = (
+            (ours - truth[name]).abs().max(),
+            2 * (plain[name] - truth[name]).abs().max(),
         )
-        error, allowed = (ours - truth[name]).abs().max(), 2 * (plain[name] - truth[name]).abs().max()
-        if dtype == torch.float32:  # both round in the last bit: with few products the formula's error may be 0
+        if (
+            dtype == torch.float32
+        ):  # both round in the last bit: with few products the formula's error may be 0
             allowed += 2e-7 * truth[name].abs().max()
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 
@@ -83,25 +110,35 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 19, K, generator=generator).requires_grad_()
     weights = [torch.randn(n, K, generator=generator) for n in (N, 24, 40)]
-    lora_a = [torch.randn(r, K, generator=generator).requires_grad_() if r else None for r in (8, 0, 24)]
-    lora_b = [torch.randn(w.shape[0], r, generator=generator).requires_grad_() if r else None
-              for w, r in zip(weights, (8, 0, 24), strict=True)]  # fmt: skip
+    lora_a = [
+        torch.randn(r, K, generator=generator).requires_grad_() if r else None for r in (8, 0, 24)
+    ]
+    lora_b = [
+        torch.randn(w.shape[0], r, generator=generator).requires_grad_() if r else None
+        for w, r in zip(weights, (8, 0, 24), strict=True)
+    ]
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: SEED)
     ours = fused_linears(x, weights, lora_a, lora_b, [SCALING, 0.0, 0.5], p, "triton")
     keep = launch.keep_mask(38, K, p, SEED).view(2, 19, K)
     dropped = torch.where(keep, x, 0) / (1 - p)
-    truth = [x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
-             for w, a, b, c in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)]  # fmt: skip
+    truth = [
+        x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
+        for w, a, b, c in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)
+    ]
     trained = [x, *(m for m in (*lora_a, *lora_b) if m is not None)]
     dys = [torch.randn(y.shape, generator=generator) for y in truth]
     got, again = (torch.autograd.grad(ours, trained, dys, retain_graph=True) for _ in range(2))
-    for name, a, b in zip(range(99), (*ours, *got), (*truth, *torch.autograd.grad(truth, trained, dys)), strict=False):
+    for name, a, b in zip(
+        range(99), (*ours, *got), (*truth, *torch.autograd.grad(truth, trained, dys)), strict=False
+    ):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max(), name
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (8, 1, 24), (64, 64, 64)], ids=str)
+@pytest.mark.parametrize(
+    "ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (8, 1, 24), (64, 64, 64)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def interpreted_results_match_the_formulas(dtype, ranks, p):
     assert_close(inputs(dtype, ranks), p)
@@ -112,7 +149,9 @@ def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
     monkeypatch.setattr(tiles, "WANTED_PROGRAMS", 20)
     assert tiles.split_rows(200, K, TINY) == (4, 4) and tiles.split_columns(M, K, TINY) == (6, 1)
-    assert_close(inputs(dtype, (24, 56)), 0.3)  # two slices of the rank, the second one partly empty
+    assert_close(
+        inputs(dtype, (24, 56)), 0.3
+    )  # two slices of the rank, the second one partly empty
     assert_close(inputs(dtype, (4,), rows=200), 0.3)
 
 
@@ -128,9 +167,18 @@ def interpreted_few_rows_and_none():
     for dtype in (torch.float32, torch.float16):
         assert_close(inputs(dtype, (8, 4), rows=1), 0.3)
     results = kernels(inputs(torch.float16, (8, 4), rows=0), 0.3)
-    shapes = {"shrink": (0, 12), "ds": (0, 12), "db": (N, 12), "da": (12, K), "dx": (0, K), "y": (0, N)}
+    shapes = {
+        "shrink": (0, 12),
+        "ds": (0, 12),
+        "db": (N, 12),
+        "da": (12, K),
+        "dx": (0, K),
+        "y": (0, N),
+    }
     assert {name: tuple(value.shape) for name, value in results.items()} == shapes
-    assert not results["da"].any() and not results["db"].any() and results["da"].dtype == torch.float32
+    assert (
+        not results["da"].any() and not results["db"].any() and results["da"].dtype == torch.float32
+    )
 
 
 def interpreted_strided_inputs_give_the_same_bits():
@@ -139,7 +187,11 @@ def interpreted_strided_inputs_give_the_same_bits():
     dense = {name: value.contiguous() for name, value in v.items()}
     wide = torch.randn(M, 3 * K).half()
     wide[:, K : 2 * K] = v["x"]
-    strided = v | {"x": wide[:, K : 2 * K], "ds": v["ds"].T.contiguous().T, "s": torch.cat([v["s"], v["s"]], 1)[:, :24]}
+    strided = v | {
+        "x": wide[:, K : 2 * K],
+        "ds": v["ds"].T.contiguous().T,
+        "s": torch.cat([v["s"], v["s"]], 1)[:, :24],
+    }
     strided |= {"a": v["a"].T.contiguous().T, "b": torch.stack([v["b"], v["b"]], 2)[..., 0]}
     assert not any(strided[name].is_contiguous() for name in ("x", "dy", "ds", "s", "a", "b"))
     for name, ours in kernels(strided, 0.3).items():
@@ -152,7 +204,12 @@ def interpreted_in_place_results_keep_what_lies_beside_them():
     wide[1:-1, 2 : N + 2] = v["y"]
     launch.expand_(wide[1:-1, 2 : N + 2], v["s"], v["b"])
     assert torch.equal(wide[1:-1, 2 : N + 2], kernels(v, 0.0)["y"])
-    assert (wide[0] == 7).all() and (wide[-1] == 7).all() and (wide[:, :2] == 7).all() and (wide[:, N + 2 :] == 7).all()
+    assert (
+        (wide[0] == 7).all()
+        and (wide[-1] == 7).all()
+        and (wide[:, :2] == 7).all()
+        and (wide[:, N + 2 :] == 7).all()
+    )
     with pytest.raises(ValueError, match="one element apart"):
         launch.expand_(v["y"].T.contiguous().T, v["s"], v["b"])
 
@@ -190,38 +247,59 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
 def philox(rows: int, groups: int, seed: int) -> np.ndarray:
     """Four 32-bit words for each (row, group) by Philox4x32-7, written from the paper: counter (group, row, 0, 0)."""
     shape = (rows, groups)
-    c0, c1 = np.broadcast_arrays(np.arange(groups, dtype=np.uint64)[None, :], np.arange(rows, dtype=np.uint64)[:, None])
+    c0, c1 = np.broadcast_arrays(
+        np.arange(groups, dtype=np.uint64)[None, :], np.arange(rows, dtype=np.uint64)[:, None]
+    )
     c2, c3 = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
     k0, k1, low = np.uint64(seed % 2**32), np.uint64(seed >> 32), np.uint64(0xFFFFFFFF)
     for _ in range(7):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & low
+        c0, c1, c2, c3 = (
+            (p1 >> np.uint64(32)) ^ c1 ^ k0,
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c3 ^ k1,
+            p0 & low,
+        )
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
 def interpreted_mask_is_the_documented_one():
-    known = [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]  # Random123's test vector: 7 rounds, counter and key zero
+    known = [
+        0x5F6FB709,
+        0x0D893F64,
+        0x4F121F81,
+        0x4F730A48,
+    ]  # Random123's test vector: 7 rounds, counter and key zero
     assert philox(1, 1, 0)[0, 0].tolist() == known
     words = philox(M, 11, SEED.item())  # 11 groups of 8 columns hold K = 83
-    halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).reshape(M, 88)[:, :K]
+    halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).reshape(M, 88)[
+        :, :K
+    ]
     for p in (0.05, 0.3, 0.999):
         assert np.array_equal(launch.keep_mask(M, K, p, SEED).numpy(), halves >= round(p * 65536))
 
 
 def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatch):
-    masks = {seed: launch.keep_mask(512, 640, 0.05, torch.tensor([seed])) for seed in (0, 1, 2**32, -3)}
+    masks = {
+        seed: launch.keep_mask(512, 640, 0.05, torch.tensor([seed])) for seed in (0, 1, 2**32, -3)
+    }
     count, p = 512 * 640, 0.05
     for mask in masks.values():
         assert abs((~mask).sum().item() - count * p) < 4 * (count * p * (1 - p)) ** 0.5
-        assert (mask.float().mean(0) > 0.85).all() and (mask.float().mean(1) > 0.85).all()  # no dead row or column
+        assert (mask.float().mean(0) > 0.85).all() and (
+            mask.float().mean(1) > 0.85
+        ).all()  # no dead row or column
     for seed, mask in masks.items():
         for other in masks.keys() - {seed}:  # both dropped: p^2 of the elements, as chance has it
             both = (~mask & ~masks[other]).sum().item()
             assert abs(both - count * p * p) < 4 * (count * p * p * (1 - p * p)) ** 0.5
     monkeypatch.setattr(launch, "MASK", Tile(16, 32, 1, 1))
     assert torch.equal(launch.keep_mask(100, 83, 0.05, torch.tensor([1])), masks[1][:100, :83])
-    assert launch.keep_mask(5, 7, 0.0, SEED).all() and launch.keep_mask(0, 7, 0.5, SEED).shape == (0, 7)
+    assert launch.keep_mask(5, 7, 0.0, SEED).all() and launch.keep_mask(0, 7, 0.5, SEED).shape == (
+        0,
+        7,
+    )
     with pytest.raises(ValueError, match="probability"):
         launch.keep_mask(5, 7, 1.0, SEED)
 
@@ -235,7 +313,9 @@ def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(monkeypatch)
         dx = torch.zeros(M, K)
         launch.add_grad_x_(dx, ones, torch.ones(1, K), p, SEED)
         assert torch.equal(dx, keep / (1 - p))
-        assert torch.equal(launch.shrink(torch.ones(M, K), torch.eye(K), torch.ones(K), p, SEED), keep / (1 - p))
+        assert torch.equal(
+            launch.shrink(torch.ones(M, K), torch.eye(K), torch.ones(K), p, SEED), keep / (1 - p)
+        )
         assert torch.equal(launch.grad_a(torch.eye(M), torch.ones(M, K), p, SEED), keep / (1 - p))
 
 
@@ -250,14 +330,20 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"]
     command += ["-o", "python_functions=interpreted_*", f"--junitxml={report}"]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[str, list[str]] = {name: [] for name in INTERPRETED}
     cases = list(ElementTree.parse(report).iter("testcase"))
     assert {case.get("name", "").split("[")[0] for case in cases} == set(INTERPRETED)
     for case in cases:
-        faults = [fault.text or "" for tag in ("failure", "error", "skipped") for fault in case.iter(tag)]
-        found[case.get("name", "").split("[")[0]] += [f"{case.get('name')}: {fault}" for fault in faults]
+        faults = [
+            fault.text or "" for tag in ("failure", "error", "skipped") for fault in case.iter(tag)
+        ]
+        found[case.get("name", "").split("[")[0]] += [
+            f"{case.get('name')}: {fault}" for fault in faults
+        ]
     return found
 
 
@@ -267,7 +353,9 @@ def test_in_the_interpreter(name, verdicts):
 
 
 def test_support_needs_tensor_cores():
-    assert [tiles.supported(capability)[0] for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))] == [
+    assert [
+        tiles.supported(capability)[0] for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))
+    ] == [
         False,
         *[True] * 4,
     ]

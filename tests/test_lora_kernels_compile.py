@@ -17,7 +17,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
-    pytest.skip("Triton's interpreter is on in this process, its compiler off", allow_module_level=True)
+    pytest.skip(
+        "Triton's interpreter is on in this process, its compiler off", allow_module_level=True
+    )
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -56,7 +58,9 @@ class Recorder:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def record(*args: Any, **options: Any) -> None:
-            self.launches.append((self.kernel, {**dict(zip(self.kernel.arg_names, args, strict=False)), **options}))
+            self.launches.append(
+                (self.kernel, {**dict(zip(self.kernel.arg_names, args, strict=False)), **options})
+            )
 
         return record
 
@@ -97,7 +101,9 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            attributes[index,] = [["tt.divisibility", 16]]  # PyTorch's allocator aligns to 512 bytes
+            attributes[index,] = [
+                ["tt.divisibility", 16]
+            ]  # PyTorch's allocator aligns to 512 bytes
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
             if is_specialized and value % 16 == 0:
@@ -112,16 +118,24 @@ def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
     file = tmp_path / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path
-    text = subprocess.run([tool, "-res-usage", str(file)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [tool, "-res-usage", str(file)], capture_output=True, text=True, check=True
+    ).stdout
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def problems(launches: list[Launch], target: int, tmp_path: Path, ignore: tuple[str, ...] = ()) -> list[str]:
+def problems(
+    launches: list[Launch], target: int, tmp_path: Path, ignore: tuple[str, ...] = ()
+) -> list[str]:
     """One line for each launch that spills, wants too much shared memory, misses the tensor cores or does not pipeline."""
     found = []
     for kernel, arguments in launches:
         name, compiled = kernel.__name__, compile_launch(kernel, arguments, target)
-        used, shared, ptx = resources(compiled, tmp_path), compiled.metadata.shared, compiled.asm["ptx"]
+        used, shared, ptx = (
+            resources(compiled, tmp_path),
+            compiled.metadata.shared,
+            compiled.asm["ptx"],
+        )
         cores = [instruction for instruction in TENSOR_CORES if instruction in ptx]
         faults = {
             "spills": used["STACK"] + used["LOCAL"] > 0,
@@ -132,7 +146,9 @@ def problems(launches: list[Launch], target: int, tmp_path: Path, ignore: tuple[
         sizes = {key: value for key, value in arguments.items() if isinstance(value, int)}
         report = f"{name} sm_{target} {used} shared={shared} {cores} {sizes}"
         print(report)
-        found += [f"{fault}: {report}" for fault, is_so in faults.items() if is_so and fault not in ignore]
+        found += [
+            f"{fault}: {report}" for fault, is_so in faults.items() if is_so and fault not in ignore
+        ]
     return found
 
 
@@ -144,7 +160,12 @@ def on(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
 RANKS = {16: 16, 64: 64, 256: 192}
 BF16, FP16 = torch.bfloat16, torch.float16
 FAST = [
-    *((target, dtype, rank, 0.05) for target in (80, 90, 100) for dtype in (BF16, FP16) for rank in RANKS.values()),
+    *(
+        (target, dtype, rank, 0.05)
+        for target in (80, 90, 100)
+        for dtype in (BF16, FP16)
+        for rank in RANKS.values()
+    ),
     *((target, BF16, 16, 0.0) for target in (80, 90, 100)),
     *((86, BF16, rank, 0.05) for rank in RANKS.values()),
 ]
@@ -200,10 +221,15 @@ def test_elementwise_kernels_compile(target, launches, monkeypatch, tmp_path):
 
 def test_every_row_of_the_table_is_reached(launches, monkeypatch):
     used = set()
-    monkeypatch.setattr(launch, "tile_for", lambda *args: used.add(args[:3]) or tiles.tile_for(*args))
+    monkeypatch.setattr(
+        launch, "tile_for", lambda *args: used.add(args[:3]) or tiles.tile_for(*args)
+    )
     for target in (80, 86, 90, 100):
         on(target, monkeypatch)
         for rank in RANKS.values():
             launch_all(BF16, 8192, HIDDEN, WIDE, rank, 0.05)
-    keys = {(tiles.architecture(capability), kernel, tiles.bucket(rank)) for capability, kernel, rank in used}
+    keys = {
+        (tiles.architecture(capability), kernel, tiles.bucket(rank))
+        for capability, kernel, rank in used
+    }
     assert keys >= set(tiles.TILES)

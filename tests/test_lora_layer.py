@@ -18,7 +18,10 @@ def test_the_formula_with_raw_tensors(relative):
     x, weight, lora_a, lora_b = raw()
     truth = x.double() @ (weight.double() + 2.5 * lora_b.double() @ lora_a.double()).T
     assert relative(lora_linear(x, weight, lora_a, lora_b, 2.5), truth) < 1e-6
-    assert relative(lora_linear(x, weight, lora_a, lora_b, 2.5, dropout=0.5, training=False), truth) < 1e-6
+    assert (
+        relative(lora_linear(x, weight, lora_a, lora_b, 2.5, dropout=0.5, training=False), truth)
+        < 1e-6
+    )
 
 
 def test_gradients_with_raw_tensors_in_float64():
@@ -35,7 +38,9 @@ def test_16_bit_results_are_rounded_once_from_the_low_rank_path(dtype):
     truth = x.double() @ (weight.double() + 2.5 * lora_b.double() @ lora_a.double()).T
     assert y.dtype == dtype and lora_a.dtype == torch.float32
     unit = torch.finfo(dtype).eps
-    assert ((y - truth).abs() <= unit * (truth.abs() + (x.double() @ weight.double().T).abs())).all()
+    assert (
+        (y - truth).abs() <= unit * (truth.abs() + (x.double() @ weight.double().T).abs())
+    ).all()
 
 
 def test_dropout_masks_at_its_rate_and_rescales(make_model):
@@ -62,7 +67,9 @@ def test_dropout_reaches_the_gradients_of_both_factors_through_the_same_mask():
     dropped = torch.nn.functional.dropout(x, 0.4, True)
     truth = x @ weight.T + 2.5 * dropped @ lora_a.T @ lora_b.T
     dy = torch.randn_like(y)
-    for mine, right in zip(*(torch.autograd.grad(out, [lora_a, lora_b], dy) for out in (y, truth)), strict=True):
+    for mine, right in zip(
+        *(torch.autograd.grad(out, [lora_a, lora_b], dy) for out in (y, truth)), strict=True
+    ):
         assert torch.allclose(mine, right, rtol=1e-4, atol=1e-4)
 
 
@@ -86,10 +93,13 @@ def test_training_starts_from_the_base_in_float32(make_model, relative, adapt, d
     assert relative(model(tokens), before) < (1e-6 if dtype == torch.float32 else 1e-2)
     trained = trainable_parameters(model)
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    assert (sum("lora_A" in name for name in trained), sum(name.endswith("rows") for name in trained)) == (
-        (21, 1) if adapt == "rows" else (23, 0)
+    assert (
+        sum("lora_A" in name for name in trained),
+        sum(name.endswith("rows") for name in trained),
+    ) == ((21, 1) if adapt == "rows" else (23, 0))
+    again = trainable_parameters(
+        add_lora(make_model(dtype=dtype), LoRAConfig(adapt=adapt, token_ids=(1, 59)), seed=3)
     )
-    again = trainable_parameters(add_lora(make_model(dtype=dtype), LoRAConfig(adapt=adapt, token_ids=(1, 59)), seed=3))
     assert all(torch.equal(p, again[name]) for name, p in trained.items())
 
 
@@ -107,7 +117,10 @@ def test_a_missing_target_lists_near_names(make_model):
         (LoRAConfig(token_ids=(60,)), "below 60"),
         (LoRAConfig(token_ids=(-1,)), "below 60"),
         (LoRAConfig(token_ids=(5, 5)), "different ids"),
-        (LoRAConfig(targets=("q_proj", "embed_tokens"), token_ids=(5,)), "embed_tokens is a LoRA target"),
+        (
+            LoRAConfig(targets=("q_proj", "embed_tokens"), token_ids=(5,)),
+            "embed_tokens is a LoRA target",
+        ),
         (LoRAConfig(targets=("norm",)), "'norm'"),
     ],
 )
@@ -127,8 +140,17 @@ def test_a_second_adapter_is_refused(make_model):
 
 def test_every_field_out_of_range_is_named():
     with pytest.raises(ValueError) as caught:
-        LoRAConfig(rank=0, alpha=-1, dropout=1.0, adapt="all", targets=(), rank_pattern={"q_proj": 0})
-    for part in ("rank must", "alpha must", "dropout must", "adapt must", "targets must", "rank_pattern must"):
+        LoRAConfig(
+            rank=0, alpha=-1, dropout=1.0, adapt="all", targets=(), rank_pattern={"q_proj": 0}
+        )
+    for part in (
+        "rank must",
+        "alpha must",
+        "dropout must",
+        "adapt must",
+        "targets must",
+        "rank_pattern must",
+    ):
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="regular expression"):
         LoRAConfig(targets="(q_proj")

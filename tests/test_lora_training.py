@@ -35,7 +35,9 @@ def documents():
     generator = torch.Generator().manual_seed(3)
     tokens = [torch.randint(40, 60, (1, n), generator=generator) for n in SIZES]
     targets = [torch.cat((row[:, 1:], torch.tensor([[-100]])), dim=1) for row in tokens]
-    return tokens, [row.masked_fill(torch.rand(row.shape, generator=generator) < 0.3, -100) for row in targets]
+    return tokens, [
+        row.masked_fill(torch.rand(row.shape, generator=generator) < 0.3, -100) for row in targets
+    ]
 
 
 def total_and_gradients(model, batches):
@@ -52,7 +54,9 @@ def total_and_gradients(model, batches):
 def assert_same(one, other, tolerance=1e-5):
     (total, count, gradients), (total_2, count_2, gradients_2) = one, other
     assert count == count_2 > 0 and abs(total - total_2) < tolerance * abs(total)
-    norm, norm_2 = (torch.cat([g.flatten() for g in gs.values()]).norm() for gs in (gradients, gradients_2))
+    norm, norm_2 = (
+        torch.cat([g.flatten() for g in gs.values()]).norm() for gs in (gradients, gradients_2)
+    )
     assert abs(norm - norm_2) < tolerance * norm
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
@@ -63,14 +67,21 @@ def pack(tokens, targets, padding):
     rows = [*tokens, torch.full((1, padding), 50)]
     positions = torch.cat([torch.arange(row.shape[1])[None] for row in rows], dim=1)
     ids = torch.cat([torch.full_like(row, i) for i, row in enumerate(rows)], dim=1)
-    return torch.cat(rows, dim=1), positions, ids, torch.cat([*targets, torch.full((1, padding), -100)], dim=1)
+    return (
+        torch.cat(rows, dim=1),
+        positions,
+        ids,
+        torch.cat([*targets, torch.full((1, padding), -100)], dim=1),
+    )
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_packed_documents_train_as_separate_ones(adapted, documents, adapt, tied):
     model = adapted(ADAPTS[adapt], tie_word_embeddings=tied)
-    separate = total_and_gradients(model, [(t, None, None, y) for t, y in zip(*documents, strict=True)])
+    separate = total_and_gradients(
+        model, [(t, None, None, y) for t, y in zip(*documents, strict=True)]
+    )
     assert_same(separate, total_and_gradients(model, [pack(*documents, padding=0)]))
     assert_same(separate, total_and_gradients(model, [pack(*documents, padding=6)]))
 
@@ -81,9 +92,15 @@ def test_four_micro_batches_equal_one_batch_of_four(adapted, documents, adapt):
     model = adapted(ADAPTS[adapt])
     width = max(SIZES)
     rows = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=50) for t in documents[0]]
-    targets = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-100) for t in documents[1]]
-    separate = total_and_gradients(model, [(t, None, None, y) for t, y in zip(rows, targets, strict=True)])
-    assert_same(separate, total_and_gradients(model, [(torch.cat(rows), None, None, torch.cat(targets))]))
+    targets = [
+        torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-100) for t in documents[1]
+    ]
+    separate = total_and_gradients(
+        model, [(t, None, None, y) for t, y in zip(rows, targets, strict=True)]
+    )
+    assert_same(
+        separate, total_and_gradients(model, [(torch.cat(rows), None, None, torch.cat(targets))])
+    )
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)
@@ -103,7 +120,9 @@ def test_checkpointed_activations_give_the_same_gradients(adapted, documents, ad
     assert_same(results[0], results[2], tolerance=1e-6)
     if dropout:
         model.eval()
-        assert abs(total_and_gradients(model, [pack(*documents, padding=2)])[0] - results[0][0]) > 1e-3
+        assert (
+            abs(total_and_gradients(model, [pack(*documents, padding=2)])[0] - results[0][0]) > 1e-3
+        )
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)

@@ -50,7 +50,9 @@ def test_16_bits_are_as_close_to_the_truth(monkeypatch, dtype):
     monkeypatch.setattr(module, "TILE", 4)
     qkv = inputs(dtype)
     wide = [x.detach().float().requires_grad_() for x in qkv]
-    for ours, naive, truth in zip(tiled(qkv, 5, 2.0), dense(qkv, 5, 2.0), dense(wide, 5, 2.0), strict=True):
+    for ours, naive, truth in zip(
+        tiled(qkv, 5, 2.0), dense(qkv, 5, 2.0), dense(wide, 5, 2.0), strict=True
+    ):
         assert ours.dtype == dtype
         assert (ours.float() - truth).norm() <= 1.5 * (naive.float() - truth).norm()
 
@@ -59,7 +61,11 @@ def test_tiles_cover_each_query_once_and_no_key_of_another_document():
     spans = document_spans(DOCUMENTS, B, T)
     assert spans == [(0, 0, 11), (0, 11, 12), (0, 12, 29), (1, 0, 25), (1, 25, 29)]
     for window in (None, 6):
-        covered = [(tile.row, query) for tile in tiles(spans, window) for query in range(tile.start, tile.stop)]
+        covered = [
+            (tile.row, query)
+            for tile in tiles(spans, window)
+            for query in range(tile.start, tile.stop)
+        ]
         assert sorted(covered) == [(row, query) for row in range(B) for query in range(T)]
         for tile in tiles(spans, window):
             assert DOCUMENTS[tile.row, tile.first_key] == DOCUMENTS[tile.row, tile.stop - 1]
@@ -69,6 +75,8 @@ def test_tiles_cover_each_query_once_and_no_key_of_another_document():
 def test_nothing_of_the_size_of_the_scores_is_saved():
     qkv = inputs(torch.float32)
     saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.numel()) or t, lambda t: t
+    ):
         InDocuments(document_spans(DOCUMENTS, B, T))(*qkv, None, 0.3, 2.0)
     assert sum(saved) == 2 * B * T * (H + HKV) * D  # queries, keys, values and the result

@@ -8,7 +8,13 @@ from lora.inject import add_lora
 from model.embedding import new_rows, resize_embedding
 from model.loader import load_gemma2, save_gemma2
 
-PIECES = [[4, 5, 6], [4, 7, 5, 6], [4, 5, 6], [9], [9, 9]]  # the first and third tag have the same pieces
+PIECES = [
+    [4, 5, 6],
+    [4, 7, 5, 6],
+    [4, 5, 6],
+    [9],
+    [9, 9],
+]  # the first and third tag have the same pieces
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -27,13 +27,27 @@ def cases() -> dict:
 
     cos, sin = rotary_tables(torch.arange(7)[None].expand(2, 7), 12, 100.0)
     return {
-        "norm": (lambda x, w, r: rms_norm(x, w, 1e-6, x.dtype, r), plain_norm,
-                 [noise(2, 7, 32), noise(32), noise(2, 7, 32)]),
-        "norm alone": (lambda x, w: rms_norm(x, w, 1e-6, x.dtype), lambda x, w: plain_norm(x, w, torch.zeros(())),
-                       [noise(2, 7, 32), noise(32)]),
-        "rotation": (lambda x: rotate(x, cos, sin), lambda x: plain_rotation(x, cos, sin), [noise(2, 7, 3, 12)]),
-        "geglu": (geglu, lambda g, u: F.gelu(g, approximate="tanh") * u, [noise(2, 7, 48), noise(2, 7, 48)]),
-    }  # fmt: skip
+        "norm": (
+            lambda x, w, r: rms_norm(x, w, 1e-6, x.dtype, r),
+            plain_norm,
+            [noise(2, 7, 32), noise(32), noise(2, 7, 32)],
+        ),
+        "norm alone": (
+            lambda x, w: rms_norm(x, w, 1e-6, x.dtype),
+            lambda x, w: plain_norm(x, w, torch.zeros(())),
+            [noise(2, 7, 32), noise(32)],
+        ),
+        "rotation": (
+            lambda x: rotate(x, cos, sin),
+            lambda x: plain_rotation(x, cos, sin),
+            [noise(2, 7, 3, 12)],
+        ),
+        "geglu": (
+            geglu,
+            lambda g, u: F.gelu(g, approximate="tanh") * u,
+            [noise(2, 7, 48), noise(2, 7, 48)],
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", ["norm", "norm alone", "rotation", "geglu"])

@@ -8,7 +8,12 @@ import torch
 import model.generate as module
 from model.generate import Sampling, choose, decode, generate
 
-PROMPTS = [[2, 17, 5, 40, 33, 8, 21], [2, 9], [2, 30, 31], [2, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
+PROMPTS = [
+    [2, 17, 5, 40, 33, 8, 21],
+    [2, 9],
+    [2, 30, 31],
+    [2, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21],
+]
 # A head of its own: the tied tiny model repeats its input.
 SEED, UNTIED = 3, {"tie_word_embeddings": False}
 
@@ -48,7 +53,9 @@ def test_every_step_has_the_logits_of_a_full_forward_pass(make_model, monkeypatc
 
 def test_a_batch_in_half_precision_is_the_prompt_alone(make_model):
     model = make_model(seed=SEED, dtype=torch.bfloat16)
-    assert [generate(model, [prompt], 6, ())[0] for prompt in PROMPTS[:2]] == generate(model, PROMPTS[:2], 6, ())
+    assert [generate(model, [prompt], 6, ())[0] for prompt in PROMPTS[:2]] == generate(
+        model, PROMPTS[:2], 6, ()
+    )
 
 
 def test_a_stop_id_ends_its_row_only(make_model):
@@ -57,7 +64,9 @@ def test_a_stop_id_ends_its_row_only(make_model):
     stop = whole[0][3]
     ends = [row.index(stop) + 1 if stop in row else 12 for row in whole]
     assert len(set(ends)) > 1
-    assert generate(model, PROMPTS, 12, [stop]) == [row[:end] for row, end in zip(whole, ends, strict=True)]
+    assert generate(model, PROMPTS, 12, [stop]) == [
+        row[:end] for row, end in zip(whole, ends, strict=True)
+    ]
 
 
 def test_none_after_the_end_and_no_step_too_many(make_model):
@@ -99,7 +108,9 @@ def test_choosing_leaves_the_logits_as_they_are():
 
 def test_seeds_reproduce(make_model):
     model = make_model(seed=SEED, **UNTIED)
-    one, two, other = (generate(model, PROMPTS, 12, (), Sampling(1.0, seed=seed)) for seed in (7, 7, 8))
+    one, two, other = (
+        generate(model, PROMPTS, 12, (), Sampling(1.0, seed=seed)) for seed in (7, 7, 8)
+    )
     assert one == two != other
     state = torch.get_rng_state()
     generate(model, PROMPTS, 3, (), Sampling(1.0))
@@ -133,7 +144,8 @@ def test_a_tiny_temperature_is_greedy(temperature):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0), (1, 1.1), (1, math.nan), (1, -0.5)]
+    ("temperature", "top_p"),
+    [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0), (1, 1.1), (1, math.nan), (1, -0.5)],
 )
 def test_impossible_settings_are_refused(temperature, top_p):
     with pytest.raises(ValueError, match="got"):

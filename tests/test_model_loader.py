@@ -45,19 +45,27 @@ def test_every_difference_is_named_in_one_error(folder):
     with pytest.raises(ValueError) as caught:
         load_gemma2(folder)
     message = str(caught.value)
-    for part in ("missing model.norm.weight (32,)", "missing model.layers.1.mlp.up_proj.weight (48, 32)",
-                 "unexpected model.layers.9.extra.weight (2,)",
-                 "model.layers.0.self_attn.q_proj.weight has shape (3, 32), expected (48, 32)",
-                 "model.layers.0.mlp.gate_proj.weight is I8"):  # fmt: skip
+    for part in (
+        "missing model.norm.weight (32,)",
+        "missing model.layers.1.mlp.up_proj.weight (48, 32)",
+        "unexpected model.layers.9.extra.weight (2,)",
+        "model.layers.0.self_attn.q_proj.weight has shape (3, 32), expected (48, 32)",
+        "model.layers.0.mlp.gate_proj.weight is I8",
+    ):
         assert part in message
     assert str(folder) in message
 
 
 def test_a_tied_duplicate_of_the_head_loads_and_a_different_head_does_not(folder, make_model):
-    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    edit_tensors(
+        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
     loaded = load_gemma2(folder)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    assert torch.equal(load_gemma2(folder, dtype=torch.bfloat16).lm_head.weight, make_model().lm_head.weight.bfloat16())
+    assert torch.equal(
+        load_gemma2(folder, dtype=torch.bfloat16).lm_head.weight,
+        make_model().lm_head.weight.bfloat16(),
+    )
 
     edit_tensors(folder, lambda t: t["lm_head.weight"].add_(1))
     with pytest.raises(ValueError, match="tie_word_embeddings"):
@@ -91,14 +99,20 @@ def test_a_missing_shard_and_a_broken_index_are_named(make_model, tmp_path):
     [
         ({"model_type": "llama"}, "'llama'"),
         ({"hidden_size": "DELETE", "head_dim": "DELETE"}, "hidden_size, head_dim"),
-        ({"num_hidden_layers": "three", "rms_norm_eps": "small"}, "num_hidden_layers='three'.*rms_norm_eps='small'"),
+        (
+            {"num_hidden_layers": "three", "rms_norm_eps": "small"},
+            "num_hidden_layers='three'.*rms_norm_eps='small'",
+        ),
         ({"num_attention_heads": 3}, "multiple of"),
         ({"head_dim": 7}, "even"),
         ({"hidden_activation": "silu"}, "silu"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "scaled rotary"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "scaled rotary",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaled rotary"),
     ],
 )
@@ -120,9 +134,17 @@ def test_broken_config_files(folder):
 def test_newer_transformers_configuration_loads(folder):
     rope = {"rope_theta": 1234.0, "rope_type": "default"}
     types = ["sliding_attention", "full_attention", "sliding_attention"]
-    edit_config(folder, rope_theta="DELETE", torch_dtype="DELETE", dtype="float32", rope_parameters=rope,
-                layer_types=types, transformers_version="5.23.0", use_bidirectional_attention=None,
-                eos_token_id=[1, 107])  # fmt: skip
+    edit_config(
+        folder,
+        rope_theta="DELETE",
+        torch_dtype="DELETE",
+        dtype="float32",
+        rope_parameters=rope,
+        layer_types=types,
+        transformers_version="5.23.0",
+        use_bidirectional_attention=None,
+        eos_token_id=[1, 107],
+    )
     config = load_gemma2(folder).config
     assert (config.rope_theta, config.stop_ids) == (1234.0, (1, 107))
     edit_config(folder, rope_parameters={"full_attention": rope, "sliding_attention": rope})
@@ -154,11 +176,17 @@ class FakeResponse:
     status_code = 403
 
 
-@pytest.mark.parametrize("kind", [GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError, ConnectionError])
+@pytest.mark.parametrize(
+    "kind", [GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError, ConnectionError]
+)
 def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, kind):
     def refuse(*args, **kwargs):
         is_http = issubclass(kind, RepositoryNotFoundError)
-        raise kind("403 Client Error.\n\nCannot access", response=FakeResponse()) if is_http else kind("no\nnetwork")
+        raise (
+            kind("403 Client Error.\n\nCannot access", response=FakeResponse())
+            if is_http
+            else kind("no\nnetwork")
+        )
 
     monkeypatch.setattr(loader, "snapshot_download", refuse)
     with pytest.raises(ValueError) as caught:
@@ -170,7 +198,9 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, 
         assert "licence" in message and "hf auth login" in message
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "gemma", "a/b/c", "some folder/gemma 2"])
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./missing", "gemma", "a/b/c", "some folder/gemma 2"]
+)
 def test_what_can_be_no_hub_id_is_a_missing_folder(name):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_gemma2(name)
@@ -184,7 +214,9 @@ def test_dtype_conversion_and_evaluation_mode(folder):
         save_gemma2(loaded, folder / str(dtype))
         again = load_gemma2(folder / str(dtype))  # no dtype: the checkpoint's own
         assert {p.dtype for p in again.parameters()} == {dtype}
-        assert json.loads((folder / str(dtype) / "config.json").read_text())["torch_dtype"] in str(dtype)
+        assert json.loads((folder / str(dtype) / "config.json").read_text())["torch_dtype"] in str(
+            dtype
+        )
 
 
 def test_saving_over_the_folder_that_is_loaded_keeps_it_whole(folder, make_model):
@@ -194,7 +226,10 @@ def test_saving_over_the_folder_that_is_loaded_keeps_it_whole(folder, make_model
     for limit in (5_000_000_000, 30_000, 20_000, 5_000_000_000):
         save_gemma2(load_gemma2(folder), folder, max_shard_bytes=limit)
         assert torch.equal(load_gemma2(folder)(tokens), expected)
-        kinds = [(folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")]
+        kinds = [
+            (folder / name).exists()
+            for name in ("model.safetensors", "model.safetensors.index.json")
+        ]
         assert kinds == ([True, False] if limit > 30_000 else [False, True])
     assert not list(folder.glob("*.partial"))
 
@@ -215,7 +250,11 @@ print(anonymous() - before, sum(p.nbytes for p in loaded.parameters()), loaded.l
 def test_loading_copies_nothing_on_a_cpu(make_model, folder, tmp_path):
     save_gemma2(make_model(vocab_size=200_000, hidden_size=64), tmp_path / "large")
     command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "large")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
     grown, size, _ = run.stdout.split()
     assert int(size) > 50_000_000
-    assert int(grown) < int(size) / 4, f"{grown} bytes of private memory for {size} bytes of weights"
+    assert int(grown) < int(size) / 4, (
+        f"{grown} bytes of private memory for {size} bytes of weights"
+    )

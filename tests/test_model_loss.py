@@ -21,9 +21,13 @@ HEADS = {
 @pytest.fixture
 def problem(make_model, randomized, monkeypatch):
     """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, of which every third is supervised."""
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)  # four rows: the last chunk is not full
+    monkeypatch.setattr(
+        loss_module, "CHUNK_BYTES", 4 * 60 * 4
+    )  # four rows: the last chunk is not full
     monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
-    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)  # seven columns: neither is the last block
+    monkeypatch.setitem(
+        loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4
+    )  # seven columns: neither is the last block
 
     def make(head, dtype=torch.float32, **changes):
         model = make_model(dtype=dtype, **changes)
@@ -55,7 +59,9 @@ def gradients(model, hidden, loss):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("cap", [6.0, None])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_value_and_gradients_equal_cross_entropy_on_whole_logits(problem, relative, head, cap, scale):
+def test_value_and_gradients_equal_cross_entropy_on_whole_logits(
+    problem, relative, head, cap, scale
+):
     model, hidden, targets = problem(head, final_logit_softcapping=cap)
     loss, count = supervised_loss(model, hidden, targets, scale)
     truth = reference(model, hidden, targets)
@@ -75,7 +81,9 @@ def test_every_chunk_size_gives_the_same(problem, relative, monkeypatch, rows):
     loss, _ = supervised_loss(model, hidden, targets)
     truth = reference(model, hidden, targets)
     assert relative(loss, truth) < 1e-6
-    for mine, right in zip(gradients(model, hidden, loss), gradients(model, hidden, truth), strict=True):
+    for mine, right in zip(
+        gradients(model, hidden, loss), gradients(model, hidden, truth), strict=True
+    ):
         assert relative(mine, right) < 1e-5
 
 
@@ -94,7 +102,9 @@ def test_a_confident_bf16_gradient_does_not_drown_in_rounding(problem, head, con
     model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=30.0)
     weight = effective_weight(model)
     targets = torch.arange(30).view(2, 15) + 30  # the replaced rows 50 and 59 among them
-    hidden = confidence * 4 * weight[targets] / weight[targets].float().norm(dim=-1, keepdim=True) ** 2
+    hidden = (
+        confidence * 4 * weight[targets] / weight[targets].float().norm(dim=-1, keepdim=True) ** 2
+    )
     hidden = (hidden * 2).to(torch.bfloat16).requires_grad_()
     loss, _ = supervised_loss(model, hidden, targets)
     (ours,) = torch.autograd.grad(loss, hidden)
@@ -131,7 +141,9 @@ def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
 def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, dtype):
     """fp16 on a CPU goes through the upcast product, whose result the token rows are written into."""
     model, hidden, targets = problem(head, dtype)
-    targets = torch.randint(0, 60, (4, 15))  # 60 rows in chunks of 40: more than the upcast's least number
+    targets = torch.randint(
+        0, 60, (4, 15)
+    )  # 60 rows in chunks of 40: more than the upcast's least number
     loss_module.CHUNK_BYTES = 40 * 60 * 4
     hidden = torch.randn(4, 15, 32).mul(2).to(dtype).requires_grad_()
     wide, _, _ = problem(head)
@@ -142,7 +154,11 @@ def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, d
     truth = reference(wide, wide_hidden, targets)
     naive, (loss, _) = reference(model, hidden, targets), supervised_loss(model, hidden, targets)
     assert (loss - truth).abs() <= 2 * (naive - truth).abs() + 1e-4 * truth
-    groups = (gradients(model, hidden, loss), gradients(model, hidden, naive), gradients(wide, wide_hidden, truth))
+    groups = (
+        gradients(model, hidden, loss),
+        gradients(model, hidden, naive),
+        gradients(wide, wide_hidden, truth),
+    )
     for mine, other, right in zip(*groups, strict=True):
         error, allowed = ((g.float() - right).norm() / right.norm() for g in (mine, other))
         assert mine.dtype == other.dtype
@@ -160,7 +176,11 @@ def test_a_scaled_fp16_gradient_does_not_underflow(problem):
 
 def vocabulary_wide_tensors():
     gc.collect()
-    return [tuple(t.shape) for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-1:] == (60,)]
+    return [
+        tuple(t.shape)
+        for t in gc.get_objects()
+        if type(t) is torch.Tensor and t.shape[-1:] == (60,)
+    ]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -169,7 +189,9 @@ def test_no_logits_stay_alive_after_the_forward(problem, head):
     params = [tuple(p.shape) for p in model.lm_head.parameters() if p.requires_grad]
     before = vocabulary_wide_tensors()
     inside = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: inside.append(tuple(t.shape)) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: inside.append(tuple(t.shape)) or t, lambda t: t
+    ):
         loss, _ = supervised_loss(model, hidden, targets)
     assert vocabulary_wide_tensors() == before
     # The 10 supervised rows in chunks of 4: autograd keeps no (rows, V) tensor even while a chunk lasts.

@@ -15,7 +15,12 @@ transformers = pytest.importorskip("transformers")
 SHAPES = {
     "tiny": {},
     "three heads, one kv": {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 30},
-    "six heads, two kv": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "hidden_size": 30},
+    "six heads, two kv": {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_size": 30,
+    },
     "five heads, five kv": {
         "num_attention_heads": 5,
         "num_key_value_heads": 5,
@@ -35,21 +40,31 @@ SHAPES = {
 
 
 def hf_load(folder, dtype=torch.float32):
-    return transformers.Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+    return transformers.Gemma2ForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=dtype
+    ).eval()
 
 
 def hf_random(config, randomized):
     """A Transformers model of the same shape that owes nothing to our saving code."""
-    values = {name: value for name, value in vars(config).items() if not name.endswith("_id") and name != "rope_theta"}
+    values = {
+        name: value
+        for name, value in vars(config).items()
+        if not name.endswith("_id") and name != "rope_theta"
+    }
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    hf_config = transformers.Gemma2Config(**values, rope_parameters=rope, attn_implementation="eager")
+    hf_config = transformers.Gemma2Config(
+        **values, rope_parameters=rope, attn_implementation="eager"
+    )
     model = transformers.Gemma2ForCausalLM(hf_config).eval()
     randomized(model)
     return model
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
-def test_logits_equal_transformers_through_files_both_ways(make_model, relative, randomized, tmp_path, changes):
+def test_logits_equal_transformers_through_files_both_ways(
+    make_model, relative, randomized, tmp_path, changes
+):
     ours = make_model(**changes)
     tokens = torch.randint(0, ours.config.vocab_size, (3, 17))  # rows longer than the window of 5
 
@@ -64,7 +79,9 @@ def test_logits_equal_transformers_through_files_both_ways(make_model, relative,
     loaded = load_gemma2(tmp_path / "hf")
     with torch.no_grad():
         assert relative(loaded(tokens), hf(tokens).logits) < 1e-5
-    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == ours.config.tie_word_embeddings
+    assert (
+        loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    ) == ours.config.tie_word_embeddings
 
 
 def test_shards_of_both_sides_load(make_model, relative, randomized, tmp_path):
@@ -187,8 +204,11 @@ def outputs_of(model, *names_and_tokens):
     """What the modules whose names end in one of the names return for the tokens."""
     *names, tokens = names_and_tokens
     found = []
-    hooks = [m.register_forward_hook(lambda _m, _i, y: found.append(y)) for n, m in model.named_modules()
-             if n.endswith(tuple(names))]  # fmt: skip
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, y: found.append(y))
+        for n, m in model.named_modules()
+        if n.endswith(tuple(names))
+    ]
     model(tokens)
     for hook in hooks:
         hook.remove()
@@ -201,17 +221,28 @@ def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relati
     model = make_model(sliding_window=window, head_dim=16)
     documents = torch.tensor([[0] * 9 + [1] * 8, [0] * 3 + [1] * 12 + [-1] * 2])
     positions = torch.cat(
-        [torch.arange(int(n)) for row in documents for n in row.unique_consecutive(return_counts=True)[1]]
+        [
+            torch.arange(int(n))
+            for row in documents
+            for n in row.unique_consecutive(return_counts=True)[1]
+        ]
     )
     tokens, positions = torch.randint(0, 60, (2, 17)), positions.view(2, 17)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokens, positions, documents = (x.to(device) for x in (model, tokens, positions, documents))
+    model, tokens, positions, documents = (
+        x.to(device) for x in (model, tokens, positions, documents)
+    )
     model.requires_grad_(device == "cuda")
     spans, results = document_spans(documents, 2, 17), []
     for look in (InDocuments(spans), InBlocks.of(documents, window, is_compiled=device == "cuda")):
         model.model.look = lambda *_, look=look: look
         logits = model(tokens, positions, documents)
         parameters = [p for p in model.model.layers.parameters() if p.requires_grad]
-        results.append([logits, *(torch.autograd.grad(logits.square().sum(), parameters) if parameters else [])])
+        results.append(
+            [
+                logits,
+                *(torch.autograd.grad(logits.square().sum(), parameters) if parameters else []),
+            ]
+        )
     for ours, theirs in zip(*results, strict=True):
         assert relative(ours, theirs) < (1e-5 if device == "cpu" else 1e-2)

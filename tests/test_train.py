@@ -22,19 +22,46 @@ from training.checkpoint import learning_rate
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
-LEFT_BEHIND = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-               "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json", "checkpoint"}  # fmt: skip
+LEFT_BEHIND = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "metrics.jsonl",
+    "loss.png",
+    "run.json",
+    "checkpoint",
+}
 TOOLS = '<tools> [{"name": "get_time", "description": "the time", "parameters": {"city": "string"}}] </tools>'
-CITIES = ["Oslo", "Rome", "Lima", "Cairo", "Quito", "Paris", "Delhi", "Tokyo", "Kyiv", "Bern", "Riga", "Accra"]
+CITIES = [
+    "Oslo",
+    "Rome",
+    "Lima",
+    "Cairo",
+    "Quito",
+    "Paris",
+    "Delhi",
+    "Tokyo",
+    "Kyiv",
+    "Bern",
+    "Riga",
+    "Accra",
+]
 
 
 def row(city: str) -> dict:
     call = json.dumps({"name": "get_time", "arguments": {"city": city}})
-    return {"conversations": [
-        {"role": "system", "content": f"You can call functions. {TOOLS}"},
-        {"role": "human", "content": f"What time is it in {city}?"},
-        {"role": "model", "content": f"<think>I need the time.</think><tool_call>\n{call}\n</tool_call>"},
-    ]}  # fmt: skip
+    return {
+        "conversations": [
+            {"role": "system", "content": f"You can call functions. {TOOLS}"},
+            {"role": "human", "content": f"What time is it in {city}?"},
+            {
+                "role": "model",
+                "content": f"<think>I need the time.</think><tool_call>\n{call}\n</tool_call>",
+            },
+        ]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +69,18 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     size = len(Tokenizer.from_pretrained(TOKENIZER)) - 8
-    config = Gemma2Config(vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                          num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=16,
-                          max_position_embeddings=1024)  # fmt: skip
+    config = Gemma2Config(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=16,
+        max_position_embeddings=1024,
+    )
     save_gemma2(Gemma2(config), folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TOKENIZER / name, folder / name)
@@ -64,8 +100,26 @@ def run(base, rows, tmp_path):
 
     def start(*flags: str, output: str = "out") -> tuple[int, Path]:
         folder = tmp_path / output
-        defaults = ["--model", base, "--dataset", rows, "--output", folder, "--device", "cpu", "--max-length", "256",
-                    "--eval-calls", "0", "--eval-fraction", "0.2", "--rank", "4", "--lr", "0.01"]  # fmt: skip
+        defaults = [
+            "--model",
+            base,
+            "--dataset",
+            rows,
+            "--output",
+            folder,
+            "--device",
+            "cpu",
+            "--max-length",
+            "256",
+            "--eval-calls",
+            "0",
+            "--eval-fraction",
+            "0.2",
+            "--rank",
+            "4",
+            "--lr",
+            "0.01",
+        ]
         return train.main([str(flag) for flag in (*defaults, *flags)]), folder
 
     return start
@@ -93,19 +147,40 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run):
         "peak_memory_bytes",
     }
     assert all(wanted <= set(line) for line in steps)
-    assert set(steps[-1]["tool_call_accuracy"]) == {"overall", "seen", "unseen", "no_call", "parallel", "n"}
+    assert set(steps[-1]["tool_call_accuracy"]) == {
+        "overall",
+        "seen",
+        "unseen",
+        "no_call",
+        "parallel",
+        "n",
+    }
     content = json.loads((folder / "run.json").read_text())
     assert content["arguments"]["rank"] == 4 and content["data"]["reading"]["dropped"] == 0
-    assert content["choices"]["lora"][0] == "torch" and torch.__version__.startswith(content["versions"]["torch"])
-    assert json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"] == list(
-        range(2048, 2056)
+    assert content["choices"]["lora"][0] == "torch" and torch.__version__.startswith(
+        content["versions"]["torch"]
     )
-    assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
+    assert json.loads((folder / "adapter_config.json").read_text())[
+        "trainable_token_indices"
+    ] == list(range(2048, 2056))
+    assert {
+        tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()
+    } == {torch.float32}
 
 
-@pytest.mark.parametrize("flags", [("--dtype", "fp32"), ("--dtype", "bf16"), ("--dtype", "fp16"), ("--adapt", "course"),
-                                   ("--format", "mistral"), ("--train-on", "tool-calls"),
-                                   ("--checkpoint-activations", "full")], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--dtype", "fp32"),
+        ("--dtype", "bf16"),
+        ("--dtype", "fp16"),
+        ("--adapt", "course"),
+        ("--format", "mistral"),
+        ("--train-on", "tool-calls"),
+        ("--checkpoint-activations", "full"),
+    ],
+    ids=" ".join,
+)
 def test_the_loss_falls(run, flags):
     code, folder = run("--max-steps", "12", "--accumulate", "1", *flags)
     assert code == 0
@@ -126,7 +201,16 @@ def test_one_batch_of_four_equals_four_of_one(run):
 def test_a_short_last_step_weighs_its_tokens_alike(run, base):
     """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean over its own tokens."""
     code, folder = run(
-        "--max-length", "200", "--lr", "0", "--dropout", "0", "--eval-fraction", "0.17", "--save-every", "0"
+        "--max-length",
+        "200",
+        "--lr",
+        "0",
+        "--dropout",
+        "0",
+        "--eval-fraction",
+        "0.17",
+        "--save-every",
+        "0",
     )
     assert code == 0
     steps = metrics(folder)[1:]
@@ -189,14 +273,18 @@ def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
     assert (folder / "adapter_model.safetensors").read_bytes() == before
     assert run("--max-steps", "2", "--overwrite", "--dataset", "nowhere.jsonl")[0] == 2
     assert run("--max-steps", "2", "--overwrite", "--model", "nowhere/")[0] == 2
-    assert (folder / "adapter_model.safetensors").read_bytes() == before and len(metrics(folder)) == 2
+    assert (folder / "adapter_model.safetensors").read_bytes() == before and len(
+        metrics(folder)
+    ) == 2
     assert run("--max-steps", "2", "--overwrite")[0] == 0
     assert len(metrics(folder)) == 3 and (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, monkeypatch, capsys):
     real = train.supervised_loss
-    monkeypatch.setattr(train, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1]))
+    monkeypatch.setattr(
+        train, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1])
+    )
     code, folder = run("--max-steps", "3", "--eval-rows", "0", "--eval-fraction", "0")
     assert code == 1 and "lower --lr" in capsys.readouterr().err
     assert str(metrics(folder)[-1]["loss"]) == "nan"
@@ -213,9 +301,13 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeyp
         return loss, count
 
     monkeypatch.setattr(train, "supervised_loss", overflowing)
-    got, folder = run("--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1")
+    got, folder = run(
+        "--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1"
+    )
     assert got == code
-    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == ([False] if code else [True, True])
+    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == (
+        [False] if code else [True, True]
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +333,8 @@ def test_a_wrong_input_is_one_sentence_and_code_2(run, capsys, flags, words):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")]
+    "flags",
+    [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")],
 )
 def test_a_number_out_of_range_is_refused_by_the_command_line(run, flags, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -263,10 +356,20 @@ def test_held_out_rows_without_a_supervised_token_are_no_error(run, tmp_path):
     long = row("Oslo")
     long["conversations"][1]["content"] = "word " * 400
     path = tmp_path / "mixed.jsonl"
-    path.write_text("\n".join([*lines, *(json.dumps(long).replace("Oslo", city) for city in CITIES)]) + "\n")
+    path.write_text(
+        "\n".join([*lines, *(json.dumps(long).replace("Oslo", city) for city in CITIES)]) + "\n"
+    )
     for seed in range(3):
         code, folder = run(
-            "--dataset", path, "--max-steps", "1", "--eval-rows", "1", "--seed", seed, output=f"out{seed}"
+            "--dataset",
+            path,
+            "--max-steps",
+            "1",
+            "--eval-rows",
+            "1",
+            "--seed",
+            seed,
+            output=f"out{seed}",
         )
         assert code == 0 and "eval_loss" in metrics(folder)[0]
 
@@ -289,7 +392,9 @@ def test_the_rate_rises_then_falls_and_never_loses_a_step():
 
 
 @pytest.mark.parametrize(("expected", "limit"), [(10, 160), (300, 308), (9999, 512)])
-def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(monkeypatch, expected, limit):
+def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(
+    monkeypatch, expected, limit
+):
     lengths = iter([3, expected, 5])
     monkeypatch.setattr(train, "reply_length", lambda *_: next(lengths))
     assert train.reply_limit(SimpleNamespace(tokenizer=None), [None, None, None]) == limit
@@ -303,4 +408,7 @@ def test_the_sample_is_of_a_tool_that_training_never_shows():
     assert kinds[0] == "seen"
     run = SimpleNamespace(tokenizer=SimpleNamespace(decode=str), seen_tools=seen)
     sample = train.pick_sample(run, rows, list(range(6)))
-    assert sample == {"question": train.first_question(rows[wanted]).messages[-1].content, "reply": str(wanted)}
+    assert sample == {
+        "question": train.first_question(rows[wanted]).messages[-1].content,
+        "reply": str(wanted),
+    }

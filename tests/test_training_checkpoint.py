@@ -49,11 +49,15 @@ def take_steps(model, optimizer, first, last):
 
 
 def save(folder, model, optimizer, step=0):
-    save_checkpoint(folder, model, optimizer, {"cpu": torch.get_rng_state()}, {"step": step, "text": "ö"})
+    save_checkpoint(
+        folder, model, optimizer, {"cpu": torch.get_rng_state()}, {"step": step, "text": "ö"}
+    )
 
 
 def values(model):
-    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+    return {
+        name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()
+    }
 
 
 def test_going_on_is_bit_identical(make_run, tmp_path):
@@ -65,11 +69,15 @@ def test_going_on_is_bit_identical(make_run, tmp_path):
     other, fresh = make_run(seed=1)
     torch.manual_seed(99)
     rng = load_checkpoint(tmp_path / "checkpoint", other, fresh)
-    assert read_counters(tmp_path / "checkpoint") == {"step": 3, "text": "ö"} and set(rng) == {"cpu"}
+    assert read_counters(tmp_path / "checkpoint") == {"step": 3, "text": "ö"} and set(rng) == {
+        "cpu"
+    }
     torch.set_rng_state(rng["cpu"])
     assert take_steps(other, fresh, 4, 7) == expected
     wanted, got = values(model), values(other)
-    assert wanted.keys() == got.keys() and all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert wanted.keys() == got.keys() and all(
+        torch.equal(wanted[name], got[name]) for name in wanted
+    )
 
 
 def test_a_checkpoint_before_the_first_step(make_run, tmp_path):
@@ -93,7 +101,10 @@ def test_loading_twice_and_saving_over_the_loaded_file(make_run, tmp_path):
         save(tmp_path / "c", other, fresh, step)
     third, again = make_run(seed=2)
     load_checkpoint(tmp_path / "c", third, again)
-    assert all(torch.equal(a, b) for a, b in zip(values(third).values(), values(other).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(values(third).values(), values(other).values(), strict=True)
+    )
 
 
 def test_rows_have_a_rate_of_their_own(make_run):
@@ -102,8 +113,12 @@ def test_rows_have_a_rate_of_their_own(make_run):
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     named = trainable_parameters(model)
     assert len(rates) == len(named)
-    assert all(rates[id(p)] == (0.05 if name.endswith("rows") else 0.02) for name, p in named.items())
-    assert 0.05 in rates.values() and all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
+    assert all(
+        rates[id(p)] == (0.05 if name.endswith("rows") else 0.02) for name, p in named.items()
+    )
+    assert 0.05 in rates.values() and all(
+        group["weight_decay"] == 0.1 for group in optimizer.param_groups
+    )
 
 
 class Stop(BaseException):
@@ -126,18 +141,24 @@ def stop_at(monkeypatch, number):
 
         return operation
 
-    half_file = wrap("save_file", state.save_file, lambda tensors, path: Path(path).write_bytes(b"half"))
+    half_file = wrap(
+        "save_file", state.save_file, lambda tensors, path: Path(path).write_bytes(b"half")
+    )
     monkeypatch.setattr(state, "save_file", half_file)
     monkeypatch.setattr(state.shutil, "rmtree", wrap("rmtree", shutil.rmtree))
     for name in ("rename", "mkdir"):
         monkeypatch.setattr(Path, name, wrap(name, getattr(Path, name)))
-    write = wrap("write_text", Path.write_text, lambda path, text: path.write_bytes(text[:5].encode()))
+    write = wrap(
+        "write_text", Path.write_text, lambda path, text: path.write_bytes(text[:5].encode())
+    )
     monkeypatch.setattr(Path, "write_text", write)
     return done
 
 
 @pytest.mark.parametrize("first", range(9))
-def test_a_stop_at_any_moment_and_another_one_after_it_leave_a_checkpoint(make_run, tmp_path, monkeypatch, first):
+def test_a_stop_at_any_moment_and_another_one_after_it_leave_a_checkpoint(
+    make_run, tmp_path, monkeypatch, first
+):
     """Steps 1 and 2 are saved; the next save stops at operation `first`, and the one after that at any operation."""
     model, optimizer = make_run()
     folder, marks = tmp_path / "checkpoint", {}
@@ -181,13 +202,23 @@ def test_a_stop_at_any_moment_and_another_one_after_it_leave_a_checkpoint(make_r
 def test_no_checkpoint(make_run, tmp_path):
     for broken in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        for read in (find_checkpoint, read_counters, lambda path: load_checkpoint(path, *make_run())):
+        for read in (
+            find_checkpoint,
+            read_counters,
+            lambda path: load_checkpoint(path, *make_run()),
+        ):
             with pytest.raises(FileNotFoundError, match=f"{broken}.*--resume"):
                 read(tmp_path / broken)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rank": 8}, {"targets": ("q_proj",)}, {"token_ids": (58,)}, {"token_ids": (), "adapt": "course"}]
+    "changes",
+    [
+        {"rank": 8},
+        {"targets": ("q_proj",)},
+        {"token_ids": (58,)},
+        {"token_ids": (), "adapt": "course"},
+    ],
 )
 def test_another_model_is_refused_in_one_error_and_left_alone(make_run, tmp_path, changes):
     model, optimizer = make_run()
@@ -195,11 +226,18 @@ def test_another_model_is_refused_in_one_error_and_left_alone(make_run, tmp_path
     save(tmp_path / "c", model, optimizer)
     other, fresh = make_run(seed=1, **changes)
     before, names = values(other), trainable_parameters(model)
-    odd = {n for n in {*names, *before} if n not in names or n not in before or names[n].shape != before[n].shape}
+    odd = {
+        n
+        for n in {*names, *before}
+        if n not in names or n not in before or names[n].shape != before[n].shape
+    }
     with pytest.raises(ValueError, match="other LoRA flags") as caught:
         load_checkpoint(tmp_path / "c", other, fresh)
     assert odd and set(str(caught.value).rpartition(": ")[2].split(", ")) == odd
-    assert all(torch.equal(before[name], value) for name, value in values(other).items()) and not fresh.state
+    assert (
+        all(torch.equal(before[name], value) for name, value in values(other).items())
+        and not fresh.state
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"half", b"\x80" * 100])
@@ -221,7 +259,10 @@ def test_no_pickle(make_run, tmp_path):
     model, optimizer = make_run()
     take_steps(model, optimizer, 1, 1)
     save(tmp_path / "c", model, optimizer)
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["state.json", "state.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+        "state.json",
+        "state.safetensors",
+    ]
     content = (tmp_path / "c" / "state.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     kinds = {name.split(".")[0] for name in header}

@@ -11,19 +11,37 @@ import pytest
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ("--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 --eval-rows 2 "
-         "--eval-calls 1").split()  # fmt: skip
+FLAGS = (
+    "--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 --eval-rows 2 "
+    "--eval-calls 1"
+).split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-FILES = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-         "chat_template.jinja", "metrics.jsonl", "loss.png", "run.json", "checkpoint"}  # fmt: skip
+FILES = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "metrics.jsonl",
+    "loss.png",
+    "run.json",
+    "checkpoint",
+}
 
 
 def train(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
     """Runs the program; returns what it printed."""
     launcher = TORCHRUN if ranks == 2 else (sys.executable,)
     command = [*launcher, "train.py", *FLAGS, "--output", str(output), *flags]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                          check=False, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -41,7 +59,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["ddp", "shard"])
-def test_two_ranks_train_as_one_with_twice_the_accumulation(alone: Path, tmp_path: Path, flags: list[str]) -> None:
+def test_two_ranks_train_as_one_with_twice_the_accumulation(
+    alone: Path, tmp_path: Path, flags: list[str]
+) -> None:
     text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
     assert text.count("done: adapter in") == 1 and text.count("questions written by hand") == 2
     assert "before" in text and metrics(alone)[0]["questions_accuracy"]["n"]["overall"] == 30
@@ -55,7 +75,9 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(alone: Path, tmp_pat
     assert found.keys() == truth.keys()
     assert max((found[name] - truth[name]).abs().max().item() for name in truth) < 1e-5
     # A finished run, resumed, reads the checkpoint on both ranks and writes the same adapter's metrics again.
-    assert "done: adapter in" in train(tmp_path / "two", "--accumulate", "1", "--resume", *flags, ranks=2)
+    assert "done: adapter in" in train(
+        tmp_path / "two", "--accumulate", "1", "--resume", *flags, ranks=2
+    )
     states = [load_file(f / "checkpoint" / "state.safetensors") for f in (tmp_path / "two", alone)]
     moments = [name for name in states[1] if name.startswith("exp_avg.")]
     assert moments and all((states[0][n] - states[1][n]).abs().max() < 1e-5 for n in moments)

@@ -25,7 +25,14 @@ from training.run_folder import (
     write_json,
 )
 
-ACCURACY = {"overall": 0.5, "seen": 0.5, "unseen": None, "no_call": None, "parallel": None, "n": {"overall": 2}}
+ACCURACY = {
+    "overall": 0.5,
+    "seen": 0.5,
+    "unseen": None,
+    "no_call": None,
+    "parallel": None,
+    "n": {"overall": 2},
+}
 START = {"step": 0, "eval_loss": 3.0, "tool_call_accuracy": ACCURACY | {"overall": 0.0}}
 END = {"step": 3, "loss": 1.0, "eval_loss": 1.5, "tool_call_accuracy": ACCURACY}
 STEPS = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
@@ -37,7 +44,10 @@ def picture(folder):
     content = (folder / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n") and 8_000 < len(content) < 300_000
     image = imread(folder / "loss.png")
-    assert image.shape[:2] == (480, 840) and sorted(os.listdir(folder)) == ["loss.png", "metrics.jsonl"]
+    assert image.shape[:2] == (480, 840) and sorted(os.listdir(folder)) == [
+        "loss.png",
+        "metrics.jsonl",
+    ]
     return image
 
 
@@ -70,7 +80,14 @@ def test_the_picture_shows_training_evaluation_and_calls(tmp_path):
         [START | {"eval_loss": math.nan}, *STEPS],
         [START | {"tool_call_accuracy": ACCURACY | {"overall": None}}, *STEPS, END],
     ],
-    ids=["only the start", "nothing held out", "all nan", "inf and nan", "held-out nan", "no share"],
+    ids=[
+        "only the start",
+        "nothing held out",
+        "all nan",
+        "inf and nan",
+        "held-out nan",
+        "no share",
+    ],
 )
 def test_there_is_always_a_picture(tmp_path, lines):
     draw(tmp_path, lines)
@@ -78,7 +95,10 @@ def test_there_is_always_a_picture(tmp_path, lines):
 
 def test_no_evaluation_leaves_no_colour_of_it(tmp_path):
     image = draw(tmp_path, [{"step": 0, "eval_loss": None, "tool_call_accuracy": None}, *STEPS])
-    assert count_pixels(image, *BLUE) > 200 and count_pixels(image, *ORANGE) == count_pixels(image, *GREEN) == 0
+    assert (
+        count_pixels(image, *BLUE) > 200
+        and count_pixels(image, *ORANGE) == count_pixels(image, *GREEN) == 0
+    )
 
 
 def test_a_single_step_is_seen_as_a_point(tmp_path):
@@ -88,7 +108,10 @@ def test_a_single_step_is_seen_as_a_point(tmp_path):
 
 
 def test_metrics_keep_what_is_no_number_and_every_digit(tmp_path):
-    lines = [{"step": 1, "loss": math.nan, "grad_norm": math.inf}, {"step": 2, "loss": 0.1 + 0.2, "text": "ö\u2028"}]
+    lines = [
+        {"step": 1, "loss": math.nan, "grad_norm": math.inf},
+        {"step": 2, "loss": 0.1 + 0.2, "text": "ö\u2028"},
+    ]
     for line in lines:
         append_metrics(tmp_path, line)
     assert repr(read_metrics(tmp_path)) == repr(lines) and read_metrics(tmp_path / "nowhere") == []
@@ -130,7 +153,10 @@ def test_a_stop_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         write_json(path, {"b": 2})
     with pytest.raises(KeyboardInterrupt):
         keep_metrics_until(tmp_path, 0)
-    assert json.loads(path.read_text(encoding="utf-8"))["a"] == "ö" and read_metrics(tmp_path) == STEPS[:1]
+    assert (
+        json.loads(path.read_text(encoding="utf-8"))["a"] == "ö"
+        and read_metrics(tmp_path) == STEPS[:1]
+    )
 
 
 def test_versions_and_commit(monkeypatch):
@@ -183,8 +209,13 @@ def test_the_first_signal_asks_and_the_second_interrupts():
 
 def test_flags():
     assert whole(1)("3") == 3 and real(0, 1)("0") == 0.0 and real(0)("1e3") == 1000.0
-    wrong = [(whole(1), "0", "at least 1"), (real(0, 1), "1", "at least 0 and below 1"), (real(0), "-1", "at least 0"),
-             (real(0), "nan", "got nan"), (real(0), "inf", "got inf")]  # fmt: skip
+    wrong = [
+        (whole(1), "0", "at least 1"),
+        (real(0, 1), "1", "at least 0 and below 1"),
+        (real(0), "-1", "at least 0"),
+        (real(0), "nan", "got nan"),
+        (real(0), "inf", "got inf"),
+    ]
     for read, text, limits in wrong:
         with pytest.raises(argparse.ArgumentTypeError, match=limits):
             read(text)

@@ -16,8 +16,13 @@ class Progress:
 
     def __init__(self, total: int, start: int, console: Console) -> None:
         self.total, self.start, self.console = total, start, console
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-                   TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Bar(*columns, console=console) if console.is_terminal else None
         self.every = max(1, total // PLAIN_LINES)
 
@@ -50,7 +55,10 @@ class StopSignal:
         self.console, self.requested = console, False
 
     def __enter__(self) -> "StopSignal":
-        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,9 @@ class Ranks:
     def device(self, name: str) -> str:
         """The device of this rank: its own GPU where GPUs are asked for. Raises: ValueError for one GPU for all."""
         if self.count > 1 and name.startswith("cuda:"):
-            raise ValueError(f"--device: several ranks take a GPU each, so give cuda without a number, got {name!r}")
+            raise ValueError(
+                f"--device: several ranks take a GPU each, so give cuda without a number, got {name!r}"
+            )
         has_gpus = name == "cuda" or (name == "auto" and torch.cuda.is_available())
         return f"cuda:{self.local}" if self.count > 1 and has_gpus else name
 
@@ -76,7 +78,9 @@ def joined() -> Iterator[Ranks]:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    ranks = Ranks(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    )
     if ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
     dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")

@@ -14,8 +14,17 @@ from rich.text import Text
 
 METRICS, RUN, PICTURE = "metrics.jsonl", "run.json", "loss.png"
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
-RUN_FILES = (METRICS, RUN, PICTURE, "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors",
-             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+RUN_FILES = (
+    METRICS,
+    RUN,
+    PICTURE,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "new_rows.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def clear_run(directory: Path, checkpoint: str) -> None:
@@ -58,7 +67,10 @@ def keep_metrics_until(directory: Path, step: int) -> None:
 
 def versions() -> dict[str, str | None]:
     """Python, the platform, and each package that the program uses; null for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -72,13 +84,19 @@ def git_commit() -> str | None:
     folder = Path(__file__).parent
     try:
         commit = _git("rev-parse", "HEAD", folder=folder)
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", folder=folder) else "")
+        return commit + (
+            "+changes"
+            if _git("status", "--porcelain", "--untracked-files=no", folder=folder)
+            else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(*arguments: str, folder: Path) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    )
     return done.stdout.strip()
 
 
@@ -94,7 +112,8 @@ def describe_run(run: dict[str, Any]) -> list[str]:
         f"{run['data']['held_out_rows']} held out; {packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
         f"device: {run['device']}; {run['trainable_parameters']:,} parameters train in {run['total_steps']} steps",
         "; ".join(
-            f"{name.replace('_', ' ')}: {choice} ({reason})" for name, (choice, reason) in run["choices"].items()
+            f"{name.replace('_', ' ')}: {choice} ({reason})"
+            for name, (choice, reason) in run["choices"].items()
         ),
     ]
 
@@ -115,11 +134,19 @@ def draw_loss(directory: Path) -> None:
     lines = read_metrics(directory)
     steps = [line for line in lines if line.get("loss") is not None]
     evaluated = [line for line in lines if line.get("eval_loss") is not None]
-    scored = [line for line in lines if (line.get("tool_call_accuracy") or {}).get("overall") is not None]
+    scored = [
+        line for line in lines if (line.get("tool_call_accuracy") or {}).get("overall") is not None
+    ]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     mark = "." if len(steps) < 2 else ""  # a line needs two points to be seen
-    axis.plot([line["step"] for line in steps], [line["loss"] for line in steps], lw=1, marker=mark, label="training")
+    axis.plot(
+        [line["step"] for line in steps],
+        [line["loss"] for line in steps],
+        lw=1,
+        marker=mark,
+        label="training",
+    )
     if evaluated:
         losses = [line["eval_loss"] for line in evaluated]
         axis.plot([line["step"] for line in evaluated], losses, "o-", label="held out")
@@ -128,7 +155,9 @@ def draw_loss(directory: Path) -> None:
     if scored:
         other = axis.twinx()
         shares = [100 * line["tool_call_accuracy"]["overall"] for line in scored]
-        other.plot([line["step"] for line in scored], shares, "s--", color="tab:green", label="exact calls")
+        other.plot(
+            [line["step"] for line in scored], shares, "s--", color="tab:green", label="exact calls"
+        )
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", color="tab:green", label="exact calls")
     axis.legend(loc="center right")  # the curves begin and end in the corners

@@ -17,7 +17,10 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m embedded.generate", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("embedded/rows"), help="folder of train.jsonl and heldout.jsonl"
+        "--out",
+        type=Path,
+        default=Path("embedded/rows"),
+        help="folder of train.jsonl and heldout.jsonl",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=NUM_TRAIN, help="number of training rows")

@@ -41,7 +41,9 @@ class Batch:
 
 def encode(tokenizer: Tokenizer, documents: list[list[Segment]]) -> list[Example]:
     """Ids and tags of each document: a piece has the tag of the segment in which it ends; <bos> has none."""
-    encodings = tokenizer.encode_batch(["".join(text for text, _ in document) for document in documents])
+    encodings = tokenizer.encode_batch(
+        ["".join(text for text, _ in document) for document in documents]
+    )
     examples = []
     for document, encoding in zip(documents, encodings, strict=True):
         ends = np.cumsum([len(text) for text, _ in document]).tolist()
@@ -76,15 +78,23 @@ def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]
         start = 0
         for number, (ids, tags) in enumerate(examples, start=1):
             part = slice(start, start + len(ids))
-            tokens[row, part], positions[row, part], documents[row, part] = ids, range(len(ids)), number
+            tokens[row, part], positions[row, part], documents[row, part] = (
+                ids,
+                range(len(ids)),
+                number,
+            )
             weights[row, part] = [weights_.get(tag, 1.0) if tag else 0.0 for tag in tags]
             start = part.stop
     return Batch(tokens, positions, documents, weights)
 
 
-def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float]) -> Iterator[Batch]:
+def batches(
+    tokenizer: Tokenizer, seed: int, rows: int, length: int, weights: dict[str, float]
+) -> Iterator[Batch]:
     """Endless batches of `rows` packs, in random order."""
-    source = Source(random.Random(seed), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3)
+    source = Source(
+        random.Random(seed), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3
+    )
     while True:
         packs = pack(encode(tokenizer, [new_document(source) for _ in range(POOL)]), length)
         source.rng.shuffle(packs)

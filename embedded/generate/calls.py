@@ -20,13 +20,27 @@ Row = dict[str, Any]
 Message = dict[str, str]
 
 SYSTEMS = (
-    "You can call functions.", "You have these tools.", "Use a tool where one fits.",
-    "You are an assistant with tools.", "Tools on hand:", "You may call these functions.", "Here are your tools.",
-    "You are a function calling model.", "Answer or call a tool.", "Functions you may use:", "These tools are yours.",
-    "You work with tools.", "Call a function if it helps.", "You are given some functions.", "What you can call:",
-    "Some functions are available.", "Help the user with these tools.", "You know these functions.",
-    "Available tools:", "Choose among these:",
-)  # fmt: skip
+    "You can call functions.",
+    "You have these tools.",
+    "Use a tool where one fits.",
+    "You are an assistant with tools.",
+    "Tools on hand:",
+    "You may call these functions.",
+    "Here are your tools.",
+    "You are a function calling model.",
+    "Answer or call a tool.",
+    "Functions you may use:",
+    "These tools are yours.",
+    "You work with tools.",
+    "Call a function if it helps.",
+    "You are given some functions.",
+    "What you can call:",
+    "Some functions are available.",
+    "Help the user with these tools.",
+    "You know these functions.",
+    "Available tools:",
+    "Choose among these:",
+)
 
 
 @dataclass(frozen=True)
@@ -43,19 +57,32 @@ TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 85
 TRAIN_SHARES = {"one": 0.41, "two": 0.28, "none": 0.22, "missing": 0.09}
 NUM_TRAIN = 2000
 # (names seen in training, kind) -> rows
-HELDOUT_ROWS = {(True, "one"): 60, (False, "one"): 120, (False, "two"): 60, (False, "none"): 45, (False, "missing"): 15}
+HELDOUT_ROWS = {
+    (True, "one"): 60,
+    (False, "one"): 120,
+    (False, "two"): 60,
+    (False, "none"): 45,
+    (False, "missing"): 15,
+}
 # Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
 HELDOUT_MADE_UP = 0.08
 
 
 def call_text(request: Request) -> str:
     """One call as the model writes it."""
-    return "<tool_call>\n" + compact({"name": request.entry.name, "arguments": request.values}) + "\n</tool_call>"
+    return (
+        "<tool_call>\n"
+        + compact({"name": request.entry.name, "arguments": request.values})
+        + "\n</tool_call>"
+    )
 
 
 def system_text(source: Source, tools: list[Entry]) -> str:
     """A sentence and the tools, as a JSON list of name, description and parameters."""
-    items = [{"name": tool.name, "description": tool.action, "parameters": schema(tool)} for tool in tools]
+    items = [
+        {"name": tool.name, "description": tool.action, "parameters": schema(tool)}
+        for tool in tools
+    ]
     return f"{source.template(SYSTEMS)} <tools> {compact(items)} </tools>"
 
 
@@ -68,18 +95,25 @@ def _calls(requests: Iterable[Request]) -> str:
 def _observed(source: Source, num_calls: int) -> list[Message]:
     """What the tools return, and the final answer."""
     results = [result_turn(source) for _ in range(num_calls)]
-    content = "\n".join(f"<tool_response>\n{compact(record)}\n</tool_response>" for record, _ in results)
+    content = "\n".join(
+        f"<tool_response>\n{compact(record)}\n</tool_response>" for record, _ in results
+    )
     return [
         {"role": "tool", "content": content},
         {"role": "model", "content": " ".join(answer for _, answer in results)},
     ]
 
 
-def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None = None) -> list[Message]:
+def exchange(
+    source: Source, kind: str, tools: list[Entry], chosen: list[Entry] | None = None
+) -> list[Message]:
     """One message of the user and what follows it."""
     if kind == "none":
         text, plan, answer = unfit_request(source, tools)
-        return [{"role": "human", "content": text}, {"role": "model", "content": f"<think>{plan}</think>{answer}"}]
+        return [
+            {"role": "human", "content": text},
+            {"role": "model", "content": f"<think>{plan}</think>{answer}"},
+        ]
     chosen = chosen or source.rng.sample(tools, 2 if kind == "two" else 1)
     if kind == "missing":
         request = new_request(source, chosen[0], tools, lacking=True)
@@ -87,9 +121,14 @@ def exchange(source: Source, kind: str, tools: list[Entry], chosen: list[Entry] 
         answer = f"<think>{thought(request)} {lack}</think>{ask}"
         return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
     requests = (
-        new_double(source, chosen[0], chosen[1], tools) if kind == "two" else (new_request(source, chosen[0], tools),)
+        new_double(source, chosen[0], chosen[1], tools)
+        if kind == "two"
+        else (new_request(source, chosen[0], tools),)
     )
-    messages = [{"role": "human", "content": requests[0].text}, {"role": "model", "content": _calls(requests)}]
+    messages = [
+        {"role": "human", "content": requests[0].text},
+        {"role": "model", "content": _calls(requests)},
+    ]
     return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
 
 
@@ -101,7 +140,10 @@ def _conversation(
     source: Source, kind: str, size: Size, tools: list[Entry], chosen: list[Entry] | None
 ) -> list[Message]:
     """The tools and some exchanges about them."""
-    messages = [{"role": "system", "content": system_text(source, tools)}, *exchange(source, kind, tools, chosen)]
+    messages = [
+        {"role": "system", "content": system_text(source, tools)},
+        *exchange(source, kind, tools, chosen),
+    ]
     for _ in range(0 if chosen else source.pick(size.exchanges)):
         if _length(messages) < size.enough:
             messages += exchange(source, _draw_kind(source, tools), tools)
@@ -121,7 +163,11 @@ def new_row(
         count = max(source.pick((1, 2, 2, 3, 3, 4, 5, 6)), 2 if kind == "two" else 1)
         tools = new_entries(source, count)
         if chosen:
-            tools = [tool for tool in tools if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun]
+            tools = [
+                tool
+                for tool in tools
+                if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun
+            ]
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
         messages = _conversation(source, kind, size, tools, chosen)
         if _length(messages) <= size.most:
@@ -138,7 +184,11 @@ def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[En
 
 def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
     """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
-    free = [tool for tool in train_tools if all(f.type in ("string", "integer", "number") for f in tool.fields)]
+    free = [
+        tool
+        for tool in train_tools
+        if all(f.type in ("string", "integer", "number") for f in tool.fields)
+    ]
     names = {tool.name for tool in train_tools}
     placed = []
     for (seen, kind), count in HELDOUT_ROWS.items():
@@ -146,7 +196,11 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
             row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
             # A stream for each row, so that other training rows leave most of the unseen rows as they are.
             source = Source(
-                random.Random(f"{seed}-{row_id}"), held=True, made_up=HELDOUT_MADE_UP, everyday=0.0, plain=True
+                random.Random(f"{seed}-{row_id}"),
+                held=True,
+                made_up=HELDOUT_MADE_UP,
+                everyday=0.0,
+                plain=True,
             )
             chosen = [source.pick(free)] if seen else None
             while True:

@@ -26,20 +26,41 @@ from embedded.generate.values import Source, new_field, new_value
 Segment = tuple[str, str]
 Turn = tuple[str, list[Segment]]
 FORBIDDEN = (
-    "<tools>", "</tools>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+    "<tools>",
+    "</tools>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
     "</tool_response>",
-)  # fmt: skip
+)
 
 # No further message is added to a document of so many characters.
 ENOUGH_CHARACTERS = 900
 
 INTROS = (
-    "Here are some {e}s.", "These are the {e}s.", "You have these {e}s.", "Pick from this list.",
-    "The {e}s on offer:", "Below is what there is.", "Use one of these {e}s.", "Study this list.",
-    "A list of {e}s follows.", "All {e}s:", "You know these {e}s.", "Keep these in mind.", "Work with this.",
-    "Here is the catalog.", "Only these exist.", "The following {e}s are open to you.", "Our {e}s:", "List:",
-    "Your {e}s today:", "This is all we have.",
-)  # fmt: skip
+    "Here are some {e}s.",
+    "These are the {e}s.",
+    "You have these {e}s.",
+    "Pick from this list.",
+    "The {e}s on offer:",
+    "Below is what there is.",
+    "Use one of these {e}s.",
+    "Study this list.",
+    "A list of {e}s follows.",
+    "All {e}s:",
+    "You know these {e}s.",
+    "Keep these in mind.",
+    "Work with this.",
+    "Here is the catalog.",
+    "Only these exist.",
+    "The following {e}s are open to you.",
+    "Our {e}s:",
+    "List:",
+    "Your {e}s today:",
+    "This is all we have.",
+)
 # What may stand between a list and the first message, as a prompt's instructions do.
 NOTES = shuffled(
     family(
@@ -51,39 +72,95 @@ NOTES = shuffled(
         ". Keep that thinking process short.|. Leave out marks like <plan>{{your plan}}</plan>.|"
         ". Write the plan first and the record after it.|. Each record is an object with a name and its values.",
     ),
-    ("Answer the last message.", "Now the message:", "Records go below the plan.", "No {e} may be made up.",
-     "Keep to the list.", "More than one may be needed.", "Nothing else is known."),
-)  # fmt: skip
+    (
+        "Answer the last message.",
+        "Now the message:",
+        "Records go below the plan.",
+        "No {e} may be made up.",
+        "Keep to the list.",
+        "More than one may be needed.",
+        "Nothing else is known.",
+    ),
+)
 ASK_PICK = (
-    "Which {e} fits this: {r}", "Name the {e} for this: {r}", "What fits here: {r}", "Only pick: {r}",
-    "Choose without filling: {r}", "Just say which one fits. {r}", "Which one is meant: {r}",
-    "Find the right {e}: {r}", "Pick one for this: {r}", "Point at the right one. {r}",
-)  # fmt: skip
+    "Which {e} fits this: {r}",
+    "Name the {e} for this: {r}",
+    "What fits here: {r}",
+    "Only pick: {r}",
+    "Choose without filling: {r}",
+    "Just say which one fits. {r}",
+    "Which one is meant: {r}",
+    "Find the right {e}: {r}",
+    "Pick one for this: {r}",
+    "Point at the right one. {r}",
+)
 ASK_LIST = (
-    "What does {x} need?", "Which parts has {x}?", "List what {x} takes.", "Tell me what {x} needs.",
-    "What goes into {x}?", "What must I give for {x}?", "And {x}, what does it need?", "{x} needs what?",
-    "Read me the parts of {x}.", "What is asked for in {x}?",
-)  # fmt: skip
+    "What does {x} need?",
+    "Which parts has {x}?",
+    "List what {x} takes.",
+    "Tell me what {x} needs.",
+    "What goes into {x}?",
+    "What must I give for {x}?",
+    "And {x}, what does it need?",
+    "{x} needs what?",
+    "Read me the parts of {x}.",
+    "What is asked for in {x}?",
+)
 ASK_BOTH = (
-    "Which {e} fits, and what does it need: {r}", "Pick and list: {r}", "Name the {e} and its needs: {r}",
-    "Plan this, but don't fill it: {r}", "What fits, and what is needed: {r}",
-)  # fmt: skip
+    "Which {e} fits, and what does it need: {r}",
+    "Pick and list: {r}",
+    "Name the {e} and its needs: {r}",
+    "Plan this, but don't fill it: {r}",
+    "What fits, and what is needed: {r}",
+)
 RESULTS = (
-    "Result: {r}", "It returned {r}", "Outcome: {r}", "Here is what came back: {r}", "The record says {r}",
-    "Answer: {r}", "We got {r}", "Reply: {r}", "Back came {r}", "Output: {r}",
-)  # fmt: skip
+    "Result: {r}",
+    "It returned {r}",
+    "Outcome: {r}",
+    "Here is what came back: {r}",
+    "The record says {r}",
+    "Answer: {r}",
+    "We got {r}",
+    "Reply: {r}",
+    "Back came {r}",
+    "Output: {r}",
+)
 COPY_ASKS = (
-    "Repeat this: {x}", "Say {x}", "Write {x}", "Copy: {x}", "Echo {x}", "Print the following: {x}",
-    "Type this again: {x}", "Once more: {x}", "Reproduce {x}", "Give back {x}",
-)  # fmt: skip
+    "Repeat this: {x}",
+    "Say {x}",
+    "Write {x}",
+    "Copy: {x}",
+    "Echo {x}",
+    "Print the following: {x}",
+    "Type this again: {x}",
+    "Once more: {x}",
+    "Reproduce {x}",
+    "Give back {x}",
+)
 LOOKUP_ASKS = (
-    "What is {k}?", "{k}?", "Give me {k}.", "Which value has {k}?", "Look up {k}.", "Tell me {k}.", "Read {k}.",
-    "And {k}?", "The value of {k}?", "Find {k}.",
-)  # fmt: skip
+    "What is {k}?",
+    "{k}?",
+    "Give me {k}.",
+    "Which value has {k}?",
+    "Look up {k}.",
+    "Tell me {k}.",
+    "Read {k}.",
+    "And {k}?",
+    "The value of {k}?",
+    "Find {k}.",
+)
 RECORD_ASKS = (
-    "Write this as a record: {x}", "Make a record of {x}", "As a record: {x}", "Note down {x}",
-    "Turn this into a record: {x}", "Store {x}", "Put this in order: {x}", "Enter {x}", "Take down {x}", "File {x}",
-)  # fmt: skip
+    "Write this as a record: {x}",
+    "Make a record of {x}",
+    "As a record: {x}",
+    "Note down {x}",
+    "Turn this into a record: {x}",
+    "Store {x}",
+    "Put this in order: {x}",
+    "Enter {x}",
+    "Take down {x}",
+    "File {x}",
+)
 
 
 def pick_text(request: Request) -> str:
@@ -119,7 +196,10 @@ def result_turn(source: Source) -> tuple[object, str]:
         return {"error": problem}, source.answer(phrases.FAILED).format(v=problem)
     names = [source.word(tuple(phrases.RESULT_KINDS)) for _ in range(source.pick((1, 1, 2, 3)))]
     kinds = [phrases.RESULT_KINDS.get(name) for name in names]  # none for an invented name
-    fields = {name: new_value(source, new_field(source, kind)) for name, kind in zip(names, kinds, strict=True)}
+    fields = {
+        name: new_value(source, new_field(source, kind))
+        for name, kind in zip(names, kinds, strict=True)
+    }
     if source.chance(0.15):
         return {"status": "ok"}, done
     told = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
@@ -134,7 +214,9 @@ def _fill_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layo
     return request.text, [*_planned(request), _filled(layout, request)]
 
 
-def _double_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+def _double_turn(
+    source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout
+) -> Turn:
     first = next(turn)
     second = next(turn) if source.chance(0.9) else first
     pair = new_double(source, first, second, entries)
@@ -151,7 +233,10 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
         other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
         if other.idioms and any(e.idioms for e in entries):
             continue  # tools of daily life overlap: a tip is a percentage
-        if all(other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun) for e in entries):
+        if all(
+            other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun)
+            for e in entries
+        ):
             request = new_request(source, other, [other, *entries])
             return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
 
@@ -168,7 +253,9 @@ def missing_text(source: Source, request: Request) -> tuple[str, str]:
     return phrases.LACKS.format(f=request.missing), ask
 
 
-def _missing_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
+def _missing_turn(
+    source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout
+) -> Turn:
     request = new_request(source, next(turn), entries, lacking=True)
     lack, ask = missing_text(source, request)
     return request.text, [*_planned(request), (f" {lack} {ask}", "say")]
@@ -181,12 +268,20 @@ def _ask_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layou
         return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
     request = new_request(source, entry, entries)
     if source.chance(0.5):
-        return source.template(ASK_PICK).format(e=layout.noun, r=request.text), [(pick_text(request), "pick")]
+        return source.template(ASK_PICK).format(e=layout.noun, r=request.text), [
+            (pick_text(request), "pick")
+        ]
     return source.template(ASK_BOTH).format(e=layout.noun, r=request.text), _planned(request)
 
 
 Turns = tuple[tuple[Callable[[Source, list[Entry], Iterator[Entry], Layout], Turn], int], ...]
-TURNS: Turns = ((_fill_turn, 40), (_double_turn, 32), (_none_turn, 12), (_missing_turn, 7), (_ask_turn, 9))
+TURNS: Turns = (
+    (_fill_turn, 40),
+    (_double_turn, 32),
+    (_none_turn, 12),
+    (_missing_turn, 7),
+    (_ask_turn, 9),
+)
 
 
 def _length(turns: list[Turn]) -> int:
@@ -202,7 +297,10 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) 
     entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
     layout = new_layout(source)
     builders = [
-        build for build, weight in turns_ for _ in range(weight) if build is not _double_turn or len(entries) > 1
+        build
+        for build, weight in turns_
+        for _ in range(weight)
+        if build is not _double_turn or len(entries) > 1
     ]
     builders = builders or [_fill_turn]
     note = source.pick((" ", "\n", "")) + source.wording(NOTES) if source.chance(0.35) else ""
@@ -223,7 +321,11 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) 
 def _any_text(source: Source) -> str:
     field = new_field(source)
     value = new_value(source, field)
-    return str(value) if source.chance(0.6) else " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
+    return (
+        str(value)
+        if source.chance(0.6)
+        else " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
+    )
 
 
 def copy_document(source: Source) -> list[Turn]:
@@ -237,10 +339,14 @@ def lookup_document(source: Source) -> list[Turn]:
     fields = {new_field(source).name: _any_text(source) for _ in range(source.rng.randint(2, 6))}
     style = source.rng.random()
     page = (
-        compact(fields) if style < 0.5 else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
+        compact(fields)
+        if style < 0.5
+        else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
     )
     asked = source.rng.sample(list(fields), min(len(fields), source.rng.randint(1, 3)))
-    turns: list[Turn] = [(source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked]
+    turns: list[Turn] = [
+        (source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked
+    ]
     return [(page + "\n\n" + turns[0][0], turns[0][1]), *turns[1:]]
 
 
@@ -248,7 +354,9 @@ def record_document(source: Source) -> list[Turn]:
     """A sentence of labelled values, written down as a JSON record."""
     entry = new_entry(source)
     values = new_values(source, entry)
-    said = ", ".join(source.template(phrases.LABELLED).format(f=f.spoken, v=values[f.name]) for f in entry.fields)
+    said = ", ".join(
+        source.template(phrases.LABELLED).format(f=f.spoken, v=values[f.name]) for f in entry.fields
+    )
     return [(source.template(RECORD_ASKS).format(x=said), [(compact(values), "fill")])]
 
 
@@ -261,21 +369,30 @@ def story_document(source: Source) -> list[Turn]:
 
 def chat_document(source: Source) -> list[Turn]:
     """Small talk."""
-    return [(ask, [(answer, "say")]) for ask, answer in (small_talk(source) for _ in range(source.rng.randint(1, 3)))]
+    return [
+        (ask, [(answer, "say")])
+        for ask, answer in (small_talk(source) for _ in range(source.rng.randint(1, 3)))
+    ]
 
 
 # By number of documents; the entries documents are three times as long as the others.
 BUILDERS = (
-    (entries_document, 70), (copy_document, 6), (lookup_document, 8), (record_document, 8), (story_document, 4),
+    (entries_document, 70),
+    (copy_document, 6),
+    (lookup_document, 8),
+    (record_document, 8),
+    (story_document, 4),
     (chat_document, 4),
-)  # fmt: skip
+)
 
 
 def render(turns: list[Turn]) -> list[Segment]:
     """Turns -> segments in Gemma's format. The closing mark of a model turn belongs to what the model writes."""
     segments: list[Segment] = []
     for ask, answer in turns:
-        segments.append((f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n", "user"))
+        segments.append(
+            (f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n", "user")
+        )
         segments += answer[:-1]
         text, tag = answer[-1]
         segments += [(text + "<end_of_turn>", tag), ("\n", "user")]
@@ -285,7 +402,10 @@ def render(turns: list[Turn]) -> list[Segment]:
 def new_document(source: Source, vary: bool = True) -> list[Segment]:
     """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
     if vary:
-        source.made_up, source.blur = source.pick((0.05, 0.1, 0.35, 0.35, 0.6)), source.pick((0.0, 0.0, 0.0, 0.4))
+        source.made_up, source.blur = (
+            source.pick((0.05, 0.1, 0.35, 0.35, 0.6)),
+            source.pick((0.0, 0.0, 0.0, 0.4)),
+        )
     build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
     return render(build(source))
 

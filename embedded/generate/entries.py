@@ -15,8 +15,25 @@ from embedded.generate.natural import natural_core
 from embedded.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
-TAILS = ("", "", "", "", "", "", " by name", " on a given day", " for a customer", " from a list", " at home", " on request",
-         " of a customer", " in a city", " for {w}", " with {w}", " from {w}")  # fmt: skip
+TAILS = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    " by name",
+    " on a given day",
+    " for a customer",
+    " from a list",
+    " at home",
+    " on request",
+    " of a customer",
+    " in a city",
+    " for {w}",
+    " with {w}",
+    " from {w}",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,9 @@ class Request:
     missing: str | None = None
 
 
-def new_fields(source: Source, count: int, kinds: tuple[str, ...], others: Sequence[Field] = ()) -> tuple[Field, ...]:
+def new_fields(
+    source: Source, count: int, kinds: tuple[str, ...], others: Sequence[Field] = ()
+) -> tuple[Field, ...]:
     """`count` fields with different names, mostly of these kinds, at most one of them a flag, no enum option shared.
 
     Some are among `others`, the fields of the entries beside this one.
@@ -93,7 +112,15 @@ def everyday_entry(source: Source) -> Entry:
     item = source.pick(ITEMS)
     name = source.invent() if source.chance(0.2 * source.made_up) else source.pick(item.names)
     fields = item.new_fields(source)
-    return Entry(name, item.verb, item.noun, source.pick(item.tails), fields, source.pick(DOMAINS), item.idioms)
+    return Entry(
+        name,
+        item.verb,
+        item.noun,
+        source.pick(item.tails),
+        fields,
+        source.pick(DOMAINS),
+        item.idioms,
+    )
 
 
 def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry] = ()) -> Entry:
@@ -114,7 +141,9 @@ def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry]
     in_name = verb
     if near is None and source.natural and source.chance(0.3 * source.natural):
         verb = source.pick(source.known(words.PHRASAL))
-        in_name = verb.removesuffix("_for") if source.chance(0.5) else verb  # "search_flights", to search for flights
+        in_name = (
+            verb.removesuffix("_for") if source.chance(0.5) else verb
+        )  # "search_flights", to search for flights
     bare = bare.replace("_", " ")
     style = source.rng.random()
     name = f"{in_name}_{bare}".replace(" ", "_")
@@ -142,7 +171,10 @@ def new_entries(source: Source, count: int) -> list[Entry]:
     while len(entries) < count:
         near = source.pick(entries) if source.chance(0.35) else None
         entry = new_entry(source, near, entries)
-        if all(entry.name != e.name and (entry.verb, entry.bare_noun) != (e.verb, e.bare_noun) for e in entries):
+        if all(
+            entry.name != e.name and (entry.verb, entry.bare_noun) != (e.verb, e.bare_noun)
+            for e in entries
+        ):
             entries.append(entry)
     source.rng.shuffle(entries)
     return entries
@@ -160,7 +192,9 @@ QUESTIONS = frozenset(
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple[str, str]:
     """The words for what is wanted, mostly the description's own, and the same in short: verb and noun, or the noun."""
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
-    if entry.bare_noun.split()[-1] not in heads and source.chance(source.verbless):  # the noun tells the entry
+    if entry.bare_noun.split()[-1] not in heads and source.chance(
+        source.verbless
+    ):  # the noun tells the entry
         return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun), entry.bare_noun
     words_ = ("a ", "the ", "my ", "this ", "our ")
     noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)
@@ -176,12 +210,20 @@ def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
         while not isinstance(value, bool) and value in values.values():
             value = new_value(source, field)
         values[field.name] = value
-    if entry.idioms and len({field.kind for field in entry.fields}) == 1 and entry.fields[0].kind in RANGES:
-        return dict(zip(values, sorted(values.values(), key=lambda v: (type(v).__name__, v)), strict=True))
+    if (
+        entry.idioms
+        and len({field.kind for field in entry.fields}) == 1
+        and entry.fields[0].kind in RANGES
+    ):
+        return dict(
+            zip(values, sorted(values.values(), key=lambda v: (type(v).__name__, v)), strict=True)
+        )
     return values
 
 
-def core_request(source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]) -> tuple[str, str]:
+def core_request(
+    source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]
+) -> tuple[str, str]:
     """Action and values in one clause, without greeting or full stop, and the wish; `others` are the entries on offer."""
     if source.natural and not entry.idioms and source.chance(source.natural):
         text = natural_core(source, entry.verb, entry.bare_noun, entry.tail, entry.fields, values)
@@ -213,10 +255,14 @@ def finish(source: Source, core: str) -> str:
     text = text if source.chance(0.25) else sentence(text)
     if core.split()[0] in QUESTIONS:
         return text + source.pick(("?", "?", "?", "", "."))
-    return text + source.pick((".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else "."))
+    return text + source.pick(
+        (".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else ".")
+    )
 
 
-def new_request(source: Source, entry: Entry, others: Sequence[Entry], lacking: bool = False) -> Request:
+def new_request(
+    source: Source, entry: Entry, others: Sequence[Entry], lacking: bool = False
+) -> Request:
     """A request that `entry` fits among `others`; with `lacking`, one that leaves out one of its fields."""
     values = new_values(source, entry)
     missing = None
@@ -227,7 +273,9 @@ def new_request(source: Source, entry: Entry, others: Sequence[Entry], lacking: 
     return Request(entry, finish(source, core), wish, values, missing)
 
 
-def new_double(source: Source, first: Entry, second: Entry, others: Sequence[Entry]) -> tuple[Request, Request]:
+def new_double(
+    source: Source, first: Entry, second: Entry, others: Sequence[Entry]
+) -> tuple[Request, Request]:
     """Two requests in one message, which both of them carry."""
     values = new_values(source, first), new_values(source, second)
     (core, wish), (core_2, wish_2) = (

@@ -12,8 +12,12 @@ from embedded.generate import words
 from embedded.generate.phrases import family, shuffled
 from embedded.generate.values import KINDS, Field, Kind, Source, compound
 
-LANGUAGES = tuple("French German Spanish Italian Dutch Polish Greek Turkish Arabic Hindi Swedish Danish Czech".split())
-CURRENCIES = tuple("euros dollars pounds yen francs rupees pesos crowns lira USD EUR GBP JPY CHF".split())
+LANGUAGES = tuple(
+    "French German Spanish Italian Dutch Polish Greek Turkish Arabic Hindi Swedish Danish Czech".split()
+)
+CURRENCIES = tuple(
+    "euros dollars pounds yen francs rupees pesos crowns lira USD EUR GBP JPY CHF".split()
+)
 COUNTRIES = tuple(
     """France Germany Spain Italy Greece Turkey Egypt Kenya Ghana India Nepal Japan China Brazil Chile Peru Mexico Canada
     Norway Sweden Poland Ireland Portugal Morocco Vietnam Iceland""".split()
@@ -22,9 +26,13 @@ GENRES = tuple("jazz rock pop folk blues soul metal techno opera swing reggae".s
 DISHES = tuple(
     "pizza pasta soup salad curry sushi tacos pancakes burgers noodles risotto stew omelette lasagne".split()
 )
-COMPANIES = tuple("Apple Tesla Nvidia Siemens Toyota Nestle Shell Bayer Sony Intel Adobe Philips Volvo Nokia".split())
+COMPANIES = tuple(
+    "Apple Tesla Nvidia Siemens Toyota Nestle Shell Bayer Sony Intel Adobe Philips Volvo Nokia".split()
+)
 ROOMS = tuple("kitchen bedroom bathroom hallway garage office garden attic cellar nursery".split())
-UNITS = tuple("miles kilometers meters feet inches yards kilograms grams ounces tons liters gallons cups".split())
+UNITS = tuple(
+    "miles kilometers meters feet inches yards kilograms grams ounces tons liters gallons cups".split()
+)
 
 
 BARE = shuffled(family("|just |please |only |maybe ", "{v}|for {v}"))
@@ -56,11 +64,20 @@ def _day(source: Source) -> str:
             return value
 
 
-LISTS = {"language": _listed(LANGUAGES), "currency": _listed(CURRENCIES), "country": _listed(COUNTRIES),
-         "genre": _listed(GENRES), "dish": _listed(DISHES, compounds=True), "company": _listed(COMPANIES),
-         "room": _listed(ROOMS), "unit": _listed(UNITS), "topic": _listed(words.TOPICS, compounds=True),
-         "iso": Kind((), "string", _iso_date, KINDS["date"].phrases), "day": Kind((), "string", _day, KINDS["date"].phrases),
-         "few": Kind((), "integer", lambda source: int(source.digits(1, 2)), KINDS["count"].phrases)}  # fmt: skip
+LISTS = {
+    "language": _listed(LANGUAGES),
+    "currency": _listed(CURRENCIES),
+    "country": _listed(COUNTRIES),
+    "genre": _listed(GENRES),
+    "dish": _listed(DISHES, compounds=True),
+    "company": _listed(COMPANIES),
+    "room": _listed(ROOMS),
+    "unit": _listed(UNITS),
+    "topic": _listed(words.TOPICS, compounds=True),
+    "iso": Kind((), "string", _iso_date, KINDS["date"].phrases),
+    "day": Kind((), "string", _day, KINDS["date"].phrases),
+    "few": Kind((), "integer", lambda source: int(source.digits(1, 2)), KINDS["count"].phrases),
+}
 
 
 @dataclass(frozen=True)
@@ -86,22 +103,37 @@ def _field(source: Source, names: tuple[str, ...], kind: str | tuple[str, ...]) 
     if isinstance(kind, str):
         found = LISTS.get(kind) or KINDS[kind]
         return Field(name, found, found.type, known=False)
-    return Field(name, KINDS["option"], tuple(source.rng.sample(kind, min(len(kind), source.rng.randint(2, 4)))), False)
+    return Field(
+        name,
+        KINDS["option"],
+        tuple(source.rng.sample(kind, min(len(kind), source.rng.randint(2, 4)))),
+        False,
+    )
 
 
-def _item(names: str, action: str, tails: str, fields: dict[str, str | tuple[str, ...]], idioms: str) -> Everyday:
+def _item(
+    names: str, action: str, tails: str, fields: dict[str, str | tuple[str, ...]], idioms: str
+) -> Everyday:
     verb, _, noun = action.partition(" ")
     texts = [line.strip() for line in idioms.strip().splitlines()]
     Random(len(texts)).shuffle(texts)
     return Everyday(
-        tuple(names.split()), verb, noun, tuple(tails.split("|")),
-        tuple((tuple(key.split()), kind) for key, kind in fields.items()), tuple(texts),
-    )  # fmt: skip
+        tuple(names.split()),
+        verb,
+        noun,
+        tuple(tails.split("|")),
+        tuple((tuple(key.split()), kind) for key, kind in fields.items()),
+        tuple(texts),
+    )
 
 
 ITEMS = (
-    _item("get_weather weather_forecast check_weather forecast weather", "get the weather", "| for a city| at a place",
-          {"city location place town": "city"}, """
+    _item(
+        "get_weather weather_forecast check_weather forecast weather",
+        "get the weather",
+        "| for a city| at a place",
+        {"city location place town": "city"},
+        """
           what's the weather like in {0}
           how is the weather in {0}
           is it raining in {0}
@@ -116,9 +148,14 @@ ITEMS = (
           any storms near {0}
           I'm in {0}, do I need a jacket
           weather for {0}
-          we are going to {0}, will it be sunny"""),
-    _item("forecast_weather get_forecast weather_on_day day_forecast", "forecast the weather", "| for a day| in a city",
-          {"city location place": "city", "date day when": "date"}, """
+          we are going to {0}, will it be sunny""",
+    ),
+    _item(
+        "forecast_weather get_forecast weather_on_day day_forecast",
+        "forecast the weather",
+        "| for a day| in a city",
+        {"city location place": "city", "date day when": "date"},
+        """
           what will the weather be in {0} {1}
           will it rain in {0} {1}
           do I need an umbrella in {0} {1}
@@ -128,9 +165,14 @@ ITEMS = (
           I'll be in {0} {1}, will it be warm
           any snow in {0} {1}
           what does the sky do in {0} {1}
-          for {1}, how hot does it get in {0}"""),
-    _item("multiply multiply_numbers times product_of", "multiply two numbers", "",
-          {"a first x left factor": "amount", "b second y right other": "amount"}, """
+          for {1}, how hot does it get in {0}""",
+    ),
+    _item(
+        "multiply multiply_numbers times product_of",
+        "multiply two numbers",
+        "",
+        {"a first x left factor": "amount", "b second y right other": "amount"},
+        """
           what is {0} times {1}
           what's {0} times {1}
           how much is {0} times {1}
@@ -143,9 +185,14 @@ ITEMS = (
           calculate {0} times {1}
           {0} * {1}
           can you work out {0} times {1}
-          what does {0} multiplied by {1} give"""),
-    _item("add add_numbers sum sum_two plus", "add two numbers", "",
-          {"a first x left": "amount", "b second y right other": "amount"}, """
+          what does {0} multiplied by {1} give""",
+    ),
+    _item(
+        "add add_numbers sum sum_two plus",
+        "add two numbers",
+        "",
+        {"a first x left": "amount", "b second y right other": "amount"},
+        """
           what is {0} plus {1}
           what's {0} plus {1}
           how much is {0} plus {1}
@@ -156,9 +203,14 @@ ITEMS = (
           the sum of {0} and {1}
           calculate {0} plus {1}
           what do {0} and {1} make together
-          {0} and {1} is how much"""),
-    _item("subtract minus subtract_numbers difference", "subtract a number", "| from another",
-          {"a first x from_number": "amount", "b second y less": "amount"}, """
+          {0} and {1} is how much""",
+    ),
+    _item(
+        "subtract minus subtract_numbers difference",
+        "subtract a number",
+        "| from another",
+        {"a first x from_number": "amount", "b second y less": "amount"},
+        """
           what is {0} minus {1}
           {0} minus {1}
           {0} - {1}
@@ -168,9 +220,14 @@ ITEMS = (
           what is left of {0} without {1}
           what's {0} less {1}
           calculate {0} minus {1}
-          I have {0} and pay {1}, what is left"""),
-    _item("divide divide_numbers quotient split_evenly", "divide a number", "| by another",
-          {"a dividend first total": "amount", "b divisor second parts": "amount"}, """
+          I have {0} and pay {1}, what is left""",
+    ),
+    _item(
+        "divide divide_numbers quotient split_evenly",
+        "divide a number",
+        "| by another",
+        {"a dividend first total": "amount", "b divisor second parts": "amount"},
+        """
           what is {0} divided by {1}
           {0} divided by {1}
           {0} / {1}
@@ -180,12 +237,19 @@ ITEMS = (
           split {0} into {1} parts
           what's {0} divided by {1}
           calculate {0} divided by {1}
-          share {0} among {1}"""),
+          share {0} among {1}""",
+    ),
     # With the verb and noun of the next: the two are never offered together.
-    _item("convert_currency exchange_money currency_converter exchange", "convert an amount",
-          " of money| to another currency",
-          {"amount sum value": "amount", "from source_currency base": "currency",
-           "to target target_currency": "currency"}, """
+    _item(
+        "convert_currency exchange_money currency_converter exchange",
+        "convert an amount",
+        " of money| to another currency",
+        {
+            "amount sum value": "amount",
+            "from source_currency base": "currency",
+            "to target target_currency": "currency",
+        },
+        """
           how much is {0} {1} in {2}
           what are {0} {1} in {2}
           convert {0} {1} to {2}
@@ -195,9 +259,18 @@ ITEMS = (
           turn {0} {1} into {2}
           what do I get in {2} for {0} {1}
           exchange {0} {1} for {2}
-          {0} {1} makes how many {2}"""),
-    _item("convert_units unit_converter convert units", "convert an amount", " to another unit| between units",
-          {"value amount number": "amount", "from unit from_unit": "unit", "to target to_unit": "unit"}, """
+          {0} {1} makes how many {2}""",
+    ),
+    _item(
+        "convert_units unit_converter convert units",
+        "convert an amount",
+        " to another unit| between units",
+        {
+            "value amount number": "amount",
+            "from unit from_unit": "unit",
+            "to target to_unit": "unit",
+        },
+        """
           how many {2} are {0} {1}
           how much is {0} {1} in {2}
           what are {0} {1} in {2}
@@ -207,9 +280,17 @@ ITEMS = (
           I need {0} {1} in {2}
           give me {0} {1} in {2}
           express {0} {1} in {2}
-          {0} {1} makes how many {2}"""),
-    _item("convert_temperature to_unit temperature_converter", "convert a temperature", "| to another unit| to a scale",
-          {"degrees value temperature": "amount", "unit to scale target": ("celsius", "fahrenheit", "kelvin")}, """
+          {0} {1} makes how many {2}""",
+    ),
+    _item(
+        "convert_temperature to_unit temperature_converter",
+        "convert a temperature",
+        "| to another unit| to a scale",
+        {
+            "degrees value temperature": "amount",
+            "unit to scale target": ("celsius", "fahrenheit", "kelvin"),
+        },
+        """
           what is {0} degrees in {1}
           how much is {0} degrees in {1}
           convert {0} degrees to {1}
@@ -221,9 +302,14 @@ ITEMS = (
           change {0} degrees to {1}
           how warm is {0} in {1}
           express {0} degrees in {1}
-          it is {0} degrees here, what would that be in {1}"""),
-    _item("get_time current_time time_in clock world_clock", "get the time", "| in a city| at a place",
-          {"city place location zone": "city"}, """
+          it is {0} degrees here, what would that be in {1}""",
+    ),
+    _item(
+        "get_time current_time time_in clock world_clock",
+        "get the time",
+        "| in a city| at a place",
+        {"city place location zone": "city"},
+        """
           what time is it in {0}
           what's the time in {0}
           how late is it in {0}
@@ -233,9 +319,14 @@ ITEMS = (
           what does the clock say in {0}
           are people awake in {0} now
           I need the local time of {0}
-          what hour is it over in {0}"""),
-    _item("set_alarm alarm add_alarm wake_up", "set an alarm", "| for a time",
-          {"time at hour when": "time"}, """
+          what hour is it over in {0}""",
+    ),
+    _item(
+        "set_alarm alarm add_alarm wake_up",
+        "set an alarm",
+        "| for a time",
+        {"time at hour when": "time"},
+        """
           wake me at {0}
           wake me up at {0}
           I have to get up at {0}
@@ -246,9 +337,14 @@ ITEMS = (
           I want to wake up at {0}
           get me out of bed at {0}
           please ring at {0}
-          I must be awake by {0}"""),
-    _item("set_timer timer start_timer countdown", "set a timer", "| for some minutes",
-          {"minutes duration length": "count"}, """
+          I must be awake by {0}""",
+    ),
+    _item(
+        "set_timer timer start_timer countdown",
+        "set a timer",
+        "| for some minutes",
+        {"minutes duration length": "count"},
+        """
           tell me when {0} minutes are over
           timer for {0} minutes
           count down {0} minutes
@@ -258,9 +354,14 @@ ITEMS = (
           my eggs need {0} minutes
           beep in {0} minutes
           give me {0} minutes
-          the cake takes {0} minutes"""),
-    _item("create_reminder remind add_reminder set_reminder", "create a reminder", "| for a time",
-          {"text about task what": "text", "time when at": "time"}, """
+          the cake takes {0} minutes""",
+    ),
+    _item(
+        "create_reminder remind add_reminder set_reminder",
+        "create a reminder",
+        "| for a time",
+        {"text about task what": "text", "time when at": "time"},
+        """
           remind me at {1} about {0}
           remind me about {0} at {1}
           don't let me forget {0} at {1}
@@ -270,9 +371,14 @@ ITEMS = (
           ping me at {1} about {0}
           at {1}, tell me about {0}
           set a reminder: {0} at {1}
-          nudge me about {0} at {1}"""),
-    _item("send_email email mail send_mail write_email", "send an email", "| to a person",
-          {"to recipient address": "email", "subject text body message": "text"}, """
+          nudge me about {0} at {1}""",
+    ),
+    _item(
+        "send_email email mail send_mail write_email",
+        "send an email",
+        "| to a person",
+        {"to recipient address": "email", "subject text body message": "text"},
+        """
           write to {0} about {1}
           tell {0} about {1} by mail
           mail {0} about {1}
@@ -282,9 +388,14 @@ ITEMS = (
           write {0} an email saying {1}
           send {0} a mail about {1}
           shoot {0} an email about {1}
-          I have to write to {0} about {1}"""),
-    _item("send_message text message send_text sms", "send a message", "| to a person",
-          {"to person contact name": "person", "text message content": "text"}, """
+          I have to write to {0} about {1}""",
+    ),
+    _item(
+        "send_message text message send_text sms",
+        "send a message",
+        "| to a person",
+        {"to person contact name": "person", "text message content": "text"},
+        """
           tell {0} that {1}
           text {0} about {1}
           message {0}: {1}
@@ -294,9 +405,14 @@ ITEMS = (
           tell {0} "{1}"
           can you text {0} saying {1}
           say "{1}" to {0}
-          drop {0} a note about {1}"""),
-    _item("call_contact call phone dial make_call", "call a person", "| by name",
-          {"name contact person": "person"}, """
+          drop {0} a note about {1}""",
+    ),
+    _item(
+        "call_contact call phone dial make_call",
+        "call a person",
+        "| by name",
+        {"name contact person": "person"},
+        """
           call {0}
           ring {0}
           phone {0} for me
@@ -306,9 +422,14 @@ ITEMS = (
           can you ring {0}
           I need to speak with {0}
           give {0} a call
-          put me through to {0}"""),
-    _item("translate translate_text translator translation", "translate a text", "| into a language",
-          {"text phrase sentence": "text", "language to target": "language"}, """
+          put me through to {0}""",
+    ),
+    _item(
+        "translate translate_text translator translation",
+        "translate a text",
+        "| into a language",
+        {"text phrase sentence": "text", "language to target": "language"},
+        """
           how do you say "{0}" in {1}
           what is "{0}" in {1}
           what's {0} in {1}
@@ -319,9 +440,14 @@ ITEMS = (
           how would a {1} speaker say "{0}"
           I need "{0}" in {1}
           what does one call {0} in {1}
-          the {1} for {0}"""),
-    _item("play_music play start_music play_genre", "play music", "| of a genre",
-          {"genre style kind": "genre"}, """
+          the {1} for {0}""",
+    ),
+    _item(
+        "play_music play start_music play_genre",
+        "play music",
+        "| of a genre",
+        {"genre style kind": "genre"},
+        """
           play some {0}
           put on some {0}
           I want to hear {0}
@@ -331,9 +457,14 @@ ITEMS = (
           some {0} please
           how about a bit of {0}
           some {0} would be nice
-          fill the room with {0}"""),
-    _item("play_song song play_track start_song", "play a song", "| by an artist",
-          {"title song track": "text", "artist singer by": "person"}, """
+          fill the room with {0}""",
+    ),
+    _item(
+        "play_song song play_track start_song",
+        "play a song",
+        "| by an artist",
+        {"title song track": "text", "artist singer by": "person"},
+        """
           play {0} by {1}
           put on "{0}" by {1}
           I want to hear {0} from {1}
@@ -343,9 +474,14 @@ ITEMS = (
           can I listen to {0} by {1}
           sing me {0} by {1}
           turn on {0} by {1}
-          I love {0} by {1}, put it on"""),
-    _item("get_directions directions find_route route navigate", "find a route", "| from a place to another",
-          {"from start origin": "city", "to end destination": "city"}, """
+          I love {0} by {1}, put it on""",
+    ),
+    _item(
+        "get_directions directions find_route route navigate",
+        "find a route",
+        "| from a place to another",
+        {"from start origin": "city", "to end destination": "city"},
+        """
           how do I get from {0} to {1}
           what's the way from {0} to {1}
           how do we drive from {0} to {1}
@@ -355,9 +491,14 @@ ITEMS = (
           we want to go from {0} to {1}
           lead me to {1} from {0}
           the fastest way from {0} to {1}
-          directions to {1} from {0}"""),
-    _item("get_distance distance how_far measure_distance", "measure the distance", "| between two places",
-          {"from start a origin": "city", "to end b destination": "city"}, """
+          directions to {1} from {0}""",
+    ),
+    _item(
+        "get_distance distance how_far measure_distance",
+        "measure the distance",
+        "| between two places",
+        {"from start a origin": "city", "to end b destination": "city"},
+        """
           how far is it from {0} to {1}
           how far is {1} from {0}
           how many miles are there from {0} to {1}
@@ -367,9 +508,18 @@ ITEMS = (
           how long is the way from {0} to {1}
           how many kilometers between {0} and {1}
           what lies between {0} and {1} in miles
-          from {0} to {1}, how far is that"""),
-    _item("book_flight flight find_flight search_flights fly", "book a flight", "| on a day",
-          {"from origin departure_city": "city", "to destination arrival_city": "city", "date day when": "day"}, """
+          from {0} to {1}, how far is that""",
+    ),
+    _item(
+        "book_flight flight find_flight search_flights fly",
+        "book a flight",
+        "| on a day",
+        {
+            "from origin departure_city": "city",
+            "to destination arrival_city": "city",
+            "date day when": "day",
+        },
+        """
           fly me from {0} to {1} on {2}
           I need to fly from {0} to {1} on {2}
           I want to go from {0} to {1} on {2} by plane
@@ -379,9 +529,14 @@ ITEMS = (
           a seat from {0} to {1} for {2}
           we leave {0} for {1} on {2} by air
           a ticket from {0} to {1} on {2}
-          on {2} I have to be in {1}, I start in {0}"""),
-    _item("book_hotel hotel reserve_room find_hotel", "book a hotel", "| in a city",
-          {"city location place": "city", "nights stay length": "few"}, """
+          on {2} I have to be in {1}, I start in {0}""",
+    ),
+    _item(
+        "book_hotel hotel reserve_room find_hotel",
+        "book a hotel",
+        "| in a city",
+        {"city location place": "city", "nights stay length": "few"},
+        """
           I need a bed in {0} for {1} nights
           we stay {1} nights in {0}
           find me a place to sleep in {0} for {1} nights
@@ -391,9 +546,14 @@ ITEMS = (
           get us a hotel in {0}, {1} nights
           {1} nights in {0} please
           book me into {0} for {1} nights
-          we want to spend {1} nights in {0}"""),
-    _item("book_table reserve_table restaurant table_for", "book a table", "| at a restaurant",
-          {"guests people seats party": "few", "time at hour": "time"}, """
+          we want to spend {1} nights in {0}""",
+    ),
+    _item(
+        "book_table reserve_table restaurant table_for",
+        "book a table",
+        "| at a restaurant",
+        {"guests people seats party": "few", "time at hour": "time"},
+        """
           a table for {0} at {1}
           we are {0} people and want to eat at {1}
           dinner for {0} at {1}
@@ -403,9 +563,14 @@ ITEMS = (
           book lunch for {0} at {1}
           can {0} people eat at {1}
           reserve for {0} at {1}
-          seats for {0} at {1}"""),
-    _item("order_food order food_delivery get_food", "order food", "| for delivery",
-          {"dish item food meal": "dish", "quantity count number": "few"}, """
+          seats for {0} at {1}""",
+    ),
+    _item(
+        "order_food order food_delivery get_food",
+        "order food",
+        "| for delivery",
+        {"dish item food meal": "dish", "quantity count number": "few"},
+        """
           get me {1} {0}
           I want {1} {0}
           {1} {0} please
@@ -415,9 +580,14 @@ ITEMS = (
           we'd like {1} {0} for dinner
           send over {1} {0}
           let's eat {0}, {1} of them
-          I could eat {1} {0} now"""),
-    _item("find_recipe recipe get_recipe cook", "find a recipe", "| for a dish",
-          {"dish food meal name": "dish"}, """
+          I could eat {1} {0} now""",
+    ),
+    _item(
+        "find_recipe recipe get_recipe cook",
+        "find a recipe",
+        "| for a dish",
+        {"dish food meal name": "dish"},
+        """
           how do I make {0}
           how do you cook {0}
           I want to cook {0}
@@ -427,9 +597,14 @@ ITEMS = (
           how is {0} made
           we want to eat {0} tonight, how do I make it
           I feel like making {0}
-          a good way to make {0}"""),
-    _item("add_to_list shopping_list add_item buy_list", "add something to the shopping list", "",
-          {"item product thing": "product"}, """
+          a good way to make {0}""",
+    ),
+    _item(
+        "add_to_list shopping_list add_item buy_list",
+        "add something to the shopping list",
+        "",
+        {"item product thing": "product"},
+        """
           we need {0}
           we're out of {0}
           put {0} on the list
@@ -439,9 +614,14 @@ ITEMS = (
           I have to buy {0}
           remember the {0} when shopping
           write down {0} for the shop
-          we ran out of {0}"""),
-    _item("get_stock stock_price share_price quote", "get the price of a share", "",
-          {"company name stock": "company"}, """
+          we ran out of {0}""",
+    ),
+    _item(
+        "get_stock stock_price share_price quote",
+        "get the price of a share",
+        "",
+        {"company name stock": "company"},
+        """
           how is {0} doing on the market
           what does a share of {0} cost
           how much is {0} stock
@@ -451,9 +631,14 @@ ITEMS = (
           what is one share of {0} worth
           where does {0} stand today
           tell me about {0} stock
-          how are my {0} shares"""),
-    _item("lights switch_lights set_lights light_switch", "switch the light", "| in a room",
-          {"room place where": "room", "state mode power": ("on", "off")}, """
+          how are my {0} shares""",
+    ),
+    _item(
+        "lights switch_lights set_lights light_switch",
+        "switch the light",
+        "| in a room",
+        {"room place where": "room", "state mode power": ("on", "off")},
+        """
           lights {1} in the {0}
           turn {1} the lights in the {0}
           turn the {0} lights {1}
@@ -463,9 +648,14 @@ ITEMS = (
           make the {0} light go {1}
           the {0} lamp should be {1}
           can the {0} lights be {1}
-          switch the {0} lights {1}"""),
-    _item("set_heating heating thermostat set_temperature heat", "set the heating", "| in a room",
-          {"room place where": "room", "degrees temperature level": "few"}, """
+          switch the {0} lights {1}""",
+    ),
+    _item(
+        "set_heating heating thermostat set_temperature heat",
+        "set the heating",
+        "| in a room",
+        {"room place where": "room", "degrees temperature level": "few"},
+        """
           make it {1} degrees in the {0}
           it's cold in the {0}, make it {1} degrees
           heat the {0} to {1}
@@ -475,9 +665,14 @@ ITEMS = (
           the {0} should be at {1} degrees
           {1} degrees in the {0} please
           bring the {0} to {1} degrees
-          turn the {0} to {1}"""),
-    _item("get_population population count_people inhabitants", "get the population", "| of a country",
-          {"country nation name": "country"}, """
+          turn the {0} to {1}""",
+    ),
+    _item(
+        "get_population population count_people inhabitants",
+        "get the population",
+        "| of a country",
+        {"country nation name": "country"},
+        """
           how many people live in {0}
           what's the population of {0}
           how big is the population of {0}
@@ -487,9 +682,14 @@ ITEMS = (
           is {0} a country of many people
           count the people of {0}
           people in {0}, how many
-          how populous is {0}"""),
-    _item("get_capital capital capital_of find_capital", "get the capital", "| of a country",
-          {"country nation name": "country"}, """
+          how populous is {0}""",
+    ),
+    _item(
+        "get_capital capital capital_of find_capital",
+        "get the capital",
+        "| of a country",
+        {"country nation name": "country"},
+        """
           what is the capital of {0}
           what's the capital of {0}
           which city is the capital of {0}
@@ -499,9 +699,14 @@ ITEMS = (
           the main city of {0}
           tell me the capital of {0}
           {0} has which capital
-          which capital does {0} have"""),
-    _item("get_news news headlines search_news", "get the news", "| about a topic",
-          {"topic subject about": "topic"}, """
+          which capital does {0} have""",
+    ),
+    _item(
+        "get_news news headlines search_news",
+        "get the news",
+        "| about a topic",
+        {"topic subject about": "topic"},
+        """
           what's new in {0}
           what's happening in {0}
           any news about {0}
@@ -511,9 +716,14 @@ ITEMS = (
           I want to read about {0}
           tell me the latest on {0}
           what is going on in {0}
-          catch me up on {0}"""),
-    _item("count_days days_between date_difference days_until", "count the days", "| between two dates",
-          {"start from begin first": "iso", "end to until second": "iso"}, """
+          catch me up on {0}""",
+    ),
+    _item(
+        "count_days days_between date_difference days_until",
+        "count the days",
+        "| between two dates",
+        {"start from begin first": "iso", "end to until second": "iso"},
+        """
           how many days are there from {0} to {1}
           how many days lie between {0} and {1}
           how long is it from {0} to {1}
@@ -523,9 +733,14 @@ ITEMS = (
           how far apart are {0} and {1}
           we travel from {0} to {1}, how many days is that
           how much time is between {0} and {1}
-          I was away from {0} to {1}, how many days was I gone"""),
-    _item("track_package track_parcel package_status where_is_parcel", "track a package", "| by its number",
-          {"number code tracking_id id": "code"}, """
+          I was away from {0} to {1}, how many days was I gone""",
+    ),
+    _item(
+        "track_package track_parcel package_status where_is_parcel",
+        "track a package",
+        "| by its number",
+        {"number code tracking_id id": "code"},
+        """
           where is my package {0}
           where's parcel {0}
           has {0} arrived yet
@@ -535,9 +750,14 @@ ITEMS = (
           my package {0} has not come
           what happened to shipment {0}
           find out where {0} is
-          did they ship {0}"""),
-    _item("create_event add_event calendar schedule_meeting new_event", "create an event", "| on a day",
-          {"title name subject": "text", "date day on": "day", "time at start": "time"}, """
+          did they ship {0}""",
+    ),
+    _item(
+        "create_event add_event calendar schedule_meeting new_event",
+        "create an event",
+        "| on a day",
+        {"title name subject": "text", "date day on": "day", "time at start": "time"},
+        """
           I have {0} on {1} at {2}
           put {0} in my calendar for {1} at {2}
           on {1} at {2} there is {0}
@@ -547,9 +767,14 @@ ITEMS = (
           note {0} for {1} at {2}
           my calendar needs {0} on {1} at {2}
           add {0} on {1} at {2}
-          plan {0} for {1} at {2}"""),
-    _item("take_note note save_note write_note", "save a note", "",
-          {"text content note": "text"}, """
+          plan {0} for {1} at {2}""",
+    ),
+    _item(
+        "take_note note save_note write_note",
+        "save a note",
+        "",
+        {"text content note": "text"},
+        """
           write down {0}
           note that {0}
           remember "{0}"
@@ -559,9 +784,14 @@ ITEMS = (
           save this: {0}
           write "{0}" down for me
           note to self: {0}
-          I want to keep "{0}" """),
-    _item("random_number dice pick_number roll", "pick a random number", "| in a range",
-          {"low min from": "count", "high max to": "count"}, """
+          I want to keep "{0}" """,
+    ),
+    _item(
+        "random_number dice pick_number roll",
+        "pick a random number",
+        "| in a range",
+        {"low min from": "count", "high max to": "count"},
+        """
           pick a number from {0} to {1}
           give me a number between {0} and {1}
           any number from {0} to {1}
@@ -571,9 +801,14 @@ ITEMS = (
           choose a number from {0} to {1}
           between {0} and {1}, which number
           draw a number from {0} to {1}
-          say a number between {0} and {1}"""),
-    _item("tip calculate_tip tip_for add_tip", "calculate a tip", "| for a bill",
-          {"bill amount total": "amount", "percent rate share": "few"}, """
+          say a number between {0} and {1}""",
+    ),
+    _item(
+        "tip calculate_tip tip_for add_tip",
+        "calculate a tip",
+        "| for a bill",
+        {"bill amount total": "amount", "percent rate share": "few"},
+        """
           what is {1} percent tip on {0}
           the bill is {0}, what's a {1} percent tip
           how much do I tip on {0} at {1} percent
@@ -583,9 +818,14 @@ ITEMS = (
           dinner was {0}, add {1} percent
           our bill says {0}, we tip {1} percent
           how much is a tip of {1} percent for {0}
-          a tip of {1} percent on {0}, how much is that"""),
-    _item("percentage percent_of calculate_percent part_of", "calculate a percentage", "| of a number",
-          {"percent rate p": "few", "number value of base": "amount"}, """
+          a tip of {1} percent on {0}, how much is that""",
+    ),
+    _item(
+        "percentage percent_of calculate_percent part_of",
+        "calculate a percentage",
+        "| of a number",
+        {"percent rate p": "few", "number value of base": "amount"},
+        """
           what is {0} percent of {1}
           how much is {0} percent of {1}
           {0} percent of {1}
@@ -595,9 +835,14 @@ ITEMS = (
           I need {0} percent of {1}
           take {0} percent of {1}
           give me {0} percent of {1}
-          how much is {0}% of {1}"""),
-    _item("square_root root sqrt", "take the square root", "| of a number",
-          {"number value x": "amount"}, """
+          how much is {0}% of {1}""",
+    ),
+    _item(
+        "square_root root sqrt",
+        "take the square root",
+        "| of a number",
+        {"number value x": "amount"},
+        """
           what is the square root of {0}
           the root of {0}
           square root of {0}
@@ -607,5 +852,6 @@ ITEMS = (
           what times itself is {0}
           how much is the square root of {0}
           find the root of {0}
-          give me the square root of {0}"""),
-)  # fmt: skip
+          give me the square root of {0}""",
+    ),
+)

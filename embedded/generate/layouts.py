@@ -27,12 +27,17 @@ class Layout:
 
 # name key, description key, fields key, and the key of the filled fields
 KEYS = (
-    ("name", "description", "fields", "values"), ("form", "about", "blanks", "filled"),
-    ("title", "use", "needs", "given"), ("entry", "purpose", "slots", "set"), ("card", "note", "parts", "parts"),
-    ("job", "does", "inputs", "input"), ("name", "description", "inputs", "inputs"),
-    ("id", "summary", "properties", "properties"), ("task", "goal", "details", "details"),
+    ("name", "description", "fields", "values"),
+    ("form", "about", "blanks", "filled"),
+    ("title", "use", "needs", "given"),
+    ("entry", "purpose", "slots", "set"),
+    ("card", "note", "parts", "parts"),
+    ("job", "does", "inputs", "input"),
+    ("name", "description", "inputs", "inputs"),
+    ("id", "summary", "properties", "properties"),
+    ("task", "goal", "details", "details"),
     ("name", "help", "columns", "row"),
-)  # fmt: skip
+)
 
 
 def _json_layout(keys: tuple[str, str, str, str], separator: str) -> Layout:
@@ -47,28 +52,41 @@ def _json_layout(keys: tuple[str, str, str, str], separator: str) -> Layout:
 
 
 def _types(entry: Entry) -> list[tuple[str, str]]:
-    return [(f.name, "/".join(f.type) if isinstance(f.type, tuple) else f.type) for f in entry.fields]
+    return [
+        (f.name, "/".join(f.type) if isinstance(f.type, tuple) else f.type) for f in entry.fields
+    ]
 
 
 def _line_layout() -> Layout:
     def listing(entries: Sequence[Entry]) -> str:
         return "\n".join(
-            f"{e.name}: {e.action}. Needs {', '.join(f'{n} ({t})' for n, t in _types(e))}." for e in entries
+            f"{e.name}: {e.action}. Needs {', '.join(f'{n} ({t})' for n, t in _types(e))}."
+            for e in entries
         )
 
-    return Layout("line", listing, lambda e, v: f"{e.name}: " + "; ".join(f"{n} = {compact(x)}" for n, x in v.items()))
+    return Layout(
+        "line",
+        listing,
+        lambda e, v: f"{e.name}: " + "; ".join(f"{n} = {compact(x)}" for n, x in v.items()),
+    )
 
 
 def _bracket_layout() -> Layout:
     def listing(entries: Sequence[Entry]) -> str:
-        return "\n".join(f"{e.name}({', '.join(f'{n}: {t}' for n, t in _types(e))}) {e.action}" for e in entries)
+        return "\n".join(
+            f"{e.name}({', '.join(f'{n}: {t}' for n, t in _types(e))}) {e.action}" for e in entries
+        )
 
     return Layout(
-        "line", listing, lambda e, v: f"{e.name}(" + ", ".join(f"{n}: {compact(x)}" for n, x in v.items()) + ")"
+        "line",
+        listing,
+        lambda e, v: f"{e.name}(" + ", ".join(f"{n}: {compact(x)}" for n, x in v.items()) + ")",
     )
 
 
-JSON_LAYOUTS = tuple(_json_layout(keys, separator) for keys in KEYS for separator in (", ", ", ", "\n"))
+JSON_LAYOUTS = tuple(
+    _json_layout(keys, separator) for keys in KEYS for separator in (", ", ", ", "\n")
+)
 OTHER_LAYOUTS = (_line_layout(), _bracket_layout())
 
 

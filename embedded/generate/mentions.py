@@ -24,7 +24,9 @@ def can_stand_bare(field: Field, bare: list[Field], lacking: bool) -> bool:
         return True
     if not field.known or not all(f.known for f in rivals):
         return False
-    return all(f.kind is not field.kind and not (f.kind in ALIKE and field.kind in ALIKE) for f in rivals)
+    return all(
+        f.kind is not field.kind and not (f.kind in ALIKE and field.kind in ALIKE) for f in rivals
+    )
 
 
 def field_phrases(source: Source, fields: Sequence[Field], values: dict[str, Scalar]) -> list[str]:

@@ -9,8 +9,20 @@ from collections.abc import Sequence
 from embedded.generate.mentions import can_stand_bare
 from embedded.generate.values import KINDS, Field, Scalar, Source
 
-OPENERS = ("",) * 8 + ("please ", "can you ", "could you ", "I need to ", "I want to ", "I'd like to ", "we need to ",
-                       "let's ", "help me ", "I have to ", "would you ", "can you please ")  # fmt: skip
+OPENERS = ("",) * 8 + (
+    "please ",
+    "can you ",
+    "could you ",
+    "I need to ",
+    "I want to ",
+    "I'd like to ",
+    "we need to ",
+    "let's ",
+    "help me ",
+    "I have to ",
+    "would you ",
+    "can you please ",
+)
 DETERMINERS = ("a ", "a ", "the ", "the ", "my ", "our ", "")
 # By kind: what stands before a value; {f} is the field's name.
 PLAIN: dict[str, tuple[str, ...]] = {
@@ -22,40 +34,75 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "count": ("for {v} {f}", "with {v} {f}", "of {v} {f}", "{v} {f}"),
     "amount": ("for {v}", "of {v}", "at {v}", "with {v}"),
     "code": ("with {f} {v}", "number {v}", "with the {f} {v}", "under {v}", "for {v}"),
-    "text": ('"{v}"', 'that says "{v}"', 'saying "{v}"', 'called "{v}"', "called {v}", "with the {f} {v}", "about {v}"),
+    "text": (
+        '"{v}"',
+        'that says "{v}"',
+        'saying "{v}"',
+        'called "{v}"',
+        "called {v}",
+        "with the {f} {v}",
+        "about {v}",
+    ),
     "product": ("for {v}", "of {v}", "with {v}", "from {v}"),
     "subject": ("about {v}", "on {v}", "for {v}"),
     "option": ("{v}", "in {v}", "for {v}", "as {v}"),
     "address": ("to {v}", "to {v}", "at {v}", "for {v}"),
 }
 # Names that tell a direction, which the preposition must not contradict.
-DIRECTIONS = {"from {v}": frozenset("sender pickup_address departure".split()),
-              "to {v}": frozenset("destination recipient send_to to_address forward_to post_to delivery_address "
-                                  "shipping_address".split())}  # fmt: skip
+DIRECTIONS = {
+    "from {v}": frozenset("sender pickup_address departure".split()),
+    "to {v}": frozenset(
+        "destination recipient send_to to_address forward_to post_to delivery_address "
+        "shipping_address".split()
+    ),
+}
 BY_KIND = {id(kind): PLAIN[name] for name, kind in KINDS.items() if name in PLAIN}
-NAMED = ("with {f} {v}", "with the {f} {v}", "{f} {v}", ", the {f} is {v}", ", my {f} is {v}", ", her {f} is {v}",
-         ", his {f} is {v}", ", {f} {v}", ", {f}: {v}", ". The {f} is {v}", ". The {f} is {v}")  # fmt: skip
-FLAGS = {True: ("with {f}", ", with {f}", "and {f}", ", {f} too"), False: ("without {f}", ", no {f}", "but no {f}")}
+NAMED = (
+    "with {f} {v}",
+    "with the {f} {v}",
+    "{f} {v}",
+    ", the {f} is {v}",
+    ", my {f} is {v}",
+    ", her {f} is {v}",
+    ", his {f} is {v}",
+    ", {f} {v}",
+    ", {f}: {v}",
+    ". The {f} is {v}",
+    ". The {f} is {v}",
+)
+FLAGS = {
+    True: ("with {f}", ", with {f}", "and {f}", ", {f} too"),
+    False: ("without {f}", ", no {f}", "but no {f}"),
+}
 # Kinds that may stand right after the noun, as in "my order KX-4471", and words that take no preposition.
 APPOSED = tuple(KINDS[name] for name in ("code", "person", "text", "product", "subject"))
 WHEN = ("today", "tomorrow", "tonight")
 
 
 def natural_core(
-    source: Source, verb: str, noun: str, tail: str, fields: Sequence[Field], values: dict[str, Scalar]
+    source: Source,
+    verb: str,
+    noun: str,
+    tail: str,
+    fields: Sequence[Field],
+    values: dict[str, Scalar],
 ) -> str:
     """One clause for an action and the values that there are, without greeting or full stop."""
     first, _, particle = verb.partition(" ")
     lacking = len(values) < len(fields)
     given = [field for field in source.rng.sample(fields, len(fields)) if field.name in values]
     thing, left, bare = _thing(source, noun, given, values, lacking)
-    if particle not in ("", "for") and source.chance(0.5):  # "turn the light on" for "turn on the light"
+    if particle not in ("", "for") and source.chance(
+        0.5
+    ):  # "turn the light on" for "turn on the light"
         action = f"{first} {thing} {particle}"
     else:
         action = f"{verb} {thing}"
     text = source.pick(OPENERS) + action + (tail if len(values) < 3 and source.chance(0.3) else "")
     phrases = [_mention(source, field, values[field.name], bare, lacking) for field in left]
-    for phrase in sorted(phrases, key=lambda p: p.startswith(".")):  # sentences of their own come last
+    for phrase in sorted(
+        phrases, key=lambda p: p.startswith(".")
+    ):  # sentences of their own come last
         text += phrase if phrase[0] in ",." else f" {phrase}"
     return text
 
@@ -91,4 +138,6 @@ def _mention(source: Source, field: Field, value: Scalar, bare: list[Field], lac
         return str(value)
     directed = [phrase for phrase, names in DIRECTIONS.items() if field.name in names]
     plain = directed or BY_KIND.get(id(field.kind))  # none for an everyday tool's field
-    return (source.pick(plain) if plain else source.template(field.kind.phrases)).format(f=field.spoken, v=value)
+    return (source.pick(plain) if plain else source.template(field.kind.phrases)).format(
+        f=field.spoken, v=value
+    )

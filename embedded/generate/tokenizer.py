@@ -70,4 +70,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )

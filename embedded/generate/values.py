@@ -93,12 +93,18 @@ class Source:
 
     def _crossed(self) -> str:
         first, second = self.pick(words.ALL), self.pick(words.ALL)
-        return first[: self.rng.randint(1, len(first))] + second[self.rng.randint(0, len(second) - 1) :]
+        return (
+            first[: self.rng.randint(1, len(first))]
+            + second[self.rng.randint(0, len(second) - 1) :]
+        )
 
     def _syllables(self) -> str:
         count = self.pick((1, 2, 2, 2, 3, 3))
 
-        return "".join(self.pick(words.ONSETS) + self.pick(words.VOWELS) + self.pick(words.CODAS) for _ in range(count))
+        return "".join(
+            self.pick(words.ONSETS) + self.pick(words.VOWELS) + self.pick(words.CODAS)
+            for _ in range(count)
+        )
 
     def digits(self, low: int, high: int) -> str:
         """The digits of a number of `low` to `high` places."""
@@ -145,7 +151,9 @@ def _person(source: Source) -> str:
 
 def _city(source: Source) -> str:
     place = _capital(source, words.CITIES)
-    return f"{source.pick(('New', 'Port', 'Lake', 'Mount'))} {place}" if source.chance(0.1) else place
+    return (
+        f"{source.pick(('New', 'Port', 'Lake', 'Mount'))} {place}" if source.chance(0.1) else place
+    )
 
 
 def _email(source: Source) -> str:
@@ -183,10 +191,17 @@ def _time(source: Source) -> str:
 
 def _code(source: Source) -> str:
     def draw() -> str:
-        letters = "".join(source.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(source.rng.randint(1, 3)))
+        letters = "".join(
+            source.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(source.rng.randint(1, 3))
+        )
         number = "".join(source.pick("0123456789") for _ in range(source.rng.randint(2, 4)))
         return source.pick(
-            (f"{letters}-{number}", f"{letters}{number}", f"{letters.lower()}_{number}", number + letters)
+            (
+                f"{letters}-{number}",
+                f"{letters}{number}",
+                f"{letters.lower()}_{number}",
+                number + letters,
+            )
         )
 
     return source.on_side(draw)
@@ -211,7 +226,9 @@ def _address(source: Source) -> str:
     """A house number and a street, as in 12 Mill Street."""
 
     def draw() -> str:
-        name = source.word(source.pick((words.SURNAMES, words.NOUNS, words.NAMES, words.PRODUCTS))).split("_")[0]
+        name = source.word(
+            source.pick((words.SURNAMES, words.NOUNS, words.NAMES, words.PRODUCTS))
+        ).split("_")[0]
         return f"{source.rng.randint(1, 199)} {name.capitalize()} {source.pick(words.STREETS)}"
 
     return source.on_side(draw)
@@ -230,7 +247,11 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
 
 
 def _kind(
-    names: str, json_type: str, draw: Callable[[Source], Scalar], phrases: tuple[str, ...], broken: str = "(?!)"
+    names: str,
+    json_type: str,
+    draw: Callable[[Source], Scalar],
+    phrases: tuple[str, ...],
+    broken: str = "(?!)",
 ) -> Kind:
     return Kind(tuple(names.split()), json_type, draw, shuffled(phrases, broken=broken))
 
@@ -294,7 +315,11 @@ KINDS = {
         "weeks months passengers children steps",
         "integer",
         lambda s: int(s.digits(1, 3)),
-        family("|exactly |just |about |only |with |for |a total of ", "{v} {f}", "| in all| or so| in total|, no more"),
+        family(
+            "|exactly |just |about |only |with |for |a total of ",
+            "{v} {f}",
+            "| in all| or so| in total|, no more",
+        ),
         broken=r"^(about|exactly|for) .*no more|^(exactly|with|only|a total of) .*or so|^a total of .* in (all|total)",
     ),
     "amount": _kind(
@@ -370,7 +395,10 @@ KINDS = {
         "address street delivery_address pickup_address home office door shipping_address",
         "string",
         _address,
-        family("|straight |please |just ", "to {v}|at {v}|from {v}|over to {v}|around {v}|near {v}|by {v}"),
+        family(
+            "|straight |please |just ",
+            "to {v}|at {v}|from {v}|over to {v}|around {v}|near {v}|by {v}",
+        ),
     ),
     "flag": _kind(
         " ".join(words.FLAGS),
@@ -380,8 +408,21 @@ KINDS = {
     ),
 }
 # How often each kind is drawn.
-WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 12, "amount": 7, "code": 7, "text": 10,
-           "product": 6, "subject": 5, "option": 12, "flag": 4}  # fmt: skip
+WEIGHTS = {
+    "city": 10,
+    "person": 9,
+    "email": 5,
+    "date": 9,
+    "time": 5,
+    "count": 12,
+    "amount": 7,
+    "code": 7,
+    "text": 10,
+    "product": 6,
+    "subject": 5,
+    "option": 12,
+    "flag": 4,
+}
 
 
 def new_field(source: Source, kind_name: str | None = None) -> Field:
@@ -391,11 +432,17 @@ def new_field(source: Source, kind_name: str | None = None) -> Field:
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
     usual = source.known(kind.names)
     has_usual_name = bool(usual) and not source.chance(source.made_up)
-    known = has_usual_name and not source.held  # nobody has told the model what a held-out name stands for
+    known = (
+        has_usual_name and not source.held
+    )  # nobody has told the model what a held-out name stands for
     if has_usual_name:
         name = source.pick(usual)
     else:
-        name = source.invent() if source.chance(min(0.6, 2 * source.made_up)) else source.word(words.NOUNS)
+        name = (
+            source.invent()
+            if source.chance(min(0.6, 2 * source.made_up))
+            else source.word(words.NOUNS)
+        )
         name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
     if kind.type != "option":
         return Field(name, kind, kind.type, known)

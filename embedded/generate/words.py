@@ -62,8 +62,12 @@ TOPICS = tuple(
     urbanism volcanoes weaving yoga zoology archery ballet carpentry drama energy fashion glaciers health insects jazz
     karate lighthouses magnets nature oceans pottery rivers surfing theatre vaccines whales""".split()
 )
-WEEKDAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday tomorrow today tonight".split())
-MONTHS = tuple("January February March April May June July August September October November December".split())
+WEEKDAYS = tuple(
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday tomorrow today tonight".split()
+)
+MONTHS = tuple(
+    "January February March April May June July August September October November December".split()
+)
 OPTIONS = tuple(
     """small medium large red green blue yellow black white low high normal urgent fast slow cheap standard premium
     basic advanced morning noon evening night lunch dinner breakfast celsius fahrenheit metric imperial aisle window
@@ -77,7 +81,9 @@ FLAGS = tuple(
     notifications backup encryption tracking signature assembly cleaning pets smoking catering transport guide audio
     shade refills receipt lights recording""".split()
 )
-DOMAINS = tuple("mail post inbox office shop school north blue river data works cloud garden studio".split())
+DOMAINS = tuple(
+    "mail post inbox office shop school north blue river data works cloud garden studio".split()
+)
 ENDINGS = tuple("com org net io de fr eu info".split())
 
 ONSETS = tuple(
@@ -89,7 +95,18 @@ CODAS = (*("",) * 14, *"ck d g l m n n nd nk p r rn s st t x".split())
 ALL = tuple(
     dict.fromkeys(
         part
-        for words in (ADJECTIVES, NAMES, SURNAMES, CITIES, PRODUCTS, TOPICS, OPTIONS, FLAGS, NOUNS, VERBS)
+        for words in (
+            ADJECTIVES,
+            NAMES,
+            SURNAMES,
+            CITIES,
+            PRODUCTS,
+            TOPICS,
+            OPTIONS,
+            FLAGS,
+            NOUNS,
+            VERBS,
+        )
         for word in words
         for part in word.lower().split("_")
         if len(part) > 2
@@ -106,11 +123,19 @@ def side(text: str) -> bool:
 @cache
 def mine(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
     """The words of one side; may be none where the list is short."""
-    return tuple(word for word in dict.fromkeys(words) if (crc32(word.lower().encode()) % HELD_WORDS == 0) == held)
+    return tuple(
+        word
+        for word in dict.fromkeys(words)
+        if (crc32(word.lower().encode()) % HELD_WORDS == 0) == held
+    )
 
 
 @cache
 def templates(texts: tuple[Item | None, ...], held: bool) -> tuple[Item, ...]:
     """The sentence templates of one side: every fifth place is held out, so that each list has some on both sides."""
     last = HELD_TEMPLATES - 1
-    return tuple(text for i, text in enumerate(texts) if text is not None and (i % HELD_TEMPLATES == last) == held)
+    return tuple(
+        text
+        for i, text in enumerate(texts)
+        if text is not None and (i % HELD_TEMPLATES == last) == held
+    )

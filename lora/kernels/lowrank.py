@@ -26,7 +26,12 @@ def product(left: tl.tensor, right: tl.tensor, total: tl.tensor, UPCAST: tl.cons
 
 @triton.jit(do_not_specialize=["count", "size"])
 def sum_parts_kernel(
-    parts: tl.tensor, out: tl.tensor, count: int, size: int, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+    parts: tl.tensor,
+    out: tl.tensor,
+    count: int,
+    size: int,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """out (size) = the sum over the first dimension of parts (count, size), CHUNK of them at a time, in order."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -35,7 +40,9 @@ def sum_parts_kernel(
     while first < count:
         part = first + tl.arange(0, CHUNK)
         inside = (part < count)[:, None] & (index < size)[None, :]
-        values = tl.load(parts + part[:, None].to(tl.int64) * size + index[None, :], mask=inside, other=0.0)
+        values = tl.load(
+            parts + part[:, None].to(tl.int64) * size + index[None, :], mask=inside, other=0.0
+        )
         total += tl.sum(values, axis=0)
         first += CHUNK
     tl.store(out + index, total, mask=index < size)
@@ -72,14 +79,26 @@ def shrink_kernel(
     for step in range(STEPS):
         first_col = (split * STEPS + step) * COLS
         cols = first_col + tl.arange(0, COLS)
-        x_tile = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=row_inside & (cols < K)[None, :], other=0.0)
-        a_tile = tl.load(a + ranks[None, :] * K + cols[:, None], mask=(cols < K)[:, None] & rank_inside, other=0.0)
+        x_tile = tl.load(
+            x + rows[:, None] * x_stride + cols[None, :],
+            mask=row_inside & (cols < K)[None, :],
+            other=0.0,
+        )
+        a_tile = tl.load(
+            a + ranks[None, :] * K + cols[:, None],
+            mask=(cols < K)[:, None] & rank_inside,
+            other=0.0,
+        )
         if DROPOUT:
             x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         total = product(x_tile, a_tile.to(x_tile.dtype), total, UPCAST)
     factor = tl.load(scale + ranks, mask=ranks < R, other=0.0) * inverse
     out += (split.to(tl.int64) * M + first_row) * R
-    tl.store(out + rows[:, None] * R + ranks[None, :], total * factor[None, :], mask=row_inside & rank_inside)
+    tl.store(
+        out + rows[:, None] * R + ranks[None, :],
+        total * factor[None, :],
+        mask=row_inside & rank_inside,
+    )
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -111,7 +130,9 @@ def grad_s_b_kernel(
     rows, cols = tl.arange(0, ROWS), strip * COLS + tl.arange(0, COLS)
     col_inside, rank_inside = cols < N, (ranks < R)[None, :]
     b_offsets, b_inside = cols[:, None] * R + ranks[None, :], col_inside[:, None] & rank_inside
-    b_tile = tl.load(b + b_offsets, mask=b_inside, other=0.0).to(dy.dtype.element_ty)  # (COLS, RANK)
+    b_tile = tl.load(b + b_offsets, mask=b_inside, other=0.0).to(
+        dy.dtype.element_ty
+    )  # (COLS, RANK)
     ds_parts += strip.to(tl.int64) * M * R
     db = tl.zeros((COLS, RANK), tl.float32)
     for step in range(STEPS):
@@ -179,7 +200,11 @@ def grad_a_kernel(
             x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         total = product(tl.trans(x_tile), ds_tile, total, UPCAST)
     da_parts += block.to(tl.int64) * R * K
-    tl.store(da_parts + (ranks[None, :] * K + cols[:, None]), total * inverse, mask=col_inside[:, None] & rank_inside)
+    tl.store(
+        da_parts + (ranks[None, :] * K + cols[:, None]),
+        total * inverse,
+        mask=col_inside[:, None] & rank_inside,
+    )
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
@@ -210,12 +235,20 @@ def add_product_kernel(
     row_inside, col_inside = (first_row + rows < M)[:, None], (cols < N)[None, :]
     out += wide * out_stride
     out_offsets = rows[:, None] * out_stride + cols[None, :]
-    before = tl.load(out + out_offsets, mask=row_inside & col_inside, other=0.0)  # first: it travels meanwhile
+    before = tl.load(
+        out + out_offsets, mask=row_inside & col_inside, other=0.0
+    )  # first: it travels meanwhile
     left_offsets = rows[:, None] * left_stride + ranks[None, :]
-    left_tile = tl.load(left + wide * left_stride + left_offsets, mask=row_inside & (ranks < R)[None, :], other=0.0)
+    left_tile = tl.load(
+        left + wide * left_stride + left_offsets, mask=row_inside & (ranks < R)[None, :], other=0.0
+    )
     right_offsets = ranks[:, None] * right_stride + cols[None, :] * right_step
     right_tile = tl.load(right + right_offsets, mask=(ranks < R)[:, None] & col_inside, other=0.0)
-    total = product(left_tile, right_tile.to(left_tile.dtype), tl.zeros((ROWS, COLS), tl.float32), UPCAST)
+    total = product(
+        left_tile, right_tile.to(left_tile.dtype), tl.zeros((ROWS, COLS), tl.float32), UPCAST
+    )
     if DROPOUT:
-        total = tl.where(kept(tl.load(seed), first_row + rows, first_col, threshold, COLS), total * inverse, 0.0)
+        total = tl.where(
+            kept(tl.load(seed), first_row + rows, first_col, threshold, COLS), total * inverse, 0.0
+        )
     tl.store(out + out_offsets, before.to(tl.float32) + total, mask=row_inside & col_inside)

@@ -15,12 +15,18 @@ ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def kept(key: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr) -> tl.tensor:
+def kept(
+    key: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr
+) -> tl.tensor:
     """The mask (rows, COLS) of the columns from `first_col` (a multiple of 8) on; `key` is the seed's value."""
     groups = first_col // 8 + tl.arange(0, COLS // 8)
     zero = tl.zeros((1, 1), tl.int32)
-    a, b, c, d = tl.philox(key, groups[None, :], rows[:, None], zero, zero, ROUNDS)  # (rows, COLS / 8) each
-    words = tl.join(tl.join(a, c), tl.join(b, d))  # (rows, COLS / 8, 2, 2): a, b, c, d in this order when flattened
+    a, b, c, d = tl.philox(
+        key, groups[None, :], rows[:, None], zero, zero, ROUNDS
+    )  # (rows, COLS / 8) each
+    words = tl.join(
+        tl.join(a, c), tl.join(b, d)
+    )  # (rows, COLS / 8, 2, 2): a, b, c, d in this order when flattened
     limit = tl.cast(threshold, tl.uint32)
     keep = tl.join((words & 0xFFFF) >= limit, (words >> 16) >= limit)  # (rows, COLS / 8, 2, 2, 2)
     return tl.reshape(keep, (rows.shape[0], COLS))
@@ -28,7 +34,13 @@ def kept(key: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
 def keep_mask_kernel(
-    out: tl.tensor, seed: tl.tensor, M: int, K: int, threshold: int, ROWS: tl.constexpr, COLS: tl.constexpr
+    out: tl.tensor,
+    seed: tl.tensor,
+    M: int,
+    K: int,
+    threshold: int,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ) -> None:
     """out (M, K): the mask itself, for tests and for runs that compare with another implementation."""
     first_row, first_col = tl.program_id(0) * ROWS, tl.program_id(1) * COLS

@@ -9,9 +9,24 @@ import torch
 import triton
 from torch import Tensor
 
-from lora.kernels.lowrank import add_product_kernel, grad_a_kernel, grad_s_b_kernel, shrink_kernel, sum_parts_kernel
+from lora.kernels.lowrank import (
+    add_product_kernel,
+    grad_a_kernel,
+    grad_s_b_kernel,
+    shrink_kernel,
+    sum_parts_kernel,
+)
 from lora.kernels.mask import drop_threshold, keep_mask_kernel
-from lora.kernels.tiles import MASK, MAX_SLICE, SUM, capability_of, padded, split_columns, split_rows, tile_for
+from lora.kernels.tiles import (
+    MASK,
+    MAX_SLICE,
+    SUM,
+    capability_of,
+    padded,
+    split_columns,
+    split_rows,
+    tile_for,
+)
 
 
 def keep_mask(M: int, K: int, p: float, seed: Tensor) -> Tensor:
@@ -20,7 +35,9 @@ def keep_mask(M: int, K: int, p: float, seed: Tensor) -> Tensor:
     if out.numel():
         grid = (triton.cdiv(M, MASK.rows), triton.cdiv(K, MASK.cols))
         with torch.cuda.device_of(seed):
-            keep_mask_kernel[grid](out, seed, M, K, drop_threshold(p), ROWS=MASK.rows, COLS=MASK.cols, **MASK.options)
+            keep_mask_kernel[grid](
+                out, seed, M, K, drop_threshold(p), ROWS=MASK.rows, COLS=MASK.cols, **MASK.options
+            )
     return out
 
 
@@ -32,13 +49,30 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
     x = _readable(x)
     tile = tile_for(capability_of(x.device), "shrink", R, x.dtype)
     splits, steps = split_columns(M, K, tile)
-    out = torch.empty(splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
+    out = torch.empty(
+        splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device
+    )
     with torch.cuda.device_of(x):
         shrink_kernel[(triton.cdiv(M, tile.rows), splits)](
-            x, a.contiguous(), scale, seed, out, M, K, R, x.stride(0), drop_threshold(p), 1.0 / (1.0 - p),
-            RANK=padded(R), ROWS=tile.rows, COLS=tile.cols, STEPS=steps, DROPOUT=p > 0, UPCAST=x.device.type == "cpu",
+            x,
+            a.contiguous(),
+            scale,
+            seed,
+            out,
+            M,
+            K,
+            R,
+            x.stride(0),
+            drop_threshold(p),
+            1.0 / (1.0 - p),
+            RANK=padded(R),
+            ROWS=tile.rows,
+            COLS=tile.cols,
+            STEPS=steps,
+            DROPOUT=p > 0,
+            UPCAST=x.device.type == "cpu",
             **tile.options,
-        )  # fmt: skip
+        )
         return _sum_parts(out, x.dtype)
 
 
@@ -60,14 +94,30 @@ def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, 
     tile = tile_for(capability_of(dy.device), "grad_s_b", rank, dy.dtype)
     blocks, steps = split_rows(M, N, tile)
     slices, strips = triton.cdiv(R, rank), triton.cdiv(N, tile.cols)
-    ds = torch.empty(strips, M, R, dtype=dy.dtype if strips == 1 else torch.float32, device=dy.device)
+    ds = torch.empty(
+        strips, M, R, dtype=dy.dtype if strips == 1 else torch.float32, device=dy.device
+    )
     db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
     with torch.cuda.device_of(dy):
         grad_s_b_kernel[(slices, blocks, strips)](
-            dy, b.contiguous(), s, ds, db, float(scaling), M, N, R, dy.stride(0), s.stride(0),
-            RANK=rank, ROWS=tile.rows, COLS=tile.cols, STEPS=steps, UPCAST=dy.device.type == "cpu",
+            dy,
+            b.contiguous(),
+            s,
+            ds,
+            db,
+            float(scaling),
+            M,
+            N,
+            R,
+            dy.stride(0),
+            s.stride(0),
+            RANK=rank,
+            ROWS=tile.rows,
+            COLS=tile.cols,
+            STEPS=steps,
+            UPCAST=dy.device.type == "cpu",
             **tile.options,
-        )  # fmt: skip
+        )
         return _sum_parts(ds, dy.dtype), _sum_parts(db, torch.float32)
 
 
@@ -82,10 +132,25 @@ def grad_a(ds: Tensor, x: Tensor, p: float, seed: Tensor) -> Tensor:
     da = torch.empty(blocks, R, K, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         grad_a_kernel[(blocks, triton.cdiv(K, tile.cols))](
-            ds, x, seed, da, M, K, R, ds.stride(0), x.stride(0), drop_threshold(p), 1.0 / (1.0 - p),
-            RANK=padded(R), ROWS=tile.rows, COLS=tile.cols, STEPS=steps, DROPOUT=p > 0, UPCAST=x.device.type == "cpu",
+            ds,
+            x,
+            seed,
+            da,
+            M,
+            K,
+            R,
+            ds.stride(0),
+            x.stride(0),
+            drop_threshold(p),
+            1.0 / (1.0 - p),
+            RANK=padded(R),
+            ROWS=tile.rows,
+            COLS=tile.cols,
+            STEPS=steps,
+            DROPOUT=p > 0,
+            UPCAST=x.device.type == "cpu",
             **tile.options,
-        )  # fmt: skip
+        )
         return _sum_parts(da, torch.float32)
 
 
@@ -94,7 +159,9 @@ def add_grad_x_(dx: Tensor, ds: Tensor, a: Tensor, p: float, seed: Tensor) -> No
     _add_product_(dx, ds, a, p, seed)
 
 
-def grad_a_x_(dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor) -> Tensor:
+def grad_a_x_(
+    dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
+) -> Tensor:
     """da (R, K); adds the low-rank part to dx (M, K) in place where there is one: the two functions above."""
     if dx is not None:
         add_grad_x_(dx, ds, a, p, seed)
@@ -108,18 +175,35 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tens
     """
     (M, N), R = out.shape, left.shape[1]
     if out.stride(1) != 1 and N > 1:
-        raise ValueError(f"in-place low-rank product: expected columns one element apart, got strides {out.stride()}")
+        raise ValueError(
+            f"in-place low-rank product: expected columns one element apart, got strides {out.stride()}"
+        )
     if out.numel() == 0:
         return
     left = _readable(left)
     tile = tile_for(capability_of(out.device), "add_product", R, out.dtype)
     with torch.cuda.device_of(out):
         add_product_kernel[(triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))](
-            out, left, right, seed, M, N, R, out.stride(0), left.stride(0), right.stride(0), right.stride(1),
-            drop_threshold(p), 1.0 / (1.0 - p),
-            RANK=padded(R), ROWS=tile.rows, COLS=tile.cols, DROPOUT=p > 0, UPCAST=out.device.type == "cpu",
+            out,
+            left,
+            right,
+            seed,
+            M,
+            N,
+            R,
+            out.stride(0),
+            left.stride(0),
+            right.stride(0),
+            right.stride(1),
+            drop_threshold(p),
+            1.0 / (1.0 - p),
+            RANK=padded(R),
+            ROWS=tile.rows,
+            COLS=tile.cols,
+            DROPOUT=p > 0,
+            UPCAST=out.device.type == "cpu",
             **tile.options,
-        )  # fmt: skip
+        )
 
 
 def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,7 +212,9 @@ def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
     grid = (triton.cdiv(out.numel(), SUM.cols),)
-    sum_parts_kernel[grid](parts, out, len(parts), out.numel(), CHUNK=SUM.rows, BLOCK=SUM.cols, **SUM.options)
+    sum_parts_kernel[grid](
+        parts, out, len(parts), out.numel(), CHUNK=SUM.rows, BLOCK=SUM.cols, **SUM.options
+    )
     return out
 
 

@@ -13,7 +13,9 @@ from types import MappingProxyType
 import torch
 
 WANTED_PROGRAMS = 128  # about one for each multiprocessor of an A100 (108) or H100 (132)
-MAX_STEPS = 16  # row tiles that one program of a reduction over M reads: with more, too few programs remain
+MAX_STEPS = (
+    16  # row tiles that one program of a reduction over M reads: with more, too few programs remain
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ def supported(capability: tuple[int, int]) -> tuple[bool, str]:
         return False, "Triton is not installed"
     name = f"sm_{capability[0]}{capability[1]}"
     if capability < (8, 0):
-        return False, f"{name}: below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores"
+        return (
+            False,
+            f"{name}: below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores",
+        )
     return True, f"{name}: tensor cores through tl.dot"
 
 
@@ -110,7 +115,9 @@ def padded(rank: int) -> int:
 def bucket(rank: int) -> int:
     """The rank bucket of the table that serves `rank`. Raises: ValueError for a rank over 256."""
     if rank > RANK_BUCKETS[-1]:
-        raise ValueError(f"lora kernels: expected a stacked rank of at most {RANK_BUCKETS[-1]}, got {rank}")
+        raise ValueError(
+            f"lora kernels: expected a stacked rank of at most {RANK_BUCKETS[-1]}, got {rank}"
+        )
     return next(size for size in RANK_BUCKETS if rank <= size)
 
 
