@@ -25,7 +25,7 @@ from agent.agent import Agent, Event
 from agent.evaluate import first_replies, score_calls
 from agent.loading import load_agent
 from agent.toolbox import ToolBox
-from common.cli import USER_ERRORS, Parser, real, whole
+from common.cli import USER_ERRORS, Parser, float_in, int_at_least
 from common.device import seed_everything
 from data.dataset import load_conversations
 from lora.adapter import merge_adapter
@@ -137,11 +137,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
     add("--tools", type=Path, help="Python file whose public functions become tools")
     add("--json", action="store_true", help="one JSON object per event on stdout")
-    add("--max-new-tokens", type=whole(1), default=512, help="at most so many tokens per reply")
-    add("--temperature", type=real(0), default=0.0, help="0 takes the most probable token")
+    add(
+        "--max-new-tokens",
+        type=int_at_least(1),
+        default=512,
+        help="at most so many tokens per reply",
+    )
+    add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
     add(
         "--top-p",
-        type=real(0),
+        type=float_in(0),
         default=1.0,
         help="sample from the smallest set of tokens that holds this probability",
     )

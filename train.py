@@ -28,7 +28,7 @@ from agent.evaluate import (
 )
 from agent.loading import EMBEDDED, load_base, model_folder
 from common import device as runtime
-from common.cli import USER_ERRORS, Parser, real, whole
+from common.cli import USER_ERRORS, Parser, float_in, int_at_least
 from common.sharding import unsharded
 from data.chat import Example, common_prompt
 from data.conversation import Conversation
@@ -37,7 +37,7 @@ from data.masks import mask_text
 from data.packing import IGNORED, Batch, Packing, collate, epoch_order, pack_examples
 from data.tokenizer import Tokenizer
 from lora.adapter import save_adapter
-from lora.config import SEVEN, LoRAConfig, parse_targets
+from lora.config import LINEARS, LoRAConfig, parse_targets
 from lora.inject import add_lora, trainable_parameters
 from lora.ops import IMPLEMENTATIONS, resolve_impl
 from model import recompute as recomputation
@@ -606,38 +606,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto, bf16, fp16 or fp32, of the frozen weights and the activations",
     )
-    add("--max-length", type=whole(2), help="tokens per pack")
-    add("--micro-batch", type=whole(1), help="packs per forward pass")
-    add("--accumulate", type=whole(1), help="micro-batches per optimizer step")
+    add("--max-length", type=int_at_least(2), help="tokens per pack")
+    add("--micro-batch", type=int_at_least(1), help="packs per forward pass")
+    add("--accumulate", type=int_at_least(1), help="micro-batches per optimizer step")
     add(
         "--epochs",
-        type=real(1e-9),
+        type=float_in(1e-9),
         help=f"default 1; the embedded base instead takes {SMALL_STEPS} steps",
     )
     add(
         "--max-steps",
-        type=whole(1),
+        type=int_at_least(1),
         help="stop after so many optimizer steps, whatever --epochs says",
     )
-    add("--lr", type=real(0), help="peak learning rate")
+    add("--lr", type=float_in(0), help="peak learning rate")
     add(
         "--row-lr-scale",
-        type=real(0),
+        type=float_in(0),
         help="with --adapt rows: rate of the new tokens' rows, as a multiple of --lr",
     )
-    add("--warmup", type=real(0, 1), default=0.1, help="share of the steps")
-    add("--weight-decay", type=real(0), default=0.1)
-    add("--clip", type=real(0), default=1.0, help="largest gradient norm; 0 never clips")
-    add("--rank", type=whole(1), default=16)
-    add("--alpha", type=real(0), help="the low-rank term is scaled by alpha / rank")
+    add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
+    add("--weight-decay", type=float_in(0), default=0.1)
+    add("--clip", type=float_in(0), default=1.0, help="largest gradient norm; 0 never clips")
+    add("--rank", type=int_at_least(1), default=16)
+    add("--alpha", type=float_in(0), help="the low-rank term is scaled by alpha / rank")
     add(
         "--dropout",
-        type=real(0, 1),
+        type=float_in(0, 1),
         help="of the low-rank path's input; default 0.05, the embedded base 0",
     )
     add(
         "--targets",
-        default=",".join(SEVEN),
+        default=",".join(LINEARS),
         help="comma-separated module names, or one regular expression",
     )
     add(
@@ -666,24 +666,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--eval-fraction",
-        type=real(0, 1),
+        type=float_in(0, 1),
         default=0.1,
         help="share of the rows of --dataset that is held out",
     )
     add(
         "--eval-rows",
-        type=whole(0),
+        type=int_at_least(0),
         help="held-out rows whose loss is taken; default 64, on a CPU 8",
     )
     add(
         "--eval-calls",
-        type=whole(0),
+        type=int_at_least(0),
         help="held-out rows whose calls are scored; default 16, on a CPU 4",
     )
     add("--seed", type=int, default=0)
     add(
         "--save-every",
-        type=whole(0),
+        type=int_at_least(0),
         default=100,
         help="optimizer steps between checkpoints; 0: only at the end",
     )

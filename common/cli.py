@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-def whole(least: int) -> Callable[[str], int]:
+def int_at_least(least: int) -> Callable[[str], int]:
     """A type for argparse: a whole number of at least `least`."""
 
     def read(text: str) -> int:
@@ -37,7 +37,7 @@ def whole(least: int) -> Callable[[str], int]:
     return read
 
 
-def real(least: float, below: float = math.inf) -> Callable[[str], float]:
+def float_in(least: float, below: float = math.inf) -> Callable[[str], float]:
     """A type for argparse: a number in [least, below), never infinite or NaN."""
     limits = f"at least {least:g}" + (f" and below {below:g}" if below < math.inf else "")
 

@@ -32,7 +32,7 @@ from embedded.generate.documents import gate_document
 from embedded.generate.tokenizer import save_tokenizer, train_tokenizer, training_text
 from embedded.generate.values import MADE_UP, Source
 from embedded.pretrain_state import COUNTS, Optimizers, State, load_checkpoint, save_checkpoint
-from model.attention import Masked, attend, attention_mask
+from model.attention import MaskedAttention, attend, attention_mask
 from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
@@ -106,7 +106,7 @@ def compute_dtype(device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if model.layers.has_fast_matmul(probe) else torch.float32
 
 
-class TiledMasks(Masked):
+class TiledMasks(MaskedAttention):
     """Attention with masks (B, 1, T, T) in tiles of queries, each with the keys before its end: one graph for all packs."""
 
     def __call__(
@@ -146,7 +146,7 @@ def compile_blocks(base: Gemma2) -> None:
         )
         return TiledMasks(*masks)
 
-    base.model.look = look  # type: ignore[method-assign, assignment]
+    base.model.choose_attention = look  # type: ignore[method-assign, assignment]
 
     def always(x: Tensor) -> bool:
         return True

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from common.sharding import unsharded
 from lora.config import EMBEDDING, HEAD, LoRAConfig
 from lora.inject import add_lora
-from lora.layer import LoRAEmbedding, LoRALinear, TokenRowsEmbedding, TokenRowsHead
+from lora.layer import LoRAEmbedding, LoRALinear, NewTokensEmbedding, NewTokensHead
 
 CONFIG, WEIGHTS, NEW_ROWS = (
     "adapter_config.json",
@@ -59,7 +59,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"{key}.lora_embedding_A": module.lora_A,
                 f"{key}.lora_embedding_B": module.lora_B,
             }
-        elif isinstance(module, TokenRowsEmbedding | TokenRowsHead):
+        elif isinstance(module, NewTokensEmbedding | NewTokensHead):
             if not any(module.trained.rows is seen for seen in tensors.values()):
                 tensors[key + ROWS] = module.trained.rows
     return tensors
@@ -291,8 +291,8 @@ def merge_adapter(model: Any) -> Any:
     mergers: dict[type, Callable[[Any], None]] = {
         LoRALinear: lambda m: _add_delta_(m.base.weight, m.lora_B, m.lora_A, m.scaling),
         LoRAEmbedding: lambda m: _add_delta_(m.base.weight, m.lora_A.T, m.lora_B.T, m.scaling),
-        TokenRowsEmbedding: _set_rows_,
-        TokenRowsHead: _set_rows_,
+        NewTokensEmbedding: _set_rows_,
+        NewTokensHead: _set_rows_,
     }
     with torch.no_grad():
         for name, module in list(model.named_modules()):

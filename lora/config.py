@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 # PEFT options that change the result and that this implementation does not have; each must be absent or "off".
 UNSUPPORTED = (
@@ -38,20 +38,20 @@ class LoRAConfig:
 
     adapt "rows" trains the rows `token_ids` of the embedding fully; "course" puts LoRA on embedding and head instead,
     and `token_ids` are then the frozen new rows that the adapter must carry. An untied head gets trained rows of its
-    own where `head_rows`. Patterns map a module name or a regular expression to its own rank or alpha.
+    own where `trains_head_tokens`. Patterns map a module name or a regular expression to its own rank or alpha.
     Raises: ValueError naming every field that is out of range.
     """
 
     rank: int = 16
     alpha: float = 64
     dropout: float = 0.05
-    targets: tuple[str, ...] | str = SEVEN
+    targets: tuple[str, ...] | str = LINEARS
     adapt: str = "rows"
     use_rslora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
-    head_rows: bool = True
+    trains_head_tokens: bool = True
     base_model: str = ""
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ class LoRAConfig:
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
             "trainable_token_indices": {EMBEDDING: rows, HEAD: rows}
-            if rows and self.head_rows and not tied
+            if rows and self.trains_head_tokens and not tied
             else rows,
             "use_rslora": self.use_rslora,
             "rank_pattern": self.rank_pattern,
@@ -167,7 +167,7 @@ class LoRAConfig:
                 rank_pattern=raw.get("rank_pattern") or {},
                 alpha_pattern=raw.get("alpha_pattern") or {},
                 token_ids=tuple(rows[EMBEDDING]),
-                head_rows=HEAD in rows,
+                trains_head_tokens=HEAD in rows,
                 base_model=raw.get("base_model_name_or_path") or "",
             )
         except (ValueError, TypeError) as error:

@@ -108,10 +108,10 @@ def _gradients(
     parts = zip(dys, b, scalings, s.split(ranks, dim=1), ds.split(ranks, dim=1), strict=True)
     for index, (dy, matrix, scaling, s_part, ds_part) in enumerate(parts):
         if matrix.shape[1]:
-            d_low, db[index] = steps.grad_s_b(dy, matrix, s_part, scaling)
+            d_low, db[index] = steps.expand_backward(dy, matrix, s_part, scaling)
             ds_part.copy_(d_low)
     dx = _frozen_grad(dys, weights) if needs_dx else None
-    da = steps.grad_a_x_(dx, ds, x, a, p, seed)
+    da = steps.shrink_backward_(dx, ds, x, a, p, seed)
     return [x.new_empty(0) if dx is None else dx, da, *db]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lora.config import EMBEDDING, HEAD, LoRAConfig
-from lora.layer import LoRAEmbedding, LoRALinear, TokenRows, TokenRowsEmbedding, TokenRowsHead
+from lora.layer import LoRAEmbedding, LoRALinear, NewTokens, NewTokensEmbedding, NewTokensHead
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
@@ -49,7 +49,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0, impl: str = "a
     Raises: ValueError, before anything is changed, for targets that match nothing, for token ids that do not fit, or
     for a model that has LoRA already.
     """
-    if any(isinstance(m, LoRALinear | LoRAEmbedding | TokenRows) for m in model.modules()):
+    if any(isinstance(m, LoRALinear | LoRAEmbedding | NewTokens) for m in model.modules()):
         raise ValueError("this model already carries LoRA; merge it before adding more")
     targets = find_targets(model, config)
     rows = config.token_ids if config.adapt == "rows" else ()
@@ -66,7 +66,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0, impl: str = "a
             wrapped = LoRAEmbedding(base, rank, scaling, generator)
         _replace(model, name, wrapped.train(base.training))
     if rows:
-        _add_rows(model, rows, config.head_rows)
+        _add_rows(model, rows, config.trains_head_tokens)
     return model
 
 
@@ -84,16 +84,16 @@ def _check_rows(model: nn.Module, ids: tuple[int, ...], targets: dict[str, nn.Mo
         )
 
 
-def _add_rows(model: nn.Module, ids: tuple[int, ...], head_rows: bool) -> None:
+def _add_rows(model: nn.Module, ids: tuple[int, ...], trains_head_tokens: bool) -> None:
     """Replaces the rows `ids` by trained ones: shared with a tied head, separate for an untied one."""
     embedding, head = model.get_submodule(f"model.{EMBEDDING}"), model.get_submodule(HEAD)
     assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
-    trained = TokenRows(embedding.weight, ids)
+    trained = NewTokens(embedding.weight, ids)
     is_tied = head.weight is embedding.weight
-    _replace(model, f"model.{EMBEDDING}", TokenRowsEmbedding(embedding, trained))
-    if is_tied or head_rows:
+    _replace(model, f"model.{EMBEDDING}", NewTokensEmbedding(embedding, trained))
+    if is_tied or trains_head_tokens:
         _replace(
-            model, HEAD, TokenRowsHead(head, trained if is_tied else TokenRows(head.weight, ids))
+            model, HEAD, NewTokensHead(head, trained if is_tied else NewTokens(head.weight, ids))
         )
 
 

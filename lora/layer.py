@@ -115,7 +115,7 @@ class LoRAEmbedding(nn.Module):
         return (frozen + delta).to(frozen.dtype)
 
 
-class TokenRows(nn.Module):
+class NewTokens(nn.Module):
     """The replaced rows of some tokens: ids (n,) and rows (n, D), float32; embedding and tied head share one."""
 
     ids: Tensor
@@ -127,10 +127,10 @@ class TokenRows(nn.Module):
         self.rows = nn.Parameter(weight.detach()[self.ids].float())
 
 
-class TokenRowsEmbedding(nn.Module):
+class NewTokensEmbedding(nn.Module):
     """An embedding in which some rows are replaced by trained ones: ids (B, T) -> (B, T, D)."""
 
-    def __init__(self, base: nn.Embedding, trained: TokenRows) -> None:
+    def __init__(self, base: nn.Embedding, trained: NewTokens) -> None:
         super().__init__()
         self.base, self.trained = base, trained
 
@@ -148,10 +148,10 @@ class TokenRowsEmbedding(nn.Module):
         )
 
 
-class TokenRowsHead(nn.Module):
+class NewTokensHead(nn.Module):
     """A head in which some tokens' logits come from trained rows: (..., D) -> (..., V)."""
 
-    def __init__(self, base: nn.Linear, trained: TokenRows) -> None:
+    def __init__(self, base: nn.Linear, trained: NewTokens) -> None:
         super().__init__()
         self.base, self.trained = base, trained
 

@@ -85,13 +85,13 @@ def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
     y.addmm_(s, b.to(y.dtype).T)
 
 
-def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """ds (M, r) = scaling * dy b in dy's dtype, and db (N, r) = dy^T s in float32."""
     ds = ((dy @ b.to(dy.dtype)).float() * scaling).to(dy.dtype)
     return ds, (dy.T @ s).float()
 
 
-def grad_a_x_(
+def shrink_backward_(
     dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
 ) -> Tensor:
     """da (R, K) = ds^T dropout(x) in float32; adds dropout'(ds a) to dx (M, K) in place where there is one.

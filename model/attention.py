@@ -37,29 +37,29 @@ class KVCache:
         ]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.rows = torch.arange(batch, device=device)[:, None]
-        self.max_length, self.shown = max_length, 0
+        self.max_length, self.visible = max_length, 0
 
-    def reach(self, end: int, shown: int | None = None) -> None:
+    def reserve(self, end: int, visible: int | None = None) -> None:
         """Says, once for all layers, that what is about to be stored ends before `end`. Raises: ValueError past the end.
 
-        `update` then returns the first `shown` entries, by default all: a product would have to copy a part of them.
+        `update` then returns the first `visible` entries, by default all: a product would have to copy a part of them.
         """
         if end > self.max_length:
             raise ValueError(
                 f"position {end - 1} does not fit a cache of {self.max_length} entries"
             )
-        self.shown = self.max_length if shown is None else shown
+        self.visible = self.max_length if visible is None else visible
 
     def update(
         self, layer: int, positions: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns what `reach` has announced, (B, S, Hkv, d)."""
+        """Writes keys and values (B, T, Hkv, d) at positions (B, T); returns what `reserve` has announced, (B, S, Hkv, d)."""
         kept = self.keys[layer], self.values[layer]
         for cached, new in zip(kept, (keys, values), strict=True):
             cached[self.rows, :, positions] = new
-        return kept[0][:, :, : self.shown].transpose(1, 2), kept[1][:, :, : self.shown].transpose(
-            1, 2
-        )
+        return kept[0][:, :, : self.visible].transpose(1, 2), kept[1][
+            :, :, : self.visible
+        ].transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Forgets every row of the batch but these (int64, their indices)."""
@@ -112,7 +112,7 @@ def attend(
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedAttention:
     """Attention through masks (B, 1, T, S) over all keys: for decoding with a cache."""
 
     wide: Tensor
@@ -131,7 +131,7 @@ class Masked:
 
 
 # (query (B, T, H, d), keys and values (B, S, Hkv, d), window, scale, cap) -> (B, T, H, d)
-Look = Callable[[Tensor, Tensor, Tensor, int | None, float, float | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, int | None, float, float | None], Tensor]
 
 
 class Attention(nn.Module):
@@ -153,7 +153,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        look: Look,
+        look: Attend,
         positions: Tensor,
         cache: KVCache | None,
         shrink: float = 1.0,

@@ -55,7 +55,7 @@ def block_mask(documents: Tensor, window: int | None) -> BlockMask:
 
 
 @dataclass(frozen=True)
-class InBlocks:
+class FlexAttention:
     """The block masks of the global and of the sliding layers, made once for a batch."""
 
     wide: BlockMask
@@ -63,7 +63,7 @@ class InBlocks:
     is_compiled: bool = True
 
     @classmethod
-    def of(cls, documents: Tensor, window: int, is_compiled: bool = True) -> "InBlocks":
+    def of(cls, documents: Tensor, window: int, is_compiled: bool = True) -> "FlexAttention":
         """Masks of a batch of packs; a window that covers the pack needs none of its own."""
         wide = block_mask(documents, None)
         return cls(

@@ -66,7 +66,7 @@ def tiles(spans: list[tuple[int, int, int]], window: int | None) -> Iterator[Til
 
 
 @lru_cache(maxsize=16)
-def hidden_places(queries: int, earlier: int, window: int | None, device: torch.device) -> Tensor:
+def causal_bias(queries: int, earlier: int, window: int | None, device: torch.device) -> Tensor:
     """0 where a query sees a key, else -inf: (n, earlier + n), float32; the first key stands `earlier` before query 0."""
     own = torch.arange(queries, device=device)[:, None]
     key = torch.arange(-earlier, queries, device=device)
@@ -163,7 +163,7 @@ def _weights(scores: Tensor, queries: int, window: int | None, cap: float | None
     size = EARLIER
     while size < earlier:
         size *= 2
-    hidden = hidden_places(TILE, size, window, scores.device)[
+    hidden = causal_bias(TILE, size, window, scores.device)[
         :queries, size - earlier : size + queries
     ]  # (n, S)
     # The cap comes before the mask: the other way round a masked score would be -cap and leak.
@@ -175,7 +175,7 @@ def _weights(scores: Tensor, queries: int, window: int | None, cap: float | None
 
 
 @dataclass(frozen=True)
-class InDocuments:
+class TiledAttention:
     """Causal attention inside the documents of a batch: spans (row, start, stop), in one of which each position lies."""
 
     spans: list[tuple[int, int, int]]

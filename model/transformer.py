@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Attention, KVCache, Look, Masked, attention_mask
-from model.attention_tiles import InDocuments, document_spans
+from model.attention import Attend, Attention, KVCache, MaskedAttention, attention_mask
+from model.attention_tiles import TiledAttention, document_spans
 from model.config import Gemma2Config
 from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
 from model.recompute import recomputed
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        look: Look,
+        look: Attend,
         positions: Tensor,
         cache: KVCache | None,
         selective: bool = False,
@@ -90,13 +90,13 @@ class Decoder(nn.Module):
         # "full", each block (arXiv:1604.06174).
         self.checkpoint_activations = "none"
 
-    def look(
+    def choose_attention(
         self,
         positions: Tensor,
         documents: Tensor | None,
         cache: KVCache | None,
         is_whole: bool = False,
-    ) -> Look:
+    ) -> Attend:
         """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be.
 
         `is_whole`: the tokens stand at 0 .. T - 1, whatever the cache held before.
@@ -104,21 +104,23 @@ class Decoder(nn.Module):
         batch, length = positions.shape
         if cache is None and positions.is_cuda and _has_flex(positions.device):
             from model.attention_flex import (
-                InBlocks,
+                FlexAttention,
             )  # imported only where it runs: it brings a compiler
 
             documents = torch.zeros_like(positions) if documents is None else documents
-            return InBlocks.of(
+            return FlexAttention.of(
                 documents.to(positions.device, non_blocking=True), self.config.sliding_window
             )
         if cache is None or is_whole:  # with a cache: all keys are the prompt's own
             if cache is not None:
-                cache.reach(length, shown=length)
-            return InDocuments(document_spans(documents, batch, length))
-        cache.reach(int(positions.max()) + 1)
+                cache.reserve(length, visible=length)
+            return TiledAttention(document_spans(documents, batch, length))
+        cache.reserve(int(positions.max()) + 1)
         keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)
         wide = attention_mask(positions, keys, None, None, None)
-        return Masked(wide, attention_mask(positions, keys, None, None, self.config.sliding_window))
+        return MaskedAttention(
+            wide, attention_mask(positions, keys, None, None, self.config.sliding_window)
+        )
 
     def forward(
         self,
@@ -134,7 +136,7 @@ class Decoder(nn.Module):
         is_whole = positions is None
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        look = self.look(positions, documents, cache, is_whole)
+        look = self.choose_attention(positions, documents, cache, is_whole)
         x = self.embed_tokens(tokens)  # (B, T, D)
         if x.dtype == torch.float16:
             x = x.float()  # the residual stream of a trained Gemma-2 outgrows float16

@@ -72,7 +72,7 @@ def kernels(v: dict[str, Tensor], p: float) -> dict[str, Tensor]:
     dx, y = v["dx"].clone(), v["y"].clone()
     launch.add_grad_x_(dx, v["ds"], v["a"], p, SEED)
     launch.expand_(y, v["s"], v["b"])
-    ds, db = launch.grad_s_b(v["dy"], v["b"], v["s"], SCALING)
+    ds, db = launch.expand_backward(v["dy"], v["b"], v["s"], SCALING)
     shrunk = launch.shrink(v["x"], v["a"], v["scale"], p, SEED)
     return {
         "shrink": shrunk,
@@ -240,8 +240,10 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
     launch.add_grad_x_(x, v["ds"], v["a"], 0.3, SEED)
     assert torch.equal(x, expected["dx"])
     x.copy_(v["dy"][:, :K])
-    ours = launch.grad_s_b(x, v["b"][:K], v["s"], SCALING)
-    assert all(map(torch.equal, ours, launch.grad_s_b(x.contiguous(), v["b"][:K], v["s"], SCALING)))
+    ours = launch.expand_backward(x, v["b"][:K], v["s"], SCALING)
+    assert all(
+        map(torch.equal, ours, launch.expand_backward(x.contiguous(), v["b"][:K], v["s"], SCALING))
+    )
 
 
 def philox(rows: int, groups: int, seed: int) -> np.ndarray:

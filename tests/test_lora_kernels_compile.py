@@ -87,7 +87,7 @@ def launch_all(dtype: torch.dtype, M: int, K: int, N: int, R: int, p: float) -> 
     launch.shrink(x, empty(R, K), empty(R), p, seed)
     launch.grad_a(low, x, p, seed)
     launch.add_grad_x_(x, low, empty(R, K), p, seed)
-    launch.grad_s_b(dy, empty(N, R), low, 2.0)
+    launch.expand_backward(dy, empty(N, R), low, 2.0)
     launch.expand_(dy, low, empty(N, R))
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import model.attention_tiles as module
 from model.attention import attend, attention_mask
-from model.attention_tiles import InDocuments, document_spans, tiles
+from model.attention_tiles import TiledAttention, document_spans, tiles
 
 B, T, H, HKV, D = 2, 29, 4, 2, 12
 DOCUMENTS = torch.tensor([[7] * 11 + [3] * 1 + [9] * 17, [0] * 25 + [-1] * 4])
@@ -29,7 +29,7 @@ def dense(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tens
 
 
 def tiled(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tensor]:
-    look = InDocuments(document_spans(DOCUMENTS, B, T))
+    look = TiledAttention(document_spans(DOCUMENTS, B, T))
     return with_gradients(look(*qkv, window, 0.3, cap), qkv)
 
 
@@ -78,5 +78,5 @@ def test_nothing_of_the_size_of_the_scores_is_saved():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: saved.append(t.numel()) or t, lambda t: t
     ):
-        InDocuments(document_spans(DOCUMENTS, B, T))(*qkv, None, 0.3, 2.0)
+        TiledAttention(document_spans(DOCUMENTS, B, T))(*qkv, None, 0.3, 2.0)
     assert sum(saved) == 2 * B * T * (H + HKV) * D  # queries, keys, values and the result

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from model.attention import KVCache
-from model.attention_flex import InBlocks
-from model.attention_tiles import InDocuments, document_spans
+from model.attention_flex import FlexAttention
+from model.attention_tiles import TiledAttention, document_spans
 from model.layers import RMSNorm
 from model.loader import load_gemma2, save_gemma2
 
@@ -234,8 +234,11 @@ def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relati
     )
     model.requires_grad_(device == "cuda")
     spans, results = document_spans(documents, 2, 17), []
-    for look in (InDocuments(spans), InBlocks.of(documents, window, is_compiled=device == "cuda")):
-        model.model.look = lambda *_, look=look: look
+    for look in (
+        TiledAttention(spans),
+        FlexAttention.of(documents, window, is_compiled=device == "cuda"),
+    ):
+        model.model.choose_attention = lambda *_, look=look: look
         logits = model(tokens, positions, documents)
         parameters = [p for p in model.model.layers.parameters() if p.requires_grad]
         results.append(

@@ -102,7 +102,7 @@ def shrink_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
-def grad_s_b_kernel(
+def expand_backward_kernel(
     dy: tl.tensor,
     b: tl.tensor,
     s: tl.tensor,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora.kernels.lowrank import (
     add_product_kernel,
+    expand_backward_kernel,
     grad_a_kernel,
-    grad_s_b_kernel,
     shrink_kernel,
     sum_parts_kernel,
 )
@@ -81,7 +81,7 @@ def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
     _add_product_(y, s, b.t(), 0.0, y)
 
 
-def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """ds = scaling * dy b in dy's dtype and db = dy^T s in float32, from one read of dy.
 
     dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled -> ds (M, r), db (N, r).
@@ -91,7 +91,7 @@ def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, 
         return dy.new_empty(0, R), b.new_zeros(N, R)
     dy, s = _readable(dy), _readable(s)
     rank = min(padded(R), MAX_SLICE)
-    tile = tile_for(capability_of(dy.device), "grad_s_b", rank, dy.dtype)
+    tile = tile_for(capability_of(dy.device), "expand_backward", rank, dy.dtype)
     blocks, steps = split_rows(M, N, tile)
     slices, strips = triton.cdiv(R, rank), triton.cdiv(N, tile.cols)
     ds = torch.empty(
@@ -99,7 +99,7 @@ def grad_s_b(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, 
     )
     db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
     with torch.cuda.device_of(dy):
-        grad_s_b_kernel[(slices, blocks, strips)](
+        expand_backward_kernel[(slices, blocks, strips)](
             dy,
             b.contiguous(),
             s,
@@ -159,7 +159,7 @@ def add_grad_x_(dx: Tensor, ds: Tensor, a: Tensor, p: float, seed: Tensor) -> No
     _add_product_(dx, ds, a, p, seed)
 
 
-def grad_a_x_(
+def shrink_backward_(
     dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
 ) -> Tensor:
     """da (R, K); adds the low-rank part to dx (M, K) in place where there is one: the two functions above."""

@@ -35,7 +35,7 @@ class Tile:
 
 # The largest padded rank that a row of the table serves; a rank takes the first bucket that holds it.
 RANK_BUCKETS = (16, 64, 256)
-# grad_s_b works on slices of the rank: with more columns of b in a program its strips of dy become narrow, and the
+# expand_backward works on slices of the rank: with more columns of b in a program its strips of dy become narrow, and the
 # partial ds, one for each strip, would outgrow dy.
 MAX_SLICE = 64
 
@@ -47,8 +47,8 @@ TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
         ("any", "shrink", 16): Tile(64, 64, 4, 3),
         ("any", "shrink", 64): Tile(64, 64, 4, 3),
         ("any", "shrink", 256): Tile(64, 32, 8, 2),
-        ("any", "grad_s_b", 16): Tile(32, 256, 8, 2),
-        ("any", "grad_s_b", 64): Tile(64, 128, 8, 2),
+        ("any", "expand_backward", 16): Tile(32, 256, 8, 2),
+        ("any", "expand_backward", 64): Tile(64, 128, 8, 2),
         ("any", "grad_a", 16): Tile(32, 128, 4, 3),
         ("any", "grad_a", 64): Tile(64, 128, 8, 2),
         ("any", "grad_a", 256): Tile(32, 64, 8, 2),
@@ -57,15 +57,15 @@ TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
         ("any", "add_product", 256): Tile(64, 64, 8, 1),
         ("sm_80", "shrink", 16): Tile(64, 128, 4, 4),
         ("sm_80", "shrink", 64): Tile(128, 64, 8, 3),
-        ("sm_80", "grad_s_b", 16): Tile(32, 512, 8, 3),
+        ("sm_80", "expand_backward", 16): Tile(32, 512, 8, 3),
         ("sm_80", "grad_a", 16): Tile(64, 128, 4, 4),
         ("sm_80", "grad_a", 64): Tile(64, 128, 8, 3),
         ("sm_80", "add_product", 64): Tile(64, 128, 8, 1),
         ("sm_90", "shrink", 16): Tile(64, 128, 4, 4),
         ("sm_90", "shrink", 64): Tile(128, 64, 8, 3),
         ("sm_90", "shrink", 256): Tile(128, 32, 8, 2),
-        ("sm_90", "grad_s_b", 16): Tile(32, 512, 8, 3),
-        ("sm_90", "grad_s_b", 64): Tile(64, 256, 8, 2),
+        ("sm_90", "expand_backward", 16): Tile(32, 512, 8, 3),
+        ("sm_90", "expand_backward", 64): Tile(64, 256, 8, 2),
         ("sm_90", "grad_a", 16): Tile(64, 128, 4, 4),
         ("sm_90", "grad_a", 64): Tile(64, 128, 8, 3),
         ("sm_90", "grad_a", 256): Tile(32, 128, 8, 3),
@@ -73,8 +73,8 @@ TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
         ("sm_90", "add_product", 256): Tile(128, 64, 8, 1),
         ("sm_100", "shrink", 16): Tile(64, 128, 4, 4),
         ("sm_100", "shrink", 64): Tile(128, 64, 8, 3),
-        ("sm_100", "grad_s_b", 16): Tile(32, 512, 8, 3),
-        ("sm_100", "grad_s_b", 64): Tile(64, 256, 8, 2),
+        ("sm_100", "expand_backward", 16): Tile(32, 512, 8, 3),
+        ("sm_100", "expand_backward", 64): Tile(64, 256, 8, 2),
         ("sm_100", "grad_a", 16): Tile(64, 128, 4, 4),
         ("sm_100", "grad_a", 64): Tile(64, 128, 8, 3),
         ("sm_100", "grad_a", 256): Tile(32, 128, 8, 3),
