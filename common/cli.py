@@ -1,9 +1,10 @@
-"""The command line: a parser that complains in one sentence, numbers with a range, and which errors are the user's."""
+"""The command line: a parser that complains in one sentence, numbers with a range, and which
+errors are the user's."""
 
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What a wrong input raises; a program that meets one of them ends with exit code 2.
 USER_ERRORS = (
@@ -16,8 +17,20 @@ USER_ERRORS = (
 )
 
 
+class ShowDefaults(argparse.HelpFormatter):
+    """Appends each flag's default to its help, unless the text names it or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".strip()
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without the block of usage in front of an error, which hides the sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=ShowDefaults, **options)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
@@ -43,6 +56,7 @@ def float_in(least: float, below: float = math.inf) -> Callable[[str], float]:
 
     def read(text: str) -> float:
         value = float(text)
+        # Written so that NaN, which compares as false with everything, is refused too.
         if not least <= value < below:
             raise argparse.ArgumentTypeError(f"expected {limits}, got {text}")
         return value

@@ -1,11 +1,11 @@
-"""What a run needs to go on after a stop: trained tensors, AdamW's moments, generator states and counters.
+"""What a run needs to go on after a stop: trained tensors, AdamW's moments, generator states and
+counters.
 
-Written as safetensors and JSON (no pickle) into a new folder that then takes the old one's place in one step, so a stop
-at any moment leaves one whole checkpoint.
+Safetensors and JSON, no pickle. A checkpoint is written into a new folder that then takes the old
+one's place, so a stop at any moment leaves one whole checkpoint.
 """
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,76 +19,45 @@ from common.sharding import sliced_like, unsharded
 from lora.inject import trainable_parameters
 
 TENSORS, COUNTERS = "state.safetensors", "state.json"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-def make_optimizer(
-    model: nn.Module, weight_decay: float, row_lr_scale: float = 1.0
-) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over everything that trains; `set_learning_rate` gives it its rate before each step.
-
-    Token rows are a group of their own, whose rate is `row_lr_scale` times the rate of the low-rank factors.
-    """
-    named = trainable_parameters(model)
-    rows = [p for name, p in named.items() if name.endswith(".trained.rows")]
-    factors = [p for name, p in named.items() if not name.endswith(".trained.rows")]
-    groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999)
-    )
-
-
-def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
-    """Rate of step 1..total: linear up over the first `warmup` share of the steps, then half a cosine down towards zero.
-
-    Source of the cosine: "SGDR" (arXiv:1608.03983), equation 5, without restarts.
-    """
-    rise = math.ceil(warmup * total)
-    if step <= rise:
-        return peak * step / rise
-    return (
-        peak * 0.5 * (1.0 + math.cos(math.pi * (step - 1 - rise) / (total - rise)))
-    )  # zero would be a lost step
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets `rate` times each group's own scale."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's names for its state of one parameter
+ANEW = "start again with --overwrite"
 
 
 def save_checkpoint(
     directory: Path,
     model: nn.Module,
+    *,
     optimizer: torch.optim.Optimizer,
     rng: dict[str, Tensor],
     counters: dict[str, Any],
-    writes: bool = True,
+    is_writer: bool = True,
 ) -> None:
-    """Replaces the checkpoint in `directory`. `counters` is anything JSON can hold; it comes back from `load_checkpoint`.
+    """Replaces the checkpoint in `directory`.
 
-    Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
+    `counters` is anything JSON can hold; `read_counters` returns it. On a sharded model every rank
+    must call this, because the slices are gathered here; only the rank with `is_writer` writes.
     """
     tensors = {f"rng.{name}": state.cpu() for name, state in rng.items()}
     for name, parameter in trainable_parameters(model).items():
         tensors[f"parameter.{name}"] = unsharded(parameter.detach()).cpu()
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = unsharded(value.detach()).cpu()
-    if not writes:
+    if not is_writer:
         return
-    partial, old = (
-        directory.with_name(directory.name + ".partial"),
-        directory.with_name(directory.name + ".old"),
-    )
+    partial = directory.with_name(directory.name + ".partial")
+    old = directory.with_name(directory.name + ".old")
     if old.exists() and not directory.exists():
-        old.rename(directory)  # an earlier stop left only this one
+        old.rename(directory)  # an earlier stop came between the two renames below
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial / TENSORS
-    )
+    # Cloned: on a CPU these are the live parameters' own memory, and safetensors refuses shared
+    # storage.
+    owned = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(owned, partial / TENSORS)
     (partial / COUNTERS).write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
+    # A folder cannot replace a full one in one step: between these renames `.old` is the only
+    # whole checkpoint, and `find_checkpoint` knows that name.
     if directory.exists():
         directory.rename(old)
     partial.rename(directory)
@@ -96,14 +65,16 @@ def save_checkpoint(
 
 
 def find_checkpoint(directory: Path) -> Path:
-    """`directory`, or its predecessor where a stop came between the two renames of `save_checkpoint`.
+    """`directory`, or its predecessor where a stop came between `save_checkpoint`'s two renames.
 
     Raises: FileNotFoundError if there is neither.
     """
     for path in (directory, directory.with_name(directory.name + ".old")):
         if (path / COUNTERS).is_file():
             return path
-    raise FileNotFoundError(f"{directory}: no checkpoint to resume from; start without --resume")
+    raise FileNotFoundError(
+        f"{directory}: no checkpoint to resume from; start without --resume"
+    )
 
 
 def read_counters(directory: Path) -> dict[str, Any]:
@@ -112,13 +83,10 @@ def read_counters(directory: Path) -> dict[str, Any]:
     try:
         counters = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); start again with --overwrite"
-        ) from error
+        raise ValueError(f"{path}: not valid JSON ({error}); {ANEW}") from error
     if not isinstance(counters, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object, got {type(counters).__name__}; start again with --overwrite"
-        )
+        kind = type(counters).__name__
+        raise ValueError(f"{path}: expected a JSON object, got {kind}; {ANEW}")
     return counters
 
 
@@ -133,35 +101,33 @@ def load_checkpoint(
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({error}); start again with --overwrite"
-        ) from error
+        raise ValueError(f"{path}: not a readable checkpoint ({error}); {ANEW}") from error
     named = trainable_parameters(model)
-    found = {
-        key.removeprefix("parameter."): t.shape
-        for key, t in tensors.items()
-        if key.startswith("parameter.")
-    }
-    odd = [
-        n
-        for n in sorted(set(found) | set(named))
-        if n not in found or n not in named or found[n] != named[n].shape
-    ]
-    if odd:
-        raise ValueError(
-            f"{path}: made with another model or other LoRA flags; these tensors differ: {', '.join(odd)}"
-        )
+    _check_shapes(path, named, _with_prefix(tensors, "parameter."))
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(sliced_like(tensors[f"parameter.{name}"], parameter))
-            moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
-            # AdamW keeps its step count on the CPU unless it is fused or capturable.
+            found = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
             optimizer.state[parameter] = {
+                # AdamW keeps its step count on the CPU unless it is fused or capturable.
                 m: t if m == "step" else sliced_like(t.to(parameter.device), parameter)
-                for m, t in moments.items()
+                for m, t in found.items()
             }
-    return {
-        key.removeprefix("rng."): tensor
-        for key, tensor in tensors.items()
-        if key.startswith("rng.")
-    }
+    return _with_prefix(tensors, "rng.")
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _check_shapes(
+    path: Path, named: dict[str, nn.Parameter], found: dict[str, Tensor]
+) -> None:
+    """Raises: ValueError naming every parameter that only one side has, or of another shape."""
+    odd = sorted(set(found) ^ set(named))
+    odd += [name for name in sorted(set(found) & set(named)) if found[name].shape != named[name].shape]
+    if odd:
+        raise ValueError(
+            f"{path}: made with another model or other LoRA flags; "
+            f"these tensors differ: {', '.join(sorted(odd))}"
+        )

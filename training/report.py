@@ -1,0 +1,84 @@
+"""What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.run_folder import PICTURE, read_metrics
+
+
+def describe_run(run: dict[str, Any]) -> list[str]:
+    """The content of `run.json` as a few sentences for the start of a run."""
+    reading, rendering, packing = run["data"]["reading"], run["data"]["rendering"], run["packing"]
+    tokens, supervised = rendering["tokens"], rendering["supervised_tokens"]
+    choices = [
+        f"{name.replace('_', ' ')}: {choice} ({reason})"
+        for name, (choice, reason) in run["choices"].items()
+    ]
+    return [
+        "above: one training row; green is what the model learns to write. In all "
+        f"{supervised:,} of {tokens:,} tokens are supervised ({100 * supervised / tokens:.0f}%)",
+        f"rows: {reading['rows']} read, {reading['dropped']} unreadable, "
+        f"{reading['repaired_rows']} repaired, {rendering['dropped_overlong']} too long, "
+        f"{rendering['truncated']} cut, {run['data']['held_out_rows']} held out; "
+        f"{packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
+        f"device: {run['device']}; {run['trainable_parameters']:,} parameters train in "
+        f"{run['total_steps']} steps",
+        "; ".join(choices),
+    ]
+
+
+def show_sample(folder: Path, console: Console) -> None:
+    """The reply to the run's sample question before and after training, side by side.
+
+    Prints nothing where only one evaluation made a sample.
+    """
+    samples = [line["sample"] for line in read_metrics(folder) if line.get("sample")]
+    if len(samples) > 1:
+        table = Table("before", "after", title=Text(samples[0]["question"]))
+        table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
+        console.print(table)
+
+
+def draw_loss(folder: Path) -> None:
+    """Draws `loss.png` from `metrics.jsonl`.
+
+    Every step's loss, and each evaluation's held-out loss and exact-call accuracy.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    lines = read_metrics(folder)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    steps, losses = _series(lines, lambda line: line.get("loss"))
+    mark = "." if len(steps) < 2 else ""  # a line needs two points to be seen
+    axis.plot(steps, losses, lw=1, marker=mark, label="training")
+    steps, losses = _series(lines, lambda line: line.get("eval_loss"))
+    if steps:
+        axis.plot(steps, losses, "o-", label="held out")
+    axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    steps, shares = _series(lines, lambda line: (line.get("tool_call_accuracy") or {}).get("overall"))
+    if steps:
+        style: dict[str, Any] = {"color": "tab:green", "label": "exact calls"}
+        other = axis.twinx()
+        other.plot(steps, [100 * share for share in shares], "s--", **style)
+        other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
+        axis.plot([], [], "s--", **style)  # one legend for both axes
+    axis.legend(loc="center right")  # the curves begin and end in the corners
+    partial = folder / (PICTURE + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(folder / PICTURE)
+
+
+def _series(
+    lines: list[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]
+) -> tuple[list[int], list[float]]:
+    """The steps of the lines that have a value, and the values."""
+    points = [(line["step"], value(line)) for line in lines]
+    kept = [(step, y) for step, y in points if y is not None]
+    return [step for step, _ in kept], [y for _, y in kept]
