@@ -18,6 +18,7 @@ from model.transformer import Gemma2
 
 # Rows of an evaluation's batch, and entries of its cache, each 106 kB for Gemma-2-2B in 16 bits.
 EVAL_BATCH, EVAL_ENTRIES = 64, 60_000
+REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
 KINDS = ("seen", "unseen", "no_call", "parallel")
 
 
@@ -139,3 +140,28 @@ def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
     return (
         len(render(both, tokenizer).tokens) - len(render_prompt(question, tokenizer)) - 1
     )  # without the newline
+
+
+def reply_limit(asked: Sequence[Conversation], tokenizer: Tokenizer) -> int:
+    """Tokens that a scored reply may have: somewhat more than the longest expected one.
+
+    A model that does not know when to stop pays for all of them, so there is an upper bound.
+    """
+    longest = max(reply_length(conversation, tokenizer) for conversation in asked)
+    return min(max(longest + REPLY_MARGIN, SHORTEST_LIMIT), LONGEST_LIMIT)
+
+
+def pick_sample(
+    scored: Sequence[Conversation],
+    replies: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    seen_tools: set[str],
+) -> dict[str, str]:
+    """A scored question and the reply to it, control tokens as text.
+
+    For a tool that training never shows, if there is one.
+    """
+    kinds = [kind_of(first_reply(row).calls, seen_tools) for row in scored]
+    index = kinds.index("unseen") if "unseen" in kinds else 0
+    asked = [m.content for m in first_question(scored[index]).messages if m.role == "user"]
+    return {"question": asked[-1], "reply": tokenizer.decode(replies[index])}

@@ -72,9 +72,7 @@ def find_checkpoint(directory: Path) -> Path:
     for path in (directory, directory.with_name(directory.name + ".old")):
         if (path / COUNTERS).is_file():
             return path
-    raise FileNotFoundError(
-        f"{directory}: no checkpoint to resume from; start without --resume"
-    )
+    raise FileNotFoundError(f"{directory}: no checkpoint to resume from; start without --resume")
 
 
 def read_counters(directory: Path) -> dict[str, Any]:
@@ -120,12 +118,12 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
 
-def _check_shapes(
-    path: Path, named: dict[str, nn.Parameter], found: dict[str, Tensor]
-) -> None:
+def _check_shapes(path: Path, named: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
     """Raises: ValueError naming every parameter that only one side has, or of another shape."""
     odd = sorted(set(found) ^ set(named))
-    odd += [name for name in sorted(set(found) & set(named)) if found[name].shape != named[name].shape]
+    odd += [
+        name for name in sorted(set(found) & set(named)) if found[name].shape != named[name].shape
+    ]
     if odd:
         raise ValueError(
             f"{path}: made with another model or other LoRA flags; "

@@ -32,6 +32,24 @@ def describe_run(run: dict[str, Any]) -> list[str]:
     ]
 
 
+def describe_evaluation(line: dict[str, Any]) -> list[str]:
+    """What an evaluation found, if this line of metrics holds one."""
+    if line.get("eval_loss") is None:
+        return []
+    accuracy, questions = line.get("tool_call_accuracy"), line.get("questions_accuracy")
+    shares = f"; exact calls: {describe_shares(accuracy)}" if accuracy else ""
+    sentences = [f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}"]
+    if questions:
+        sentences.append(f"questions written by hand: {describe_shares(questions)}")
+    return sentences
+
+
+def describe_shares(accuracy: dict[str, Any]) -> str:
+    """Accuracies as one line of text, each share with its number of conversations."""
+    kinds = [kind for kind, count in accuracy["n"].items() if count]
+    return ", ".join(f"{k} {100 * accuracy[k]:.0f}% of {accuracy['n'][k]}" for k in kinds)
+
+
 def show_sample(folder: Path, console: Console) -> None:
     """The reply to the run's sample question before and after training, side by side.
 
@@ -62,7 +80,9 @@ def draw_loss(folder: Path) -> None:
         axis.plot(steps, losses, "o-", label="held out")
     axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
     axis.grid(alpha=0.3)
-    steps, shares = _series(lines, lambda line: (line.get("tool_call_accuracy") or {}).get("overall"))
+    steps, shares = _series(
+        lines, lambda line: (line.get("tool_call_accuracy") or {}).get("overall")
+    )
     if steps:
         style: dict[str, Any] = {"color": "tab:green", "label": "exact calls"}
         other = axis.twinx()

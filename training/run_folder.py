@@ -42,9 +42,7 @@ def open_folder(
     return Path(chosen)
 
 
-def _choose(
-    output: str | None, settings: dict[str, Any], *, resume: bool, overwrite: bool
-) -> Path:
+def _choose(output: str | None, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
     """Raises: ValueError for a folder in use or flags that do not go together; FileNotFoundError."""
     folder = Path(output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
     if resume:
