@@ -15,121 +15,81 @@ import argparse
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
 from agent.loading import EMBEDDED, load_base, model_folder
 from common import device as devices
-from common.cli import USER_ERRORS, Parser, float_in, int_at_least
-from common.device import Precision
+from common.cli import Parser, float_in, int_at_least
 from common.sharding import unsharded
-from data.chat import Example, common_prompt
-from data.conversation import Conversation
-from data.dataset import build_examples, load_conversations, split
-from data.masks import mask_text
-from data.packing import Batch, pack_examples
 from data.tokenizer import Tokenizer
-from lora.adapter import save_adapter
-from lora.config import LINEARS, LoRAConfig, parse_targets
+from lora.config import LINEARS
 from lora.inject import add_lora, trainable_parameters
-from lora.ops import IMPLEMENTATIONS, resolve_impl
-from model import recompute
+from lora.ops import IMPLEMENTATIONS
 from model.config import Gemma2Config
-from model.loss import supervised_loss
-from model.transformer import Gemma2
-from training import checkpoint, report, run_folder
+from model.recompute import CHECKPOINTING
 from training import ranks as processes
-from training.batches import StepBatches
+from training import report, run_folder, saving
+from training.choices import choose
 from training.progress import Progress, StopSignal
 from training.ranks import Ranks
+from training.reading import read_data
+from training.run import Run, StepLoss
+from training.settings import describe_defaults, fingerprint, lora_config, with_defaults
 
 console = Console(highlight=False)
-EMBEDDED_ROWS = Path(__file__).parent / "embedded" / "rows"
 
-# ---------------------------------------------------------------------------- settings and flags
-
-# Defaults that depend on the model: (the course's, the embedded base's). The small base learns at a
-# higher rate and sees no row twice.
-DEFAULTS: dict[str, tuple[float, float]] = {
-    "max_length": (1500, 2048),
-    "micro_batch": (1, 1),
-    "accumulate": (4, 1),
-    "lr": (1e-4, 2e-3),
-    "row_lr_scale": (1.0, 3.75),
-    "alpha": (64.0, 32.0),
-    "dropout": (0.05, 0.0),
-    "eval_rows": (64, 64),
-    "eval_calls": (16, 160),
-}
-SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
-CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
-# A resumed run must agree with its checkpoint on these: they decide which numbers come next.
-FINGERPRINT = (
-    "model dataset dtype max_length micro_batch accumulate lr row_lr_scale warmup weight_decay "
-    "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
-    "max_steps ranks"
-).split()
+# ------------------------------------------------------------------------------------------ flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, with the defaults that depend on the model filled in."""
-    parser = Parser(description="Teaches a Gemma-2 model to call functions with LoRA.")
-
-    def depends(name: str) -> str:
-        course, small = DEFAULTS[name]
-        return f"default: {course:g}" + (f", embedded {small:g}" if small != course else "")
+    parser = Parser("Teaches a Gemma-2 model to call functions with LoRA.", describe_defaults())
 
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
-    wire = "wire format; default: the model's own, or hermes"
-    add("--format", choices=("hermes", "mistral"), help=wire)
-    add("--max-length", type=int_at_least(2), help=f"tokens per pack; {depends('max_length')}")
+    add("--format", choices=("hermes", "mistral"), help="default: the model's own, or hermes")
+    add("--max-length", type=int_at_least(2), help="tokens of a pack")
     add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="longer rows")
     add("--train-on", choices=("assistant", "tool-calls"), default="assistant", help="which turns")
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
 
     add = parser.add_argument_group("what trains").add_argument
-    add("--rank", type=int_at_least(1), default=16, help="of the low-rank term")
-    add("--alpha", type=float_in(0), help=f"it is scaled by alpha / rank; {depends('alpha')}")
-    add("--dropout", type=float_in(0, 1), help=f"of its input; {depends('dropout')}")
-    names = "comma-separated module names, or one regular expression"
-    add("--targets", default=",".join(LINEARS), help=names)
-    adapt = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
-    add("--adapt", choices=("rows", "course"), default="rows", help=adapt)
+    add("--rank", type=int_at_least(1), default=16, help="of the low-rank term B A")
+    add("--alpha", type=float_in(0), help="the term is scaled by alpha / rank")
+    add("--dropout", type=float_in(0, 1), help="of the term's input")
+    add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
+    recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
+    add("--adapt", choices=("rows", "course"), default="rows", help=recipes)
 
     add = parser.add_argument_group("optimization").add_argument
-    add("--micro-batch", type=int_at_least(1), help=f"packs a pass; {depends('micro_batch')}")
-    add("--accumulate", type=int_at_least(1), help=f"passes a step; {depends('accumulate')}")
-    add("--epochs", type=float_in(1e-9), help=f"default: 1; embedded: {SMALL_STEPS} steps instead")
+    add("--micro-batch", type=int_at_least(1), help="packs of a forward pass")
+    add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
+    add("--epochs", type=float_in(1e-9), help="times that every row is seen")
     add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
-    add("--lr", type=float_in(0), help=f"peak learning rate; {depends('lr')}")
-    scale = f"rate of the new tokens' rows, times --lr; {depends('row_lr_scale')}"
-    add("--row-lr-scale", type=float_in(0), help=scale)
+    add("--lr", type=float_in(0), help="peak learning rate")
+    add("--row-lr-scale", type=float_in(0), help="rate of the new tokens' rows, times --lr")
     add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
     add("--weight-decay", type=float_in(0), default=0.1, help="AdamW's")
     add("--clip", type=float_in(0), default=1.0, help="largest gradient norm; 0 never clips")
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
 
     add = parser.add_argument_group("evaluation").add_argument
-    rows = f"held-out rows whose loss is taken; {depends('eval_rows')}, on a CPU 8"
-    add("--eval-rows", type=int_at_least(0), help=rows)
-    calls = f"held-out rows whose calls are scored; {depends('eval_calls')}, on a CPU 4"
-    add("--eval-calls", type=int_at_least(0), help=calls)
+    add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
+    add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="of weights and activations: auto, bf16, fp16 or fp32")
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto", help="of the low-rank path")
     again = "recomputed in backward: selective, norms and gated products; full, whole blocks"
-    modes = ("auto", *recompute.CHECKPOINTING)
+    modes = ("auto", *CHECKPOINTING)
     add("--checkpoint-activations", choices=modes, default="auto", help=again)
     add("--shard", action="store_true", help="with torchrun: slice the weights (FSDP2), not DDP")
 
@@ -139,25 +99,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     return with_defaults(parser.parse_args(argv))
-
-
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Fills in what was not given. Raises: ValueError for an unknown --device."""
-    is_small = not args.model
-    defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
-    if not is_small and devices.pick_device(args.device).type == "cpu":
-        defaults |= CPU_EVALUATION
-    if is_small and args.epochs is None and args.max_steps is None:
-        args.max_steps = SMALL_STEPS
-    for name, value in {**defaults, "epochs": 1.0}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
-
-
-def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that a resumed run must share with its checkpoint."""
-    return {name: getattr(args, name) for name in FINGERPRINT}
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -193,220 +134,47 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 # --------------------------------------------------------------------------------------- building
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a run trains on and is measured with, read once."""
-
-    tokenizer: Tokenizer
-    batches: StepBatches
-    held_out: list[Conversation]
-    held_out_packs: list[list[Example]]
-    questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
-    seen_tools: set[str]
-
-
-class StepLoss(nn.Module):
-    """Hidden states and summed loss in one call, whose backward DistributedDataParallel can watch."""
-
-    def __init__(self, model: Gemma2) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
-        device = self.model.model.norm.weight.device
-        inputs = (batch.tokens, batch.positions)
-        tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
-        # Document ids and targets stay on the host: looking places up there waits for no device.
-        hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
-        # The head meets only the supervised positions: (B, T, V) logits never exist.
-        return supervised_loss(self.model, hidden, batch.targets, scale)[0]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything the loop needs. `step_loss` is a StepLoss, wrapped where several ranks train."""
-
-    args: argparse.Namespace
-    ranks: Ranks
-    output: Path
-    data: Data
-    model: Gemma2
-    step_loss: nn.Module
-    optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
-    precision: Precision
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps from the first to the last, whether or not the run is resumed."""
-        epochs = self.args.epochs * self.data.batches.steps_per_epoch
-        return self.args.max_steps or math.ceil(epochs)
-
-
 def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     """Reads the rows, then the model, puts LoRA into it, and says what was chosen.
 
     Raises: ValueError or FileNotFoundError for wrong inputs, the cheap checks first.
     """
+    # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
     precision, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+
+    # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     data, examples, counts = read_data(args, tokenizer, device, ranks)
-    # A model to be sliced is built on the CPU, where its weights are only a mapped file.
+
+    # The frozen base, with LoRA in it. One to be sliced over ranks is built on the CPU, where its
+    # weights are only a mapped file.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, args.seed)
-    add_lora(model, lora_config(args, tokenizer), args.seed, args.lora_impl)
+    config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
+    add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
         processes.shard(model, ranks, device)
-    step_loss = StepLoss(model) if args.shard else processes.data_parallel(StepLoss(model), ranks)
+
     devices.seed_everything(args.seed + ranks.index)  # each rank its own dropout masks
     run = Run(
         args=args,
         ranks=ranks,
         output=output,
         data=data,
+        step_loss=processes.data_parallel(StepLoss(model), ranks, is_sharded=args.shard),
         model=model,
-        step_loss=step_loss,
+        config=config,
         optimizer=make_optimizer(model, args.weight_decay, args.row_lr_scale),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
     )
     if ranks.is_first and args.overwrite:
         run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
-    introduce(run, examples, counts, choices)
+    report.introduce(run, examples, counts, choices, console)
     return run
-
-
-def choose(
-    args: argparse.Namespace, config: Gemma2Config, device: torch.device, num_ranks: int
-) -> tuple[Precision, dict[str, tuple[str, str]]]:
-    """What "auto" means here: the precision, and (choice, reason) of everything for `run.json`.
-
-    Raises: ValueError for flags that cannot go together, before anything large is read.
-    """
-    if args.max_length > config.max_position_embeddings:
-        limit = config.max_position_embeddings
-        raise ValueError(f"--max-length: the model has {limit} positions, got {args.max_length}")
-    precision = devices.pick_precision(args.dtype, device, config.num_parameters)
-    impl = resolve_impl(args.lora_impl, device, precision.dtype)
-    mode = recompute.pick_checkpointing(
-        args.checkpoint_activations,
-        config,
-        args.micro_batch * args.max_length,
-        precision,
-        device,
-        copies=impl[0] == "reference",
-        slices=num_ranks if args.shard else 1,
-    )
-    check_recomputed_dropout(args, mode[0], impl[0], device)
-    if args.shard and (num_ranks == 1 or precision.needs_scaler):
-        raise ValueError(
-            "--shard: needs several ranks (torchrun --nproc-per-node=N train.py) and --dtype bf16 "
-            f"or fp32, got {num_ranks} rank and {precision.name}"
-        )
-    chosen = (precision.name, precision.reason)
-    return precision, {"precision": chosen, "lora": impl, "checkpoint_activations": mode}
-
-
-def check_recomputed_dropout(
-    args: argparse.Namespace, mode: str, impl: str, device: torch.device
-) -> None:
-    """Raises: ValueError where a recomputed block would draw other masks than its first pass.
-
-    The fused paths draw theirs from a seed of their own; the reference uses PyTorch's generator,
-    whose state checkpointing puts back on CPUs and GPUs but not on MPS.
-    """
-    if device.type == "mps" and mode == "full" and impl == "reference" and args.dropout:
-        raise ValueError(
-            "--lora-impl reference with --checkpoint-activations full and dropout is not exact on "
-            "mps: give --lora-impl auto, --checkpoint-activations none, or --dropout 0"
-        )
-
-
-def read_data(
-    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
-) -> tuple[Data, list[Example], dict[str, Any]]:
-    """The rows as packs; the rendered examples; what reading and rendering counted.
-
-    Sets the tokenizer's wording around the tools to the one that most rows use.
-    """
-    rows, reading = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
-    questions: list[Conversation] = []
-    if args.dataset:
-        rows, held_out = split(rows, args.eval_fraction, args.seed)
-    else:
-        held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
-        questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
-    tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
-    options = (args.overlong, args.train_on)
-    examples, rendering = build_examples(rows, tokenizer, args.max_length, *options)
-    # A held-out row is never dropped for its length, and may have nothing supervised.
-    cut = ("truncate", args.train_on)
-    measured, _ = build_examples(held_out, tokenizer, args.max_length, *cut, may_be_empty=True)
-    batches = StepBatches(
-        packs=pack_examples(examples, args.max_length).packs,
-        micro_batch=args.micro_batch,
-        accumulate=args.accumulate,
-        ranks=ranks,
-        seed=args.seed,
-        pad_id=tokenizer.pad_id,
-        length=args.max_length if device.type == "cuda" else None,  # one shape for its kernels
-    )
-    data = Data(
-        tokenizer=tokenizer,
-        batches=batches,
-        held_out=held_out,
-        held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
-        questions=questions,
-        seen_tools={name for row in rows for name in row.tool_names},
-    )
-    counts = {"reading": reading.as_dict(), "rendering": rendering.as_dict()}
-    return data, examples, counts | {"held_out_rows": len(held_out)}
-
-
-def lora_config(args: argparse.Namespace, tokenizer: Tokenizer) -> LoRAConfig:
-    """The adapter that the flags ask for."""
-    base = args.model or EMBEDDED
-    if args.model and Path(args.model).is_dir():
-        base = str(Path(args.model).resolve())  # found from anywhere
-    return LoRAConfig(
-        rank=args.rank,
-        alpha=args.alpha,
-        dropout=args.dropout,
-        targets=parse_targets(args.targets),
-        adapt=args.adapt,
-        token_ids=tuple(sorted(tokenizer.tag_ids.values())),
-        base_model=base,
-    )
-
-
-def introduce(
-    run: Run,
-    examples: list[Example],
-    counts: dict[str, Any],
-    choices: dict[str, tuple[str, str]],
-) -> None:
-    """Writes `run.json`, prints one example with its mask and what is about to be trained."""
-    packs, length = run.data.batches.packs, run.args.max_length
-    filled = sum(len(example.tokens) for example in examples)
-    content = {
-        "arguments": vars(run.args),
-        "device": devices.describe(run.model.model.norm.weight.device),
-        "choices": choices,
-        "data": counts,
-        "packing": {"packs": len(packs), "efficiency": filled / (len(packs) * length)},
-        "trainable_parameters": sum(p.numel() for p in trainable_parameters(run.model).values()),
-        "total_steps": run.total_steps,
-        "versions": run_folder.versions(),
-        "git_commit": run_folder.git_commit(),
-    }
-    if run.ranks.is_first:
-        run_folder.write_json(run.output / run_folder.RUN, content)
-    console.print(mask_text(examples[0], run.data.tokenizer), soft_wrap=True)
-    for sentence in report.describe_run(content):
-        console.print(sentence, soft_wrap=True)
 
 
 # ------------------------------------------------------------------------------- one training step
@@ -466,7 +234,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, Any]:
-    """Held-out loss per supervised token and exact-call accuracy; None where nothing is held out."""
+    """Held-out loss per supervised token and exact-call accuracy; None with nothing held out."""
     data, model = run.data, run.model
     line: dict[str, Any] = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
@@ -494,127 +262,46 @@ def evaluate(run: Run) -> dict[str, Any]:
     return line
 
 
-# ---------------------------------------------------------------------------------------- the loop
+# --------------------------------------------------------------------------------------- the loop
 
 
 def train(run: Run, start: int) -> None:
-    """Steps start + 1 .. total_steps. A first Ctrl-C ends after the running step, with a checkpoint.
+    """Steps start + 1 .. total_steps. A first Ctrl-C ends it after the running step, saved.
 
     Raises: FloatingPointError for a loss or gradient that is not finite; KeyboardInterrupt.
     """
     if start == 0:
-        record(run, {"step": 0, **evaluate(run)})
+        report.record(run, {"step": 0, **evaluate(run)}, console)
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
-            is_last, is_broken = step == run.total_steps, not is_sound(line)
+            is_last, is_broken = step == run.total_steps, not report.is_sound(line)
             if is_last and not is_broken:
                 line |= evaluate(run)
-            record(run, line)
+            report.record(run, line, console)
             progress.show(line)
             if is_broken:
-                raise FloatingPointError(describe_break(line, run.precision.name))
+                raise FloatingPointError(report.describe_break(line, run.precision.name))
             # One rank's signal stops all: the others would wait for it in the next step.
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
             is_due = run.args.save_every and step % run.args.save_every == 0
             if must_stop or is_last or is_due:
-                save(run, step)
+                saving.save(run, step)
             if must_stop:
                 raise KeyboardInterrupt
 
 
-def is_sound(line: dict[str, Any]) -> bool:
-    """False where loss or gradient is not finite and no scaler has skipped the step."""
-    return math.isfinite(line["loss"]) and (
-        math.isfinite(line["grad_norm"]) or bool(line.get("skipped"))
-    )
-
-
-def describe_break(line: dict[str, Any], precision: str) -> str:
-    """What went wrong in a step and what to try."""
-    advice = "a lower --lr" + (", or --dtype bf16 or fp32" if precision == "fp16" else "")
-    numbers = f"loss {line['loss']}, gradient norm {line['grad_norm']}"
-    return f"step {line['step']}: {numbers}; try {advice}"
-
-
-def record(run: Run, line: dict[str, Any]) -> None:
-    """Appends one line of metrics; prints what an evaluation found."""
-    if run.ranks.is_first:
-        run_folder.append_metrics(run.output, line)
-    for sentence in report.describe_evaluation(line):
-        console.print(sentence, soft_wrap=True)
-
-
-def save(run: Run, step: int) -> None:
-    """The checkpoint first, since nothing else can be made again; then adapter, tokenizer, picture."""
-    counters = {
-        "step": step,
-        "scaler": run.scaler.state_dict(),
-        "precision": run.precision.name,
-        "fingerprint": fingerprint(run.args),
-    }
-    device, is_writer = run.model.model.norm.weight.device, run.ranks.is_first
-    checkpoint.save_checkpoint(
-        run.output / run_folder.CHECKPOINT,
-        run.model,
-        optimizer=run.optimizer,
-        rng=run.ranks.gather(devices.rng_state(device)),
-        counters=counters,
-        is_writer=is_writer,
-    )
-    config = lora_config(run.args, run.data.tokenizer)
-    save_adapter(run.model, run.output, config, is_writer)
-    if is_writer:
-        run.data.tokenizer.save(run.output)
-        report.draw_loss(run.output)
-
-
-def resume(run: Run) -> int:
-    """Puts the run back to its checkpoint; returns the last step done. Raises: ValueError."""
-    folder, device = run.output / run_folder.CHECKPOINT, run.model.model.norm.weight.device
-    counters = checkpoint.read_counters(folder)
-    then, now = counters.get("precision", run.precision.name), run.precision.name
-    if then != now:
-        raise ValueError(
-            f"{run.output}: was trained in {then}, this device would go on in {now}; "
-            f"give --dtype {then}, or start again with --overwrite"
-        )
-    rng = checkpoint.load_checkpoint(folder, run.model, run.optimizer)
-    mine = {name.removesuffix(f".{run.ranks.index}"): value for name, value in rng.items()}
-    devices.set_rng_state(mine, device)
-    run.scaler.load_state_dict(counters["scaler"])
-    if run.ranks.is_first:
-        run_folder.keep_metrics_until(run.output, counters["step"])
-    return int(counters["step"])
-
-
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     """The whole run on this rank; returns the exit code. Only the first rank prints."""
-    console.quiet = not ranks.is_first
-    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    errors = Console(stderr=True, quiet=console.quiet, **options)
-    args.ranks, output = ranks.count, None
+    console.quiet, args.ranks = not ranks.is_first, ranks.count
+    output: Path | None = None
     try:
-        again = {"resume": args.resume, "overwrite": args.overwrite}
-        output = run_folder.open_folder(args.output, fingerprint(args), **again, ranks=ranks)
+        output = run_folder.open_folder(args, fingerprint(args), ranks)
         run = build(args, ranks, output)
-        train(run, resume(run) if args.resume else 0)
+        train(run, saving.resume(run) if args.resume else 0)
         report.show_sample(output, console)
-    except USER_ERRORS as error:
-        errors.print(f"train.py: {error}")
-        return 2
-    except torch.OutOfMemoryError as error:
-        advice = (
-            "--checkpoint-activations selective or full, a smaller --micro-batch or --max-length"
-        )
-        errors.print(f"train.py: out of memory ({error}); try {advice}")
-        return 1
-    except (FloatingPointError, OSError, SafetensorError) as error:
-        errors.print(f"train.py: {error}; {run_folder.checkpoint_left(output)}")
-        return 1
-    except KeyboardInterrupt:
-        errors.print(f"interrupted; {run_folder.checkpoint_left(output)}")
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        return report.explain_stop(error, output, is_quiet=console.quiet)
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
     command = f"python infer.py --adapter {output} {question}"
     console.print(f"done: adapter in {output}; try: {command}", soft_wrap=True)
@@ -625,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
     try:
         args = parse_args(argv)
-    except USER_ERRORS as error:
+    except ValueError as error:  # a --device that is not here
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     with processes.joined() as ranks:

@@ -33,7 +33,7 @@ from lora.ops import IMPLEMENTATIONS
 from model.config import Gemma2Config
 from model.loss import supervised_loss
 from model.transformer import Gemma2
-from training.checkpoint import make_optimizer
+from train import make_optimizer
 
 CONFIGS = {
     "tiny": Gemma2Config(2056, 256, 640, 6, 4, 2, 64, sliding_window=256, query_pre_attn_scalar=64),

@@ -1,1 +1,1 @@
-"""What every package may use: device and precision, hub downloads, atomic files, the command line."""
+"""What every package may use: device, hub downloads, atomic files, the command line."""

@@ -3,8 +3,8 @@ errors are the user's."""
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 # What a wrong input raises; a program that meets one of them ends with exit code 2.
 USER_ERRORS = (
@@ -18,19 +18,34 @@ USER_ERRORS = (
 
 
 class ShowDefaults(argparse.HelpFormatter):
-    """Appends each flag's default to its help, unless the text names it or there is none."""
+    """Appends each flag's default to its help, unless the text names it or there is none.
+
+    `described` has the words for flags whose default depends on others, by destination.
+    """
+
+    def __init__(self, prog: str, described: Mapping[str, str]) -> None:
+        super().__init__(prog)
+        self.described = described
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
-            return action.help
-        return f"{action.help or ''} (default: %(default)s)".strip()
+        text = action.help or ""
+        if action.dest in self.described:
+            return f"{text} (default: {self.described[action.dest]})"
+        if action.default in (None, False, argparse.SUPPRESS) or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse without the block of usage in front of an error, which hides the sentence."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=ShowDefaults, **options)
+    def __init__(self, description: str, defaults: Mapping[str, str] | None = None) -> None:
+        """`defaults` describes those that depend on other flags, by destination, for --help."""
+
+        def formatter(*, prog: str) -> ShowDefaults:
+            return ShowDefaults(prog, defaults or {})
+
+        super().__init__(description=description, formatter_class=formatter)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""

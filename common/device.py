@@ -1,8 +1,9 @@
-"""Device, dtype, seed and memory: the only file that asks what hardware exists, and only when called.
+"""Device, dtype, seed and memory: the one file that asks what hardware exists, and when called.
 
-One precision rule: the frozen weights and the activations have the dtype chosen here, everything that trains is
-float32, and sums that lose digits (norms, softmax, the low-rank path, cross-entropy) are taken in float32 where they
-stand. No autocast context is needed for that, so no operator changes its dtype behind the reader's back.
+One precision rule for the whole program: frozen weights and activations have the dtype chosen here;
+everything that trains is float32; sums that would lose digits (norms, softmax, the low-rank path,
+cross-entropy) are taken in float32 in the code that computes them. That needs no autocast context,
+so no operator changes its dtype behind the reader's back.
 """
 
 import os
@@ -15,17 +16,21 @@ from pathlib import Path
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Below this many parameters float32 weights are no burden for a CPU that has to multiply in float32.
+# Below this many parameters float32 weights are cheap for a CPU that multiplies in float32 anyway.
 SMALL_MODEL = 50_000_000
 
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype of weights and activations, whether gradients need a loss scale, and the reason for the choice."""
+    """The dtype of weights and activations, by its flag's name, and why it was chosen."""
 
     name: str
-    needs_scaler: bool
     reason: str
+
+    @property
+    def needs_scaler(self) -> bool:
+        """True for fp16, whose smallest number, 6e-8, is larger than many gradients."""
+        return self.name == "fp16"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,7 +40,7 @@ class Precision:
 def has_fast_matmul(x: torch.Tensor) -> bool:
     """True where the device multiplies matrices of x's dtype in hardware.
 
-    A CPU without bf16 instructions (and every CPU in fp16) falls back to a scalar loop in PyTorch: one
+    A CPU without bf16 instructions, and every CPU in fp16, gets a scalar loop from PyTorch: one
     512 x 9216 x 2304 product took 38 s in fp16 against 0.11 s in float32 on the same two cores.
     """
     if x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64):
@@ -63,7 +68,8 @@ def pick_device(name: str) -> torch.device:
     if not available[kind] or not index.isdecimal() or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ValueError(
-            f"--device {name}: PyTorch {torch.__version__} finds no such device here; there is {there}"
+            f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
+            f"there is {there}"
         )
     return torch.device(name.removesuffix(":"))
 
@@ -74,45 +80,37 @@ def pick_precision(name: str, device: torch.device, num_parameters: int) -> Prec
     Raises: ValueError for an unknown name.
     """
     if name in DTYPES:
-        return Precision(name, name == "fp16", "asked for")
+        return Precision(name, "asked for")
     if name != "auto":
         raise ValueError(f"--dtype: expected auto, bf16, fp16 or fp32, got {name!r}")
     if device.type == "cuda":
-        # is_bf16_supported() is true on a T4, by emulation; tensor cores for bf16 begin with capability 8.0.
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return Precision(
-                "bf16", False, f"compute capability {major}.{minor} multiplies bf16 in hardware"
-            )
-        return Precision(
-            "fp16",
-            True,
-            f"compute capability {major}.{minor} has no bf16; fp16 with a gradient scaler",
-        )
+        return _cuda_precision(device)
     if device.type == "mps":
         return _mps_precision()
+    # A CPU always computes bf16 somehow; what counts is whether it multiplies it in hardware.
     if has_fast_matmul(torch.empty(0, dtype=torch.bfloat16)):
-        return Precision("bf16", False, "this CPU multiplies bf16 in hardware")
+        return Precision("bf16", "this CPU multiplies bf16 in hardware")
     if num_parameters < SMALL_MODEL:
-        return Precision(
-            "fp32",
-            False,
-            f"a model of {num_parameters / 1e6:.1f} M parameters fits into memory in fp32",
-        )
-    return Precision(
-        "bf16", False, "bf16 halves the memory; this CPU multiplies in fp32, slice by slice"
-    )
+        millions = num_parameters / 1e6
+        return Precision("fp32", f"a model of {millions:.1f} M parameters fits into memory in fp32")
+    return Precision("bf16", "bf16 halves the memory; this CPU multiplies in fp32, slice by slice")
+
+
+def _cuda_precision(device: torch.device) -> Precision:
+    # Not is_bf16_supported(): true on a T4, by emulation. Tensor cores for bf16 begin with 8.0.
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return Precision("bf16", f"{capability} multiplies bf16 in hardware")
+    return Precision("fp16", f"{capability} has no bf16; fp16 with a gradient scaler")
 
 
 def _mps_precision() -> Precision:
     release = platform.mac_ver()[0]
     if release and int(release.split(".")[0]) >= 14:
-        return Precision("bf16", False, f"macOS {release} supports bf16 on MPS")
-    return Precision(
-        "fp32",
-        False,
-        f"macOS {release or 'of unknown version'} has no bf16 on MPS (14 or newer has)",
-    )
+        return Precision("bf16", f"macOS {release} supports bf16 on MPS")
+    system = f"macOS {release or 'of unknown version'}"
+    return Precision("fp32", f"{system} has no bf16 on MPS (14 or newer has)")
 
 
 def seed_everything(seed: int) -> None:
@@ -145,14 +143,17 @@ def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """CUDA: the most that PyTorch had allocated; MPS: what the driver holds now; CPU: the process's largest size."""
+    """The most memory that the run has taken so far.
+
+    CUDA: PyTorch's largest allocation; MPS: the driver's present one; CPU: the process's peak.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     status = Path("/proc/self/status")
     if sys.platform != "darwin" and status.is_file():
-        # Linux hands ru_maxrss on to a new program; the high-water mark begins with it.
+        # Not ru_maxrss: a program started by another one inherits that one's peak.
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         if "VmHWM" in fields:
             return int(fields["VmHWM"].split()[0]) * 1024
@@ -161,14 +162,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def available_memory_bytes(device: torch.device) -> int:
-    """Memory that a run on `device` could still take: CUDA's free memory; elsewhere the machine's, which MPS shares."""
+    """Memory that a run on `device` could still take; a CPU and MPS share the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
-    # Not free but installed memory: a Mac keeps little free and gives it back when asked.
+    # Half of what is installed, not what is free: a Mac fills its memory with caches that it frees
+    # when a program needs it.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -176,4 +178,5 @@ def describe(device: torch.device) -> str:
     """The device's name for run records."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    processor = platform.processor() or platform.machine()
+    return f"{device.type} ({processor}, {torch.get_num_threads()} threads)"

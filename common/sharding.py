@@ -1,10 +1,13 @@
-"""Tensors that FSDP2 has sliced over several ranks, put together and cut again; others pass through untouched."""
+"""Tensors that FSDP2 has sliced over several ranks: put together, and cut again."""
 
 from torch import Tensor
 
 
 def unsharded(x: Tensor) -> Tensor:
-    """A sharded tensor (FSDP2) put together, on every rank, all of which must ask; any other tensor itself."""
+    """A sharded tensor put together; any other tensor itself.
+
+    A collective: every rank must call it.
+    """
     full = getattr(x, "full_tensor", None)
     return x if full is None else full()
 

@@ -1,9 +1,18 @@
 """Exact means exact: type, value and number of calls; neither the order of keys nor that of parallel calls counts."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from agent.evaluate import KINDS, Accuracy, call_key, describe_shares, is_exact, kind_of
+from agent import evaluate
+from agent.evaluate import KINDS, Accuracy, call_key, is_exact, kind_of
 from data.conversation import ToolCall
+from data.dataset import load_conversations
+from training.report import describe_shares
+
+ROWS = Path(__file__).parents[1] / "embedded" / "rows"
 
 
 def calls(*arguments, name="f"):
@@ -93,3 +102,24 @@ def test_nothing_scored_and_separate_counters():
         "n": dict.fromkeys(("overall", *KINDS), 0),
     }
     assert describe_shares(second.as_dict()) == ""
+
+
+@pytest.mark.parametrize(("expected", "limit"), [(10, 160), (300, 308), (9999, 512)])
+def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(
+    monkeypatch: pytest.MonkeyPatch, expected: int, limit: int
+) -> None:
+    lengths = iter([3, expected, 5])
+    monkeypatch.setattr(evaluate, "reply_length", lambda *_: next(lengths))
+    assert evaluate.reply_limit([None, None, None], None) == limit  # type: ignore[list-item, arg-type]
+
+
+def test_the_sample_is_of_a_tool_that_training_never_shows() -> None:
+    rows = load_conversations(ROWS / "heldout.jsonl")[0][:6]
+    seen = {call.name for call in evaluate.first_reply(rows[0]).calls}
+    kinds = [evaluate.kind_of(evaluate.first_reply(row).calls, seen) for row in rows]
+    wanted = kinds.index("unseen")
+    assert kinds[0] == "seen"
+    texts: Any = SimpleNamespace(decode=str)
+    sample = evaluate.pick_sample(rows, [[i] for i in range(6)], texts, seen)
+    question = evaluate.first_question(rows[wanted]).messages[-1].content
+    assert sample == {"question": question, "reply": f"[{wanted}]"}

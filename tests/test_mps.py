@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from lora import steps as plain
+from training.choices import check_recomputed_dropout
 
 NOT_ON_MPS = (torch.float64, torch.complex128)
 ROOT = Path(__file__).parents[1]
@@ -175,6 +176,6 @@ def test_a_mask_that_would_change_when_recomputed_is_refused(
     args = train.parse_args(["--dropout", str(dropout)])
     if refused:
         with pytest.raises(ValueError, match="--lora-impl auto"):
-            train.check_recomputed_dropout(args, recompute, impl, torch.device(device))
+            check_recomputed_dropout(args, recompute, impl, torch.device(device))
     else:
-        train.check_recomputed_dropout(args, recompute, impl, torch.device(device))
+        check_recomputed_dropout(args, recompute, impl, torch.device(device))

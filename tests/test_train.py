@@ -1,24 +1,23 @@
 """The whole job on a tiny random base: what a run leaves behind, resuming, accumulation, wrong inputs."""
 
 import json
+import math
 import os
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from agent.evaluate import kind_of
-from data.dataset import load_conversations
 from data.tokenizer import Tokenizer
 from model.config import Gemma2Config
 from model.loader import save_gemma2
 from model.transformer import Gemma2
-from training.checkpoint import learning_rate
+from training import run as run_module
+from training import saving
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
@@ -222,18 +221,18 @@ def test_a_short_last_step_weighs_its_tokens_alike(run, base):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, monkeypatch, capsys):
     flags = ("--max-steps", "6", "--accumulate", "1")
     _, straight = run(*flags, output="straight")
-    real = train.record
+    real = train.report.record
 
-    def record_and_interrupt(a_run, line):
-        real(a_run, line)
+    def record_and_interrupt(a_run, line, console):
+        real(a_run, line, console)
         if line["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train, "record", record_and_interrupt)
+    monkeypatch.setattr(train.report, "record", record_and_interrupt)
     code, stopped = run(*flags, output="stopped")
     assert code == 130 and f"--resume --output {stopped}" in capsys.readouterr().err
     assert [line["step"] for line in metrics(stopped)] == [0, 1, 2, 3]
-    monkeypatch.setattr(train, "record", real)
+    monkeypatch.setattr(train.report, "record", real)
     assert run(*flags, "--resume", output="stopped")[0] == 0
     for a, b in zip(metrics(straight), metrics(stopped), strict=True):
         assert [a.get(key) for key in ("step", "loss", "grad_norm", "lr", "eval_loss")] == [
@@ -281,9 +280,9 @@ def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, monkeypatch, capsys):
-    real = train.supervised_loss
+    real = run_module.supervised_loss
     monkeypatch.setattr(
-        train, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1])
+        run_module, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1])
     )
     code, folder = run("--max-steps", "3", "--eval-rows", "0", "--eval-fraction", "0")
     assert code == 1 and "lower --lr" in capsys.readouterr().err
@@ -292,7 +291,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, mon
 
 @pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
 def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeypatch, dtype, code):
-    real = train.supervised_loss
+    real = run_module.supervised_loss
 
     def overflowing(*args):
         loss, count = real(*args)
@@ -300,7 +299,7 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeyp
             loss.register_hook(lambda grad: grad * float("inf"))
         return loss, count
 
-    monkeypatch.setattr(train, "supervised_loss", overflowing)
+    monkeypatch.setattr(run_module, "supervised_loss", overflowing)
     got, folder = run(
         "--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1"
     )
@@ -378,7 +377,7 @@ def test_a_full_disk_is_a_sentence_and_code_1(run, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "save_adapter", full)
+    monkeypatch.setattr(saving, "save_adapter", full)
     code, folder = run("--max-steps", "1")
     error = capsys.readouterr().err
     assert code == 1 and "No space left" in error and "--resume" in error
@@ -386,29 +385,72 @@ def test_a_full_disk_is_a_sentence_and_code_1(run, monkeypatch, capsys):
 
 
 def test_the_rate_rises_then_falls_and_never_loses_a_step():
-    rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
+    rates = [train.learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.02
 
 
-@pytest.mark.parametrize(("expected", "limit"), [(10, 160), (300, 308), (9999, 512)])
-def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(
-    monkeypatch, expected, limit
-):
-    lengths = iter([3, expected, 5])
-    monkeypatch.setattr(train, "reply_length", lambda *_: next(lengths))
-    assert train.reply_limit(SimpleNamespace(tokenizer=None), [None, None, None]) == limit
+@pytest.fixture
+def updates(monkeypatch):
+    """What AdamW sees in each step: (rate, weight decay, gradient norm, parameters) of every group."""
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        groups = []
+        for group in self.param_groups:
+            norms = torch.stack([p.grad.norm() for p in group["params"]])
+            groups.append(
+                (group["lr"], group["weight_decay"], norms.norm().item(), group["params"])
+            )
+        seen.append(groups)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return seen
 
 
-def test_the_sample_is_of_a_tool_that_training_never_shows():
-    rows = load_conversations(train.EMBEDDED_ROWS / "heldout.jsonl")[0][:6]
-    seen = {call.name for call in train.first_reply(rows[0]).calls}
-    kinds = [kind_of(train.first_reply(row).calls, seen) for row in rows]
-    wanted = kinds.index("unseen")
-    assert kinds[0] == "seen"
-    run = SimpleNamespace(tokenizer=SimpleNamespace(decode=str), seen_tools=seen)
-    sample = train.pick_sample(run, rows, list(range(6)))
-    assert sample == {
-        "question": train.first_question(rows[wanted]).messages[-1].content,
-        "reply": str(wanted),
-    }
+def total_norm(groups) -> float:
+    return math.hypot(*(norm for _, _, norm, _ in groups))
+
+
+def test_the_clip_reaches_the_optimizer(run, updates):
+    _, folder = run("--max-steps", "2", "--clip", "0.001", "--eval-fraction", "0")
+    assert all(line["grad_norm"] > 0.01 for line in metrics(folder)[1:])
+    assert [total_norm(groups) for groups in updates] == [pytest.approx(0.001, rel=0.01)] * 2
+
+
+def test_a_clip_of_zero_never_clips(run, updates):
+    flags = ("--max-steps", "1", "--clip", "0", "--eval-fraction", "0", "--dtype", "fp32")
+    _, folder = run(*flags)
+    assert total_norm(updates[0]) == pytest.approx(metrics(folder)[1]["grad_norm"], rel=1e-5)
+
+
+def test_rates_and_weight_decay_reach_the_optimizer(run, updates):
+    flags = ("--max-steps", "1", "--warmup", "0.9", "--lr", "0.02", "--eval-fraction", "0")
+    run(*flags, "--row-lr-scale", "3", "--weight-decay", "0.25")
+    (factors, rows) = updates[0]
+    assert factors[:2] == (pytest.approx(0.02), 0.25) and rows[:2] == (pytest.approx(0.06), 0.25)
+    assert [tuple(p.shape) for p in rows[3]] == [(8, 32)]  # the eight new tokens, alone
+    assert len(factors[3]) == 2 * 7 * 2  # A and B of seven linears in two layers
+
+
+def test_a_step_is_in_training_mode_and_an_evaluation_is_not(run, monkeypatch):
+    modes, real, replies = [], run_module.supervised_loss, train.first_replies
+
+    def loss(model, *args):
+        modes.append(("loss", model.training, torch.is_grad_enabled()))
+        return real(model, *args)
+
+    def answer(model, *args):
+        modes.append(("reply", model.training, torch.is_grad_enabled()))
+        return replies(model, *args)
+
+    monkeypatch.setattr(run_module, "supervised_loss", loss)
+    monkeypatch.setattr(train, "first_replies", answer)
+    run("--max-steps", "2", "--accumulate", "1", "--eval-calls", "1")
+    evaluation = [("loss", False, False)] * modes.index(("reply", False, False)) + [
+        ("reply", False, False)
+    ]
+    steps = [("loss", True, True)] * 2
+    assert modes == [*evaluation, *steps, *evaluation] and len(evaluation) > 1

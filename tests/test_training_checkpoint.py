@@ -9,14 +9,13 @@ import torch
 
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from train import make_optimizer
 from training import checkpoint as state
 from training.checkpoint import (
     find_checkpoint,
     load_checkpoint,
-    make_optimizer,
     read_counters,
     save_checkpoint,
-    set_learning_rate,
 )
 
 TOKENS = torch.tensor([[2, 5, 58, 7, 59, 9, 30]])
@@ -35,6 +34,11 @@ def make_run(make_model, randomized):
     return make
 
 
+def set_learning_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
 def take_steps(model, optimizer, first, last):
     """Steps whose dropout masks come from the global generator; returns the losses."""
     losses = []
@@ -50,7 +54,11 @@ def take_steps(model, optimizer, first, last):
 
 def save(folder, model, optimizer, step=0):
     save_checkpoint(
-        folder, model, optimizer, {"cpu": torch.get_rng_state()}, {"step": step, "text": "ö"}
+        folder,
+        model,
+        optimizer=optimizer,
+        rng={"cpu": torch.get_rng_state()},
+        counters={"step": step, "text": "ö"},
     )
 
 

@@ -12,12 +12,12 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from common.cli import real, whole
-from training import run_folder as report
+from common import atomic
+from common.cli import float_in, int_at_least
 from training.progress import Progress, StopSignal
+from training.report import draw_loss
 from training.run_folder import (
     append_metrics,
-    draw_loss,
     git_commit,
     keep_metrics_until,
     read_metrics,
@@ -148,7 +148,7 @@ def test_a_stop_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
             file.write(text[: len(text) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.Path, "write_text", stop)
+    monkeypatch.setattr(atomic.Path, "write_text", stop)
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"b": 2})
     with pytest.raises(KeyboardInterrupt):
@@ -208,16 +208,16 @@ def test_the_first_signal_asks_and_the_second_interrupts():
 
 
 def test_flags():
-    assert whole(1)("3") == 3 and real(0, 1)("0") == 0.0 and real(0)("1e3") == 1000.0
+    assert int_at_least(1)("3") == 3 and float_in(0, 1)("0") == 0.0 and float_in(0)("1e3") == 1000.0
     wrong = [
-        (whole(1), "0", "at least 1"),
-        (real(0, 1), "1", "at least 0 and below 1"),
-        (real(0), "-1", "at least 0"),
-        (real(0), "nan", "got nan"),
-        (real(0), "inf", "got inf"),
+        (int_at_least(1), "0", "at least 1"),
+        (float_in(0, 1), "1", "at least 0 and below 1"),
+        (float_in(0), "-1", "at least 0"),
+        (float_in(0), "nan", "got nan"),
+        (float_in(0), "inf", "got inf"),
     ]
     for read, text, limits in wrong:
         with pytest.raises(argparse.ArgumentTypeError, match=limits):
             read(text)
     with pytest.raises(ValueError):
-        whole(1)("1.5")
+        int_at_least(1)("1.5")

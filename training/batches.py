@@ -17,8 +17,9 @@ Pack = list[Example]
 class StepBatches:
     """The packs of every step, in an order that depends on the seed and the epoch alone.
 
+    A step takes micro_batch x accumulate packs on each rank; an epoch's last step may be short.
     `length` is T of every batch, where a compiled kernel wants one shape; None pads to the longest
-    pack. A step takes micro_batch x accumulate packs on each rank; an epoch's last step may be short.
+    pack of the batch.
     """
 
     packs: Sequence[Pack]

@@ -12,7 +12,10 @@ PLAIN_LINES = 20  # how many lines a run prints where there is no terminal
 
 
 class Progress:
-    """Shows steps `start` + 1 .. `total` as they end: a bar on a terminal, a plain line now and then elsewhere."""
+    """Shows steps `start` + 1 .. `total` as they end.
+
+    A bar on a terminal, a plain line now and then elsewhere.
+    """
 
     def __init__(self, total: int, start: int, console: Console) -> None:
         self.total, self.start, self.console = total, start, console
@@ -49,7 +52,10 @@ class Progress:
 
 
 class StopSignal:
-    """Turns the first Ctrl-C (or SIGTERM) inside the block into a request; a second one interrupts at once."""
+    """Turns the first Ctrl-C (or SIGTERM) inside the block into a request.
+
+    A second one raises KeyboardInterrupt at once.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console, self.requested = console, False

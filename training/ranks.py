@@ -1,7 +1,8 @@
-"""Several processes with one device each, as `torchrun` starts them: who writes, what is summed, what is sharded.
+"""Several processes with one device each, as `torchrun` starts them.
 
-Data-parallel by default (DistributedDataParallel): each rank holds the model and takes its share of a step's micro-batches.
-With sharding (FSDP2, `fully_shard`) each rank holds a slice of every weight, and a block is whole only while it computes.
+Data-parallel by default (DistributedDataParallel): every rank has the whole model and its share of
+a step's micro-batches. Sharded (FSDP2, `fully_shard`): every rank has a slice of each weight, and a
+block is put together only while it computes.
 Sources: "PyTorch Distributed" (arXiv:2006.15704), "PyTorch FSDP" (arXiv:2304.11277).
 """
 
@@ -28,14 +29,18 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """True for the one that writes and speaks."""
+        """True on the rank that writes files and prints."""
         return self.index == 0
 
     def device(self, name: str) -> str:
-        """The device of this rank: its own GPU where GPUs are asked for. Raises: ValueError for one GPU for all."""
+        """The device of this rank: its own GPU where GPUs are asked for.
+
+        Raises: ValueError where one GPU is named for several ranks.
+        """
         if self.count > 1 and name.startswith("cuda:"):
             raise ValueError(
-                f"--device: several ranks take a GPU each, so give cuda without a number, got {name!r}"
+                "--device: several ranks take a GPU each, so give cuda without a number, "
+                f"got {name!r}"
             )
         has_gpus = name == "cuda" or (name == "auto" and torch.cuda.is_available())
         return f"cuda:{self.local}" if self.count > 1 and has_gpus else name
@@ -47,7 +52,7 @@ class Ranks:
         return value
 
     def share(self, text: str) -> str:
-        """The first rank's text, on every rank; sent as bytes, for object collectives would pickle."""
+        """The first rank's text, on every rank. As bytes: object collectives would pickle."""
         if self.count == 1:
             return text
         encoded = torch.tensor([*text.encode("utf-8", "surrogateescape")], dtype=torch.uint8)
@@ -58,9 +63,9 @@ class Ranks:
         return bytes(received.tolist()).decode("utf-8", "surrogateescape")
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every rank's tensors, which agree in names and shapes, under its number: name.0, name.1, ...
+        """Every rank's tensors under its number: name.0, name.1, ...; a lone rank's unchanged.
 
-        One rank's keep their names.
+        All ranks must have the same names and shapes.
         """
         if self.count == 1:
             return tensors
@@ -74,7 +79,10 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """This process's ranks: alone, or among those that torchrun started, whose group lasts as long as the context."""
+    """This process's ranks: alone, or in the group that torchrun started.
+
+    The group lasts as long as the context.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -90,15 +98,21 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def data_parallel(step: nn.Module, ranks: Ranks) -> nn.Module:
-    """`step`, whose gradients are averaged over the ranks in its backward pass."""
-    return DistributedDataParallel(step, gradient_as_bucket_view=True) if ranks.count > 1 else step
+def data_parallel(step: nn.Module, ranks: Ranks, is_sharded: bool = False) -> nn.Module:
+    """`step`, whose gradients are averaged over the ranks in its backward pass.
+
+    A sharded model averages them by itself.
+    """
+    if ranks.count == 1 or is_sharded:
+        return step
+    return DistributedDataParallel(step, gradient_as_bucket_view=True)
 
 
 def shard(model: Gemma2, ranks: Ranks, device: torch.device) -> None:
-    """Slices every weight over the ranks and moves the slices to `device`, one block after the other.
+    """Slices every weight over the ranks and moves the slices to `device`, block by block.
 
-    A model that lies in memory-mapped files on the CPU is never whole on a device: at most one block, or the embedding, is.
+    So a device never has more than one block, or the embedding, as a whole: the model itself may
+    be larger than its memory.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -111,7 +125,10 @@ def shard(model: Gemma2, ranks: Ranks, device: torch.device) -> None:
 
 
 def slice_again(model: Gemma2) -> None:
-    """After a pass without gradients: the root's weights, which stay whole until a backward pass, back to their slices."""
+    """Frees the root's gathered weights after a pass without gradients.
+
+    FSDP2 frees them in the backward pass, which an evaluation does not have.
+    """
     reshard = getattr(model, "reshard", None)
     if reshard is not None:
         reshard()

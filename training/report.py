@@ -1,14 +1,60 @@
 """What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors import SafetensorError
 
-from training.run_folder import PICTURE, read_metrics
+from common.cli import USER_ERRORS
+from common.device import describe
+from data.chat import Example
+from data.masks import mask_text
+from lora.inject import trainable_parameters
+from training.run import Run
+from training.run_folder import (
+    PICTURE,
+    RUN,
+    append_metrics,
+    checkpoint_left,
+    git_commit,
+    read_metrics,
+    versions,
+    write_json,
+)
+
+
+def introduce(
+    run: Run,
+    examples: list[Example],
+    counts: dict[str, Any],
+    choices: dict[str, tuple[str, str]],
+    console: Console,
+) -> None:
+    """Writes `run.json`; prints one example with its mask and what is about to be trained."""
+    packs, length = run.data.batches.packs, run.args.max_length
+    filled = sum(len(example.tokens) for example in examples)
+    content = {
+        "arguments": vars(run.args),
+        "device": describe(run.device),
+        "choices": choices,
+        "data": counts,
+        "packing": {"packs": len(packs), "efficiency": filled / (len(packs) * length)},
+        "trainable_parameters": sum(p.numel() for p in trainable_parameters(run.model).values()),
+        "total_steps": run.total_steps,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    if run.ranks.is_first:
+        write_json(run.output / RUN, content)
+    console.print(mask_text(examples[0], run.data.tokenizer), soft_wrap=True)
+    for sentence in describe_run(content):
+        console.print(sentence, soft_wrap=True)
 
 
 def describe_run(run: dict[str, Any]) -> list[str]:
@@ -48,6 +94,28 @@ def describe_shares(accuracy: dict[str, Any]) -> str:
     """Accuracies as one line of text, each share with its number of conversations."""
     kinds = [kind for kind, count in accuracy["n"].items() if count]
     return ", ".join(f"{k} {100 * accuracy[k]:.0f}% of {accuracy['n'][k]}" for k in kinds)
+
+
+def is_sound(line: dict[str, Any]) -> bool:
+    """False where loss or gradient is not finite and no scaler has skipped the step."""
+    return math.isfinite(line["loss"]) and (
+        math.isfinite(line["grad_norm"]) or bool(line.get("skipped"))
+    )
+
+
+def describe_break(line: dict[str, Any], precision: str) -> str:
+    """What went wrong in a step and what to try."""
+    advice = "a lower --lr" + (", or --dtype bf16 or fp32" if precision == "fp16" else "")
+    numbers = f"loss {line['loss']}, gradient norm {line['grad_norm']}"
+    return f"step {line['step']}: {numbers}; try {advice}"
+
+
+def record(run: Run, line: dict[str, Any], console: Console) -> None:
+    """Appends one line of metrics; prints what an evaluation found."""
+    if run.ranks.is_first:
+        append_metrics(run.output, line)
+    for sentence in describe_evaluation(line):
+        console.print(sentence, soft_wrap=True)
 
 
 def show_sample(folder: Path, console: Console) -> None:
@@ -95,6 +163,11 @@ def draw_loss(folder: Path) -> None:
     partial.replace(folder / PICTURE)
 
 
+def _overall(line: dict[str, Any]) -> float | None:
+    accuracy = line.get("tool_call_accuracy") or {}
+    return accuracy.get("overall")
+
+
 def _series(
     lines: list[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]
 ) -> tuple[list[int], list[float]]:
@@ -102,3 +175,26 @@ def _series(
     points = [(line["step"], value(line)) for line in lines]
     kept = [(step, y) for step, y in points if y is not None]
     return [step for step, _ in kept], [y for _, y in kept]
+
+
+def explain_stop(error: BaseException, output: Path | None, is_quiet: bool) -> int:
+    """One sentence on standard error for what ended a run; returns the exit code.
+
+    Raises: `error` itself where it is none of those that a user or a machine can cause.
+    """
+    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    errors = Console(stderr=True, quiet=is_quiet, **options)
+    if isinstance(error, USER_ERRORS):
+        errors.print(f"train.py: {error}")
+        return 2
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "--checkpoint-activations selective or full, a smaller --micro-batch"
+        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length")
+    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
+        errors.print(f"train.py: {error}; {checkpoint_left(output)}")
+    elif isinstance(error, KeyboardInterrupt):
+        errors.print(f"interrupted; {checkpoint_left(output)}")
+        return 130
+    else:
+        raise error
+    return 1

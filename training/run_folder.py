@@ -1,6 +1,7 @@
 """The folder that a run leaves: who may use it, its metrics and its record. Nothing in the metrics
 is filtered, nothing is smoothed."""
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -21,19 +22,18 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.s
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def open_folder(
-    output: str | None, settings: dict[str, Any], *, resume: bool, overwrite: bool, ranks: Ranks
-) -> Path:
+def open_folder(args: argparse.Namespace, settings: dict[str, Any], ranks: Ranks) -> Path:
     """The output folder, chosen by the first rank and known on every rank.
 
-    New, or an earlier run's with `resume` (whose settings must be these) or `overwrite` (cleared
-    later, by `clear_run`).
-    Raises: on every rank what `_choose` raises on the first, or the other ranks would wait for ever.
+    New, or an earlier run's: with --resume, whose settings must be these, or with --overwrite,
+    cleared later by `clear_run`.
+    Raises: ValueError for a folder in use or flags that do not go together, on every rank: the
+    others would wait for ever for one that has left.
     """
     chosen, problem = "", ""
     if ranks.is_first:
         try:
-            chosen = str(_choose(output, settings, resume=resume, overwrite=overwrite))
+            chosen = str(_choose(args, settings))
         except USER_ERRORS as error:
             problem = str(error)
     chosen, problem = ranks.share(chosen), ranks.share(problem)
@@ -42,11 +42,11 @@ def open_folder(
     return Path(chosen)
 
 
-def _choose(output: str | None, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Raises: ValueError for a folder in use or flags that do not go together; FileNotFoundError."""
-    folder = Path(output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if resume:
-        if not output or overwrite:
+def _choose(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
+    """`open_folder` on one rank."""
+    folder = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if args.resume:
+        if not args.output or args.overwrite:
             raise ValueError(
                 "--resume needs --output, the folder of the run to go on with, and no --overwrite"
             )
@@ -54,7 +54,7 @@ def _choose(output: str | None, settings: dict[str, Any], *, resume: bool, overw
         return folder
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         raise ValueError(
             f"--output {folder}: not empty; use --resume to go on, --overwrite, or another folder"
         )
@@ -101,7 +101,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; empty without the file. A last line that a stop cut is left out."""
+    """The lines of `metrics.jsonl`, without a last one that a stop cut; empty without the file."""
     path = folder / METRICS
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
@@ -128,7 +128,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with "+changes" where files differ; None outside a checkout."""
+    """The commit of this source tree, "+changes" where files differ; None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
         is_changed = bool(_git("status", "--porcelain", "--untracked-files=no"))

@@ -1,0 +1,59 @@
+"""The rows of a run: read, split, rendered, packed, and counted."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.chat import Example, common_prompt
+from data.conversation import Conversation
+from data.dataset import build_examples, load_conversations, split
+from data.packing import pack_examples
+from data.tokenizer import Tokenizer
+from training.batches import StepBatches
+from training.ranks import Ranks
+from training.run import Data
+
+EMBEDDED_ROWS = Path(__file__).parents[1] / "embedded" / "rows"
+
+
+def read_data(
+    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+) -> tuple[Data, list[Example], dict[str, Any]]:
+    """The rows as packs; the rendered examples; what reading and rendering counted.
+
+    Sets the tokenizer's wording around the tools to the one that most rows use.
+    """
+    rows, reading = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
+    questions: list[Conversation] = []
+    if args.dataset:
+        rows, held_out = split(rows, args.eval_fraction, args.seed)
+    else:
+        held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
+        questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
+    tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
+    options = (args.overlong, args.train_on)
+    examples, rendering = build_examples(rows, tokenizer, args.max_length, *options)
+    # A held-out row is never dropped for its length, and may have nothing supervised.
+    cut = ("truncate", args.train_on)
+    measured, _ = build_examples(held_out, tokenizer, args.max_length, *cut, may_be_empty=True)
+    batches = StepBatches(
+        packs=pack_examples(examples, args.max_length).packs,
+        micro_batch=args.micro_batch,
+        accumulate=args.accumulate,
+        ranks=ranks,
+        seed=args.seed,
+        pad_id=tokenizer.pad_id,
+        length=args.max_length if device.type == "cuda" else None,  # one shape for its kernels
+    )
+    data = Data(
+        tokenizer=tokenizer,
+        batches=batches,
+        held_out=held_out,
+        held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
+        questions=questions,
+        seen_tools={name for row in rows for name in row.tool_names},
+    )
+    counts = {"reading": reading.as_dict(), "rendering": rendering.as_dict()}
+    return data, examples, counts | {"held_out_rows": len(held_out)}

@@ -1,0 +1,79 @@
+"""What one run holds: its rows as packs, the model as a loss, and everything the loop needs."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.device import Precision
+from data.chat import Example
+from data.conversation import Conversation
+from data.packing import Batch
+from data.tokenizer import Tokenizer
+from lora.config import LoRAConfig
+from model.loss import supervised_loss
+from model.transformer import Gemma2
+from training.batches import StepBatches
+from training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and is measured with, read once."""
+
+    tokenizer: Tokenizer
+    batches: StepBatches
+    held_out: list[Conversation]
+    held_out_packs: list[list[Example]]
+    questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
+    seen_tools: set[str]
+
+
+class StepLoss(nn.Module):
+    """Hidden states and summed loss in one call.
+
+    One module, because DistributedDataParallel watches the backward pass of what it wraps.
+    """
+
+    def __init__(self, model: Gemma2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
+        device = self.model.model.norm.weight.device
+        inputs = (batch.tokens, batch.positions)
+        tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
+        # Document ids and targets stay on the host: looking places up there waits for no device.
+        hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
+        # The head meets only the supervised positions: (B, T, V) logits never exist.
+        return supervised_loss(self.model, hidden, batch.targets, scale)[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs. `step_loss` is a StepLoss, wrapped where several ranks train."""
+
+    args: argparse.Namespace
+    ranks: Ranks
+    output: Path
+    data: Data
+    model: Gemma2
+    step_loss: nn.Module
+    config: LoRAConfig
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    precision: Precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.model.norm.weight.device
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps from the first to the last, whether or not the run is resumed."""
+        epochs = self.args.epochs * self.data.batches.steps_per_epoch
+        return self.args.max_steps or math.ceil(epochs)

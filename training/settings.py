@@ -1,0 +1,77 @@
+"""Settings that follow from others: defaults that depend on the model, and those that a resumed run
+must share with its checkpoint."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from common.device import pick_device
+from lora.config import LoRAConfig, parse_targets
+
+# Defaults that depend on the model: (the course's, the embedded base's). The small base learns at a
+# higher rate and sees no row twice.
+DEFAULTS: dict[str, tuple[float, float]] = {
+    "max_length": (1500, 2048),
+    "micro_batch": (1, 1),
+    "accumulate": (4, 1),
+    "lr": (1e-4, 2e-3),
+    "row_lr_scale": (1.0, 3.75),
+    "alpha": (64.0, 32.0),
+    "dropout": (0.05, 0.0),
+    "eval_rows": (64, 64),
+    "eval_calls": (16, 160),
+}
+SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
+CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
+# A resumed run must agree with its checkpoint on these: they decide which numbers come next.
+FINGERPRINT = (
+    "model dataset dtype max_length micro_batch accumulate lr row_lr_scale warmup weight_decay "
+    "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
+    "max_steps ranks"
+).split()
+
+
+def describe_defaults() -> dict[str, str]:
+    """The defaults that depend on the model, in words for `--help`."""
+    words = {}
+    for name, (course, small) in DEFAULTS.items():
+        words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
+    for name, value in CPU_EVALUATION.items():
+        words[name] += f"; on a CPU {value}"
+    return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Fills in what was not given. Raises: ValueError for an unknown --device."""
+    is_small = not args.model
+    defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
+    if not is_small and pick_device(args.device).type == "cpu":
+        defaults |= CPU_EVALUATION
+    if is_small and args.epochs is None and args.max_steps is None:
+        args.max_steps = SMALL_STEPS
+    for name, value in {**defaults, "epochs": 1.0}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a resumed run must share with its checkpoint."""
+    return {name: getattr(args, name) for name in FINGERPRINT}
+
+
+def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: str) -> LoRAConfig:
+    """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
+
+    `embedded` is the name of the base that is taken without --model.
+    """
+    base = args.model or embedded
+    return LoRAConfig(
+        rank=args.rank,
+        alpha=args.alpha,
+        dropout=args.dropout,
+        targets=parse_targets(args.targets),
+        adapt=args.adapt,
+        token_ids=token_ids,
+        base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
+    )
