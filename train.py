@@ -255,7 +255,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     data, examples, counts = read_data(args, tokenizer, device, ranks)
     # A model to be sliced is built on the CPU, where its weights are only a mapped file.
     place = torch.device("cpu") if args.shard else device
-    model = load_base(folder, tokenizer, place, precision.dtype, args.seed)
+    model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
     add_lora(model, lora_config(args, tokenizer), args.seed, args.lora_impl)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:

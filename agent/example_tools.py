@@ -1,4 +1,6 @@
-"""Three tools to try: `python infer.py --adapter ... --tools agent/example_tools.py`. Write your own file like it.
+"""Three tools to try; write your own file like it.
+
+    python infer.py --adapter runs/NAME --tools agent/example_tools.py
 
 Every public function becomes a tool: its type hints make the schema, its docstring the description.
 """

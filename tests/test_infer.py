@@ -398,7 +398,7 @@ def test_the_mistral_format(base, tools, monkeypatch):
     monkeypatch.setattr(loop, "generate", script)
     model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     with infer.ToolBox(tools) as toolbox:
-        agent = loop.Agent(model, tokenizer, toolbox, infer.parse_args([]))
+        agent = loop.Agent(model, tokenizer, toolbox)
         events = [(event.kind, event.content) for event in agent.ask("1 + 2?")]
     assert [kind for kind, _ in events] == ["think", *["tool_call", "tool_response"] * 2, "answer"]
     results = '[TOOL_RESULTS]{"content": "3", "name": "add"}[/TOOL_RESULTS][TOOL_RESULTS]{"content": "1", "name": "step"}'
@@ -642,8 +642,7 @@ def adapted(base: Path, adapter: Path) -> Gemma2:
 
 
 def test_the_adapter_names_its_base_and_changes_the_model(base, adapter):
-    args = infer.parse_args(["--adapter", str(adapter), "--dtype", "fp32"])
-    model, tokenizer = loading.load_agent(args)
+    model, tokenizer = loading.load_model(None, adapter, dtype="fp32")
     tokens = torch.tensor([[2, 40, 2050, 300]])
     assert len(tokenizer) == 2056 and torch.equal(model(tokens), adapted(base, adapter)(tokens))
     plain = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
@@ -748,7 +747,7 @@ def test_evaluation_batches_are_alike_and_bounded(monkeypatch):
     monkeypatch.setattr(evaluate, "EVAL_BATCH", 3)
     monkeypatch.setattr(evaluate, "EVAL_ENTRIES", 60)
     lengths = [5, 40, 5, 6, 7, 10, 100, 99, 11]
-    batches = list(evaluate._alike(lengths, limit=100, max_new_tokens=10))
+    batches = list(evaluate.like_length_batches(lengths, limit=100, max_new_tokens=10))
     assert batches == [
         [0, 2, 3],
         [4, 5],
