@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
     parser = Parser(description=__doc__, formatter_class=layout)
 
+    # Three jobs of which a command names one at most; without one of them it is a chat.
     group = parser.add_argument_group("what to do (default: chat on standard input)")
     job = group.add_mutually_exclusive_group()
     job.add_argument("--prompt", metavar="TEXT", help="ask one question")
@@ -128,7 +129,7 @@ def show(event: Event, as_json: bool) -> None:
 def answer(agent: Agent, text: str, as_json: bool) -> bool:
     """Asks one question and shows what happens; True if there was an answer."""
     kinds = set()
-    for event in agent.ask(text):
+    for event in agent.ask(text):  # each is shown while the next one is still to happen
         show(event, as_json)
         kinds.add(event.kind)
     return "answer" in kinds
@@ -174,7 +175,8 @@ def merge(args: argparse.Namespace) -> None:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
     if args.merge.exists() and (not args.merge.is_dir() or any(args.merge.iterdir())):
         raise ValueError(f"--merge {args.merge}: not an empty folder; give a new one")
-    # The folder gets the base's own dtype, whatever would be fastest on this device.
+    # Merging adds in float32 and rounds once, to the base's own dtype. What is fastest here
+    # says nothing about the programs that will read the folder.
     dtype = None if args.dtype == "auto" else args.dtype
     model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
     model = merge_adapter(model)
@@ -211,7 +213,7 @@ def remembered_interrupts() -> Iterator[list[int]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 no answer or no memory, 2 wrong input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # a test may have put other objects there
         if isinstance(stream, io.TextIOWrapper):
             # A character that a terminal cannot show must not end the program.
             stream.reconfigure(errors="replace")
@@ -219,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         with remembered_interrupts() as interrupts:
             done = run(parse_args(argv))
         if interrupts:
-            return 130
+            return 130  # 128 + 2, SIGINT's number: what a shell reports for an interrupted program
         return 0 if done else 1
     except USER_ERRORS as error:
         print(f"infer.py: {error}", file=sys.stderr)

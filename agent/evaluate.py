@@ -21,6 +21,8 @@ EVAL_BATCH = 64  # rows of a batch
 # Rows of a batch times the positions of its cache. One position of one row is 106 kB for
 # Gemma-2-2B in 16 bits, so that a full cache is 6.4 GB.
 EVAL_ENTRIES = 60_000
+# What a conversation expects: one call of a tool that training has shown, or of one that it has
+# not, no call, or several. Learning by heart shows as a gap between the first two.
 KINDS = ("seen", "unseen", "no_call", "parallel")
 
 
@@ -52,9 +54,11 @@ def first_replies(
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
     lengths = [len(prompt) for prompt in prompts]
+    # One row at a time reads all weights for each token; 64 rows read them for 64 tokens.
     for rows in like_length_batches(lengths, limit, max_new_tokens):
         batch = [prompts[row] for row in rows]
         room = min(max_new_tokens, limit - len(batch[-1]))  # the last one is the longest
+        # Without a `Sampling` it is greedy, so the same weights always get the same score.
         written = generate(model, batch, room, tokenizer.stop_ids)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
@@ -73,7 +77,7 @@ def first_question(conversation: Conversation) -> Conversation:
 
 
 def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
-    """Tokens of the first reply as the row has it, its end included."""
+    """Tokens of the first reply as the row writes it, its end included."""
     question = first_question(conversation)
     turns = conversation.messages[: len(question.messages) + 1]
     both = render(dataclasses.replace(conversation, messages=turns), tokenizer)
@@ -94,6 +98,7 @@ def score_calls(
     accuracy = Accuracy()
     for conversation, ids in zip(conversations, replies, strict=True):
         expected = first_reply(conversation).calls
+        # With the tools, because a call without arguments is complete for a tool that needs none.
         reply = parse_reply(list(ids), tokenizer, conversation.tools)
         # Where no call is due, garbage has none either: a reply that was cut or is empty is wrong.
         is_answer = bool(reply.calls or (reply.ended and reply.content))
@@ -104,12 +109,12 @@ def score_calls(
 
 def call_key(call: ToolCall) -> str:
     """Equal for two calls that are equal as JSON, whatever the order of their keys."""
-    # Text, because Python's own comparison has 1 == 1.0 == True.
+    # As text, because in Python 1 == 1.0 == True.
     return json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
 
 
 def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
-    """True if both hold the same calls, in any order."""
+    """True if both contain the same calls, in any order."""
     return sorted(map(call_key, expected)) == sorted(map(call_key, got))
 
 

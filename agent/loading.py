@@ -31,13 +31,13 @@ def load_model(
     """A base with its adapter, in evaluation mode, and the tokenizer that was saved with them.
 
     base: a folder or hub id; None takes the one that the adapter names, or the embedded one.
-    dtype: auto, bf16, fp16 or fp32; None leaves the weights as the base's files have them.
+    dtype: auto, bf16, fp16 or fp32; None takes the dtype of the base's files.
     Raises: ValueError, FileNotFoundError for what is not there or does not fit together.
     """
     where = pick_device(device)
     if not base and adapter:
         base = read_config(adapter).base_model
-    folder = model_folder(base)
+    folder = model_folder(base)  # downloads nothing where the name is a folder
     # The adapter's tokenizer knows the tags and the words that training used. PEFT writes adapters
     # without one.
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
@@ -45,6 +45,7 @@ def load_model(
     weights = None
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
+        # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.
         weights = pick_precision(dtype, where, size).dtype
     model = load_base(folder, tokenizer, where, weights)
     if adapter:
@@ -74,8 +75,8 @@ def load_base(
             f"without the tags and {len(tokenizer)} with them; "
             "give the tokenizer that belongs to the model"
         )
-    # A vocabulary may have some of the tags, and their rows with them; only the others are new. In
-    # the order of their ids, because rows are appended.
+    # A base may know some of the tags and need rows for the others only. In the order of their ids,
+    # because the rows are appended.
     new = [tag for tag, id in tokenizer.tag_ids.items() if id >= size]
     new.sort(key=lambda tag: tokenizer.tag_ids[tag])
     resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in new], seed))

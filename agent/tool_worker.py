@@ -44,6 +44,7 @@ PLAIN = {
     set: "array",
     type(None): "null",
 }
+# `Optional[int]` and `int | str` are two types of object to `typing`.
 UNIONS = (typing.Union, types.UnionType)
 MODULE = "user_tools"  # the name under which the user's file is imported
 
@@ -91,7 +92,7 @@ def convert(hint: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return hint(value)
-    if hint in (tuple, set):
+    if hint in (tuple, set):  # JSON has only lists
         return hint(value)
     if origin in UNIONS:
         return _convert_union(arguments, value)
@@ -158,6 +159,7 @@ def function_schema(name: str, function: Function) -> dict[str, Any]:
         if argument.name not in hints:
             raise ValueError(f"parameter {argument.name} has no type hint; the model needs one")
         properties[argument.name] = _parameter_schema(hints[argument.name], argument.default)
+        # In the docstring only; a model chooses its arguments by these words.
         if argument.name in texts:
             properties[argument.name]["description"] = texts[argument.name]
         if argument.default is argument.empty:
@@ -208,6 +210,7 @@ def describe(path: Path) -> tuple[dict[str, Function], dict[str, Any]]:
     for name, function in functions.items():
         try:
             schemas.append(function_schema(name, function))
+        # NameError: a hint written as text names nothing. One report lists all problems.
         except (ValueError, NameError, TypeError) as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -249,9 +252,9 @@ def main() -> None:
     """Writes the tools, then answers requests until the parent closes the pipe."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     requests = os.fdopen(os.dup(0), encoding="utf-8")
-    # The protocol has the pipes now under new numbers. What a tool prints goes to standard error,
-    # where it cannot mix with the answers; what it reads, or a program that it starts, is empty,
-    # so that it cannot eat a request. Done on descriptors because such programs inherit them.
+    # The protocol uses copies of the two pipes. What a tool prints goes to standard error, where it
+    # cannot mix with the answers; what it reads is empty, so that it cannot take a request away.
+    # Done on descriptors, because the programs that a tool starts inherit those.
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     functions, greeting = describe(Path(sys.argv[1]))

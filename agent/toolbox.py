@@ -1,7 +1,8 @@
 """A Python file's public functions as tools: the check of a call's arguments, and the call itself.
 
 This is the parent's side. The functions run in a child process, `agent/tool_worker.py`, whose
-docstring has the protocol between the two. A child that takes too long is killed and started anew.
+docstring describes the protocol between the two. A child that takes too long is killed, and another
+one is started.
 """
 
 import contextlib
