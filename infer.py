@@ -44,40 +44,37 @@ errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The flags, in groups; every help text says what the default is."""
-    layout = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
-    parser = Parser(description=__doc__, formatter_class=layout)
+    """The flags, in groups; `Parser` adds the defaults that a help text does not name."""
+    parser = Parser(
+        description="Runs a Gemma-2 model with an adapter as an agent that calls tools."
+    )
 
     # Three jobs of which a command names one at most; without one of them it is a chat.
-    group = parser.add_argument_group("what to do (default: chat on standard input)")
-    job = group.add_mutually_exclusive_group()
-    job.add_argument("--prompt", metavar="TEXT", help="ask one question")
-    text = "print the exact-call accuracy on the rows of a file as JSON"
-    job.add_argument("--evaluate", type=Path, metavar="FILE", help=text)
-    text = "write base and adapter as one plain model for other programs, into a new folder"
-    job.add_argument("--merge", type=Path, metavar="DIR", help=text)
+    group = parser.add_argument_group("what to do; default: a chat on standard input")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--prompt", metavar="TEXT", help="ask one question")
+    add("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
+    merged = "write base and adapter as one plain model into a new folder"
+    add("--merge", type=Path, metavar="DIR", help=merged)
 
     add = parser.add_argument_group("model").add_argument
-    text = "folder or hub id of the base (default: what the adapter names, or the embedded one)"
-    add("--model", help=text)
-    add("--adapter", type=Path, help="folder that train.py wrote (default: the base alone)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default: %(default)s)")
+    base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
+    add("--model", help=base)
+    add("--adapter", type=Path, help="folder that train.py wrote; default: the base alone")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
     add = parser.add_argument_group("tools and output").add_argument
-    text = "Python file whose public functions become tools (default: no tools)"
-    add("--tools", type=Path, help=text)
-    text = "one JSON object per event on standard output (default: text for people)"
-    add("--json", action="store_true", help=text)
+    tools = "Python file whose public functions become tools; default: no tools"
+    add("--tools", type=Path, metavar="FILE", help=tools)
+    add("--json", action="store_true", help="an object of JSON per event; default: plain text")
 
     add = parser.add_argument_group("generation").add_argument
-    text = "at most so many tokens per reply (default: %(default)s)"
-    add("--max-new-tokens", type=int_at_least(1), default=512, help=text)
-    text = "0 takes the most probable token (default: %(default)s)"
-    add("--temperature", type=float_in(0), default=0.0, help=text)
-    text = "sample from the smallest set of tokens with this probability (default: %(default)s)"
-    add("--top-p", type=float_in(0), default=1.0, help=text)
-    add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    add("--max-new-tokens", type=int_at_least(1), default=512, help="of one reply, at most")
+    add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
+    top_p = "sample from the smallest set of tokens with this probability"
+    add("--top-p", type=float_in(0), default=1.0, help=top_p)
+    add("--seed", type=int, default=0, help="of the sampling")
     return parser.parse_args(argv)
 
 

@@ -21,6 +21,9 @@ EVAL_BATCH = 64  # rows of a batch
 # Rows of a batch times the positions of its cache. One position of one row is 106 kB for
 # Gemma-2-2B in 16 bits, so that a full cache is 6.4 GB.
 EVAL_ENTRIES = 60_000
+# Tokens that a scored reply may have: this many more than the longest expected one, but never fewer
+# or more than these limits.
+REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
 # What a conversation expects: one call of a tool that training has shown, or of one that it has
 # not, no call, or several. Learning by heart shows as a gap between the first two.
 KINDS = ("seen", "unseen", "no_call", "parallel")
@@ -83,6 +86,13 @@ def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
     both = render(dataclasses.replace(conversation, messages=turns), tokenizer)
     # A rendered turn ends with a newline, which the model does not write.
     return len(both.tokens) - len(render_prompt(question, tokenizer)) - len(tokenizer.encode("\n"))
+
+
+def reply_limit(asked: Sequence[Conversation], tokenizer: Tokenizer) -> int:
+    """Tokens that a scored reply may have: somewhat more than the longest expected one."""
+    longest = max(reply_length(conversation, tokenizer) for conversation in asked)
+    # A model that does not know when to stop writes all of them in every row.
+    return min(max(longest + REPLY_MARGIN, SHORTEST_LIMIT), LONGEST_LIMIT)
 
 
 def score_calls(
@@ -156,3 +166,19 @@ def describe_shares(accuracy: dict[str, Any]) -> str:
         if count
     ]
     return ", ".join(shares)
+
+
+def pick_sample(
+    scored: Sequence[Conversation],
+    replies: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    seen_tools: set[str],
+) -> dict[str, str]:
+    """A scored question and the reply to it, control tokens as text.
+
+    For a tool that training never shows, if there is one.
+    """
+    kinds = [kind_of(first_reply(row).calls, seen_tools) for row in scored]
+    index = kinds.index("unseen") if "unseen" in kinds else 0
+    asked = [m.content for m in first_question(scored[index]).messages if m.role == "user"]
+    return {"question": asked[-1], "reply": tokenizer.decode(replies[index])}

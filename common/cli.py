@@ -21,7 +21,9 @@ class ShowDefaults(argparse.HelpFormatter):
     """Appends each flag's default to its help, unless the text names it or there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+        # `is`, because 0 == False in Python, and 0 is a default worth showing.
+        absent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        if absent or "default" in (action.help or ""):
             return action.help
         return f"{action.help or ''} (default: %(default)s)".strip()
 

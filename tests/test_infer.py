@@ -579,7 +579,7 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     assert stop.value.code == 0
     places = [
         out.index(title)
-        for title in ("what to do (default", " model:", "tools and output:", " generation:")
+        for title in ("what to do; default", " model:", "tools and output:", " generation:")
     ]
     assert places == sorted(places)
     flags = re.findall(r" (--[a-z-]+) (?!\[)", out[places[0] :])
@@ -588,8 +588,8 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
         *("--tools", "--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
     ]
     # One for the group of the three jobs, one for each of the other ten flags.
-    assert out.count("(default: ") == 11
-    for value in ("512", "0.0", "1.0", "0"):
+    assert out.count("default: ") == 11
+    for value in ("auto", "512", "0.0", "1.0", "0"):
         assert f"(default: {value})" in out
 
 
