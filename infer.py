@@ -1,8 +1,10 @@
-"""Runs a base model and its adapter as an agent: render the chat, generate, call tools, go on until there is an answer.
+"""Runs a model and its adapter as an agent: it thinks, calls tools, reads the results, answers.
 
-    python infer.py --adapter runs/NAME --tools FILE.py --prompt "..."
+    python infer.py --adapter runs/NAME --tools agent/example_tools.py --prompt "17.5 times 23?"
+    python infer.py --adapter runs/NAME --evaluate rows.jsonl
+    python infer.py --adapter runs/NAME --merge merged/
 
-Without --prompt it chats. `--evaluate FILE` scores held-out rows, `--merge DIR` writes a plain model for other programs.
+Without --prompt, --evaluate and --merge it chats: /new forgets the conversation, /quit ends.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from safetensors import SafetensorError
 
 from agent.agent import Agent, Event
 from agent.evaluate import first_replies, score_calls
-from agent.loading import load_agent
+from agent.loading import load_model
 from agent.toolbox import ToolBox
 from common.cli import USER_ERRORS, Parser, float_in, int_at_least
 from common.device import seed_everything
@@ -32,52 +34,113 @@ from lora.adapter import merge_adapter
 from model.generate import Sampling
 from model.loader import save_gemma2
 
-# What could move a terminal's cursor or change its state; line ends and tabs may stay.
+# A tool's result could move the terminal's cursor or change its state; line ends and tabs may stay.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
 
+# Without markup: to rich "[bold]" in an answer would be a command.
 console = Console(highlight=False, markup=False, emoji=False)
 errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
 
 
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, in groups; `Parser` adds the defaults that a help text does not name."""
+    parser = Parser(
+        description="Runs a Gemma-2 model with an adapter as an agent that calls tools."
+    )
+
+    # Three jobs of which a command names one at most; without one of them it is a chat.
+    group = parser.add_argument_group("what to do; default: a chat on standard input")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--prompt", metavar="TEXT", help="ask one question")
+    add("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
+    merged = "write base and adapter as one plain model into a new folder"
+    add("--merge", type=Path, metavar="DIR", help=merged)
+
+    add = parser.add_argument_group("model").add_argument
+    base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
+    add("--model", help=base)
+    add("--adapter", type=Path, help="folder that train.py wrote; default: the base alone")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
+
+    add = parser.add_argument_group("tools and output").add_argument
+    tools = "Python file whose public functions become tools; default: no tools"
+    add("--tools", type=Path, metavar="FILE", help=tools)
+    add("--json", action="store_true", help="an object of JSON per event; default: plain text")
+
+    add = parser.add_argument_group("generation").add_argument
+    add("--max-new-tokens", type=int_at_least(1), default=512, help="of one reply, at most")
+    add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
+    top_p = "sample from the smallest set of tokens with this probability"
+    add("--top-p", type=float_in(0), default=1.0, help=top_p)
+    add("--seed", type=int, default=0, help="of the sampling")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Does what the flags ask; False if a question got no answer.
+
+    Raises: ValueError, OSError for wrong inputs.
+    """
+    seed_everything(args.seed)
+    # What is wrong with a flag is said here, before minutes are spent on loading a model.
+    sampling = Sampling(args.temperature, args.top_p, args.seed)
+    if args.merge is not None:
+        merge(args)
+        return True
+    if args.evaluate is not None:
+        evaluate(args)
+        return True
+    if args.prompt is not None and not args.prompt.strip():
+        raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
+    # The tools first: their file is checked in a second.
+    with ToolBox(args.tools) if args.tools else contextlib.nullcontext() as toolbox:
+        loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
+        agent = Agent(*loaded, toolbox, sampling=sampling, max_new_tokens=args.max_new_tokens)
+        if args.prompt is not None:
+            return answer(agent, args.prompt, args.json)
+        chat(agent, args.json)
+    return True
+
+
 def show(event: Event, as_json: bool) -> None:
-    """Prints an event: one JSON object per line, or text for people. Errors go to standard error."""
+    """Prints an event: an object of JSON on one line, or text. Errors go to standard error."""
     if event.kind == "error":
-        return errors.print(f"infer.py: {event.content}", style="red", soft_wrap=True)
+        errors.print(f"infer.py: {event.content}", style="red", soft_wrap=True)
+        return
     if as_json:
-        return print(
-            json.dumps({"type": event.kind, "content": event.content}, ensure_ascii=False),
-            flush=True,
-        )
-    style = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green"}.get(
-        event.kind, "bold"
-    )
-    content = (
-        event.content
-        if isinstance(event.content, str)
-        else json.dumps(event.content, ensure_ascii=False)
-    )
+        fields = {"type": event.kind, "content": event.content}
+        # Flushed, so that a program at the other end of a pipe reads each event as it happens.
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        return
+    text = event.content
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
     label = "" if event.kind == "answer" else f"{event.kind}: "
-    console.print(label + CONTROL.sub("\ufffd", content), style=style, soft_wrap=True)
+    # soft_wrap: rich would break long lines at the terminal's width, in pipes too.
+    line = label + CONTROL.sub("\ufffd", text)
+    console.print(line, style=STYLES[event.kind], soft_wrap=True)
 
 
 def answer(agent: Agent, text: str, as_json: bool) -> bool:
-    """Asks and shows what happens; True if there was an answer."""
+    """Asks one question and shows what happens; True if there was an answer."""
     kinds = set()
-    for event in agent.ask(text):
+    for event in agent.ask(text):  # each is shown while the next one is still to happen
         show(event, as_json)
         kinds.add(event.kind)
     return "answer" in kinds
 
 
 def chat(agent: Agent, as_json: bool) -> None:
-    """Reads questions from standard input until it ends or says /quit; /new forgets the conversation."""
+    """Reads questions from standard input until it ends or a line is /quit."""
     is_terminal = sys.stdin.isatty()
     while True:
         if is_terminal:
             errors.print("you: ", style="bold blue", end="")
         line = sys.stdin.readline()
         text = line.strip()
-        if not line or text == "/quit":
+        if not line or text == "/quit":  # the end of the input is "", an empty line "\n"
             return
         if text == "/new":
             agent.forget()
@@ -88,26 +151,19 @@ def chat(agent: Agent, as_json: bool) -> None:
                 show(Event("error", str(error)), as_json)
 
 
-def evaluate_file(args: argparse.Namespace) -> None:
-    """Prints the accuracy on the rows of a file as JSON; no tool counts as seen, since the training rows are not known."""
+def evaluate(args: argparse.Namespace) -> None:
+    """Prints the accuracy on the rows of a file as JSON."""
     conversations, report = load_conversations(args.evaluate)  # refused before a model is loaded
-    model, tokenizer = load_agent(args)
+    model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
     limit = model.config.max_position_embeddings
     if args.max_new_tokens >= limit:
-        raise ValueError(
-            f"--max-new-tokens {args.max_new_tokens}: the model has {limit} positions for prompt and reply"
-        )
+        given = f"--max-new-tokens {args.max_new_tokens}"
+        raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
     replies = first_replies(model, tokenizer, conversations, args.max_new_tokens)
-    result = score_calls(tokenizer, conversations, replies, set())
-    print(
-        json.dumps(
-            {
-                "file": str(args.evaluate),
-                "rows_dropped": len(report.dropped),
-                "tool_call_accuracy": result,
-            }
-        )
-    )
+    # No tool counts as seen, because the rows of the training are not known here.
+    accuracy = score_calls(tokenizer, conversations, replies, seen_tools=set())
+    line = {"file": str(args.evaluate), "rows_dropped": len(report.dropped)}
+    print(json.dumps({**line, "tool_call_accuracy": accuracy}))
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -116,80 +172,26 @@ def merge(args: argparse.Namespace) -> None:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
     if args.merge.exists() and (not args.merge.is_dir() or any(args.merge.iterdir())):
         raise ValueError(f"--merge {args.merge}: not an empty folder; give a new one")
-    model, tokenizer = load_agent(args)
+    # Merging adds in float32 and rounds once, to the base's own dtype. What is fastest here
+    # says nothing about the programs that will read the folder.
+    dtype = None if args.dtype == "auto" else args.dtype
+    model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
     model = merge_adapter(model)
-    # The base's own config may lack the end of a turn, and a program that reads only it would never stop.
-    model.replace_config(dataclasses.replace(model.config, eos_token_id=tokenizer.stop_ids))
+    # The base's config may lack the end of a turn; a program that reads only that never stops.
+    config = dataclasses.replace(model.config, eos_token_id=tokenizer.stop_ids)
+    model.replace_config(config)
     save_gemma2(model, args.merge)
     tokenizer.save(args.merge)
     console.print(f"merged model written to {args.merge}", soft_wrap=True)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Runs a Gemma-2 model with a function-calling adapter.")
-    add = parser.add_argument
-    add(
-        "--model",
-        help="folder or hub id of the base; default: the one that the adapter names, or the embedded one",
-    )
-    add("--adapter", type=Path, help="folder that train.py wrote")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
-    add("--tools", type=Path, help="Python file whose public functions become tools")
-    add("--json", action="store_true", help="one JSON object per event on stdout")
-    add(
-        "--max-new-tokens",
-        type=int_at_least(1),
-        default=512,
-        help="at most so many tokens per reply",
-    )
-    add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
-    add(
-        "--top-p",
-        type=float_in(0),
-        default=1.0,
-        help="sample from the smallest set of tokens that holds this probability",
-    )
-    add("--seed", type=int, default=0, help="of the sampling")
-    job = parser.add_mutually_exclusive_group()
-    job.add_argument("--prompt", help="one question; without it, a chat on standard input")
-    job.add_argument(
-        "--merge", type=Path, metavar="DIR", help="write base and adapter as one plain model"
-    )
-    job.add_argument(
-        "--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file"
-    )
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> bool:
-    """Does what the flags ask; False if a question got no answer. Raises: ValueError, OSError for wrong inputs."""
-    seed_everything(args.seed)
-    Sampling(args.temperature, args.top_p)  # refused before a model is loaded
-    if args.merge:
-        merge(args)
-    elif args.evaluate:
-        evaluate_file(args)
-    else:
-        return talk(args)
-    return True
-
-
-def talk(args: argparse.Namespace) -> bool:
-    """One question, or a chat; False if the question got no answer."""
-    if args.prompt is not None and not args.prompt.strip():
-        raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
-    with ToolBox(args.tools) if args.tools else contextlib.nullcontext() as toolbox:
-        agent = Agent(*load_agent(args), toolbox, args)
-        if args.prompt is not None:
-            return answer(agent, args.prompt, args.json)
-        chat(agent, args.json)
-    return True
-
-
 @contextlib.contextmanager
 def remembered_interrupts() -> Iterator[list[int]]:
-    """The Ctrl-C signals so far: Python drops the KeyboardInterrupt of one that falls into a destructor or a callback."""
+    """Collects the Ctrl-C signals of the block in a list.
+
+    Each of them raises KeyboardInterrupt as well; but Python drops one that is raised inside a
+    destructor or a callback, and the program would end as if nothing had happened.
+    """
     seen: list[int] = []
 
     def interrupt(number: int, _: FrameType | None) -> None:
@@ -197,7 +199,7 @@ def remembered_interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield seen  # ignored, or somebody else's
+        yield seen  # ignored, as in a shell's background job, or another program's handler
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -207,16 +209,17 @@ def remembered_interrupts() -> Iterator[list[int]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 wrong input, 1 anything else, such as no answer, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
+    """Returns the exit code: 0 done, 1 no answer or no memory, 2 wrong input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a test may have put other objects there
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # what a terminal cannot show must not end the program
+            # A character that a terminal cannot show must not end the program.
+            stream.reconfigure(errors="replace")
     try:
         with remembered_interrupts() as interrupts:
             done = run(parse_args(argv))
-        return 130 if interrupts else 0 if done else 1
+        if interrupts:
+            return 130  # 128 + 2, SIGINT's number: what a shell reports for an interrupted program
+        return 0 if done else 1
     except USER_ERRORS as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 2

@@ -151,7 +151,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     # The frozen base, with LoRA in it. One to be sliced over ranks is built on the CPU, where its
     # weights are only a mapped file.
     place = torch.device("cpu") if args.shard else device
-    model = load_base(folder, tokenizer, place, precision.dtype, args.seed)
+    model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
     config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
     add_lora(model, config, args.seed, args.lora_impl)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]

@@ -1,7 +1,8 @@
-"""Exact-call accuracy: did the model's first reply call the same tools with the same arguments, or none where none was due?
+"""Exact-call accuracy: does a model's first reply make exactly the calls that are due, or none?
 
-All or nothing per conversation: every name and every argument must be equal, as JSON, type and value. The order of
-parallel calls does not count.
+Read downwards: batches of prompts, the model's first replies to them, the score of those replies.
+All or nothing for each conversation: every name and every argument must be equal, as JSON, type and
+value. The order of parallel calls does not count.
 """
 
 import dataclasses
@@ -16,112 +17,59 @@ from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.transformer import Gemma2
 
-# Rows of an evaluation's batch, and entries of its cache, each 106 kB for Gemma-2-2B in 16 bits.
-EVAL_BATCH, EVAL_ENTRIES = 64, 60_000
+EVAL_BATCH = 64  # rows of a batch
+# Rows of a batch times the positions of its cache. One position of one row is 106 kB for
+# Gemma-2-2B in 16 bits, so that a full cache is 6.4 GB.
+EVAL_ENTRIES = 60_000
+# Tokens that a scored reply may have: this many more than the longest expected one, but never fewer
+# or more than these limits.
 REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
+# What a conversation expects: one call of a tool that training has shown, or of one that it has
+# not, no call, or several. Learning by heart shows as a gap between the first two.
 KINDS = ("seen", "unseen", "no_call", "parallel")
 
 
-def call_key(call: ToolCall) -> str:
-    """Equal for two calls that are equal as JSON, whatever the order of their keys."""
-    return json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
-
-
-def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
-    """True if both hold the same calls, in any order."""
-    return sorted(map(call_key, expected)) == sorted(map(call_key, got))
-
-
-def kind_of(expected: Sequence[ToolCall], seen_tools: set[str]) -> str:
-    """One of KINDS: "parallel" is two calls and more, "seen" one call of a tool that training has shown."""
-    if len(expected) != 1:
-        return "parallel" if expected else "no_call"
-    return "seen" if expected[0].name in seen_tools else "unseen"
-
-
-@dataclass
-class Accuracy:
-    """Counts per kind; `as_dict` gives shares between 0 and 1, null where a kind did not occur, and the counts as n."""
-
-    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-
-    def add(self, kind: str, is_right: bool) -> None:
-        """Counts one conversation."""
-        self.total[kind] += 1
-        self.right[kind] += is_right
-
-    def as_dict(self) -> dict[str, Any]:
-        """{"overall", "seen", "unseen", "no_call", "parallel", "n": {the same keys}}."""
-        counts = {"overall": sum(self.total.values()), **self.total}
-        rights = {"overall": sum(self.right.values()), **self.right}
-        shares = {kind: rights[kind] / counts[kind] if counts[kind] else None for kind in counts}
-        return {**shares, "n": counts}
-
-
-def describe_shares(accuracy: dict[str, Any]) -> str:
-    """`Accuracy.as_dict` as one line of text, each share with its number of conversations."""
-    kinds = [kind for kind, count in accuracy["n"].items() if count]
-    return ", ".join(
-        f"{kind} {100 * accuracy[kind]:.0f}% of {accuracy['n'][kind]}" for kind in kinds
-    )
+def like_length_batches(
+    lengths: Sequence[int], limit: int, max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of the rows shorter than `limit`, shortest first: alike, they need little padding."""
+    fitting = [row for row in range(len(lengths)) if lengths[row] < limit]
+    batch: list[int] = []
+    for row in sorted(fitting, key=lambda row: lengths[row]):
+        # This row is the batch's longest, and so has the length of the whole batch's cache.
+        entries = (len(batch) + 1) * (lengths[row] + max_new_tokens)
+        if batch and (len(batch) == EVAL_BATCH or entries > EVAL_ENTRIES):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def first_replies(
     model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
 ) -> list[list[int]]:
-    """What the model writes, greedy, where the first reply of each conversation stands: ids.
+    """The ids that the model writes, greedy, in place of each conversation's first reply.
 
-    A prompt that fills the model's positions gets an empty one.
+    A prompt that fills the model's positions gets an empty reply.
     """
-    prompts = [
-        render_prompt(first_question(conversation), tokenizer) for conversation in conversations
-    ]
+    prompts = [render_prompt(first_question(row), tokenizer) for row in conversations]
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
-    for rows in _alike([len(prompt) for prompt in prompts], limit, max_new_tokens):
-        batch = [prompts[i] for i in rows]
-        room = min(max_new_tokens, limit - len(batch[-1]))
-        for i, reply in zip(rows, generate(model, batch, room, tokenizer.stop_ids), strict=True):
-            replies[i] = reply
+    lengths = [len(prompt) for prompt in prompts]
+    # One row at a time reads all weights for each token; 64 rows read them for 64 tokens.
+    for rows in like_length_batches(lengths, limit, max_new_tokens):
+        batch = [prompts[row] for row in rows]
+        room = min(max_new_tokens, limit - len(batch[-1]))  # the last one is the longest
+        # Without a `Sampling` it is greedy, so the same weights always get the same score.
+        written = generate(model, batch, room, tokenizer.stop_ids)
+        for row, reply in zip(rows, written, strict=True):
+            replies[row] = reply
     return replies
 
 
-def _alike(lengths: Sequence[int], limit: int, max_new_tokens: int) -> Iterator[list[int]]:
-    """Batches of the rows shorter than `limit`, shortest first: rows of like length need little padding."""
-    batch: list[int] = []
-    for i in sorted(
-        (i for i in range(len(lengths)) if lengths[i] < limit), key=lambda i: lengths[i]
-    ):
-        entries = (len(batch) + 1) * (lengths[i] + max_new_tokens)
-        if batch and (len(batch) == EVAL_BATCH or entries > EVAL_ENTRIES):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def score_calls(
-    tokenizer: Tokenizer,
-    conversations: Sequence[Conversation],
-    replies: Sequence[Sequence[int]],
-    seen_tools: set[str],
-) -> dict[str, Any]:
-    """Exact-call accuracy of such replies; see `agent.evaluate`. An empty one is wrong."""
-    accuracy = Accuracy()
-    for conversation, ids in zip(conversations, replies, strict=True):
-        expected = first_reply(conversation).calls
-        reply = parse_reply(list(ids), tokenizer, conversation.tools)
-        # A reply that was cut or is empty is no answer, so garbage does not pass where no call is due.
-        is_answer = bool(reply.calls or (reply.ended and reply.content))
-        is_right = is_answer and not reply.errors and is_exact(expected, reply.calls)
-        accuracy.add(kind_of(expected, seen_tools), is_right)
-    return accuracy.as_dict()
-
-
 def first_reply(conversation: Conversation) -> Message:
-    """The first turn of the model. Raises: StopIteration without one; `parse_row` refuses such rows."""
+    """The model's first turn. Raises: StopIteration without one; `parse_row` refuses such rows."""
     return next(message for message in conversation.messages if message.role == "model")
 
 
@@ -132,23 +80,82 @@ def first_question(conversation: Conversation) -> Conversation:
 
 
 def reply_length(conversation: Conversation, tokenizer: Tokenizer) -> int:
-    """Tokens of the first reply as the row has it, its end included."""
+    """Tokens of the first reply as the row writes it, its end included."""
     question = first_question(conversation)
-    both = dataclasses.replace(
-        conversation, messages=conversation.messages[: len(question.messages) + 1]
-    )
-    return (
-        len(render(both, tokenizer).tokens) - len(render_prompt(question, tokenizer)) - 1
-    )  # without the newline
+    turns = conversation.messages[: len(question.messages) + 1]
+    both = render(dataclasses.replace(conversation, messages=turns), tokenizer)
+    # A rendered turn ends with a newline, which the model does not write.
+    return len(both.tokens) - len(render_prompt(question, tokenizer)) - len(tokenizer.encode("\n"))
 
 
 def reply_limit(asked: Sequence[Conversation], tokenizer: Tokenizer) -> int:
-    """Tokens that a scored reply may have: somewhat more than the longest expected one.
-
-    A model that does not know when to stop pays for all of them, so there is an upper bound.
-    """
+    """Tokens that a scored reply may have: somewhat more than the longest expected one."""
     longest = max(reply_length(conversation, tokenizer) for conversation in asked)
+    # A model that does not know when to stop writes all of them in every row.
     return min(max(longest + REPLY_MARGIN, SHORTEST_LIMIT), LONGEST_LIMIT)
+
+
+def score_calls(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    replies: Sequence[Sequence[int]],
+    seen_tools: set[str],
+) -> dict[str, Any]:
+    """Exact-call accuracy of such replies, as `Accuracy.as_dict`; an empty reply is wrong.
+
+    seen_tools: the names that training has shown.
+    """
+    accuracy = Accuracy()
+    for conversation, ids in zip(conversations, replies, strict=True):
+        expected = first_reply(conversation).calls
+        # With the tools, because a call without arguments is complete for a tool that needs none.
+        reply = parse_reply(list(ids), tokenizer, conversation.tools)
+        # Where no call is due, garbage has none either: a reply that was cut or is empty is wrong.
+        is_answer = bool(reply.calls or (reply.ended and reply.content))
+        is_right = is_answer and not reply.errors and is_exact(expected, reply.calls)
+        accuracy.add(kind_of(expected, seen_tools), is_right)
+    return accuracy.as_dict()
+
+
+def call_key(call: ToolCall) -> str:
+    """Equal for two calls that are equal as JSON, whatever the order of their keys."""
+    # As text, because in Python 1 == 1.0 == True.
+    return json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
+
+
+def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
+    """True if both contain the same calls, in any order."""
+    return sorted(map(call_key, expected)) == sorted(map(call_key, got))
+
+
+def kind_of(expected: Sequence[ToolCall], seen_tools: set[str]) -> str:
+    """One of KINDS: "parallel" is two calls or more, "seen" one call of a tool in `seen_tools`."""
+    if len(expected) != 1:
+        return "parallel" if expected else "no_call"
+    return "seen" if expected[0].name in seen_tools else "unseen"
+
+
+@dataclass
+class Accuracy:
+    """Right and scored conversations of each kind."""
+
+    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def add(self, kind: str, is_right: bool) -> None:
+        """Counts one conversation."""
+        self.total[kind] += 1
+        self.right[kind] += is_right
+
+    def as_dict(self) -> dict[str, Any]:
+        """{"overall", "seen", "unseen", "no_call", "parallel", "n": {the same keys}}.
+
+        Shares between 0 and 1, None for a kind without conversations; n is their number.
+        """
+        counts = {"overall": sum(self.total.values()), **self.total}
+        rights = {"overall": sum(self.right.values()), **self.right}
+        shares = {kind: rights[kind] / counts[kind] if counts[kind] else None for kind in counts}
+        return {**shares, "n": counts}
 
 
 def pick_sample(

@@ -1,6 +1,5 @@
-"""From names of folders to a model that can be asked: base, adapter and the tokenizer that was saved with it."""
+"""From names of folders to a model that can be asked: base, adapter, and the tokenizer of both."""
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -18,8 +17,40 @@ EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:
-    """The folder of a base model: the embedded one for None or "embedded", a folder, or a downloaded hub repository."""
+    """The folder of a base, downloaded where the name is a hub id; None is the embedded base."""
     return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else resolve_folder(str(name))
+
+
+def load_model(
+    base: str | None,
+    adapter: Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str | None = "auto",
+) -> tuple[Gemma2, Tokenizer]:
+    """A base with its adapter, in evaluation mode, and the tokenizer that was saved with them.
+
+    base: a folder or hub id; None takes the one that the adapter names, or the embedded one.
+    dtype: auto, bf16, fp16 or fp32; None takes the dtype of the base's files.
+    Raises: ValueError, FileNotFoundError for what is not there or does not fit together.
+    """
+    where = pick_device(device)
+    if not base and adapter:
+        base = read_config(adapter).base_model
+    folder = model_folder(base)  # downloads nothing where the name is a folder
+    # The adapter's tokenizer knows the tags and the words that training used. PEFT writes adapters
+    # without one.
+    has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.from_pretrained(adapter if adapter and has_own else folder)
+    weights = None
+    if dtype is not None:
+        size = Gemma2Config.from_json(folder).num_parameters
+        # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.
+        weights = pick_precision(dtype, where, size).dtype
+    model = load_base(folder, tokenizer, where, weights)
+    if adapter:
+        load_adapter(model, adapter)
+    return model.eval(), tokenizer
 
 
 def load_base(
@@ -27,39 +58,26 @@ def load_base(
     tokenizer: Tokenizer,
     device: torch.device,
     dtype: torch.dtype | None,
+    *,
     seed: int = 0,
 ) -> Gemma2:
-    """The base with a row for each tag of the tokenizer. Raises: ValueError if vocabulary and tokenizer do not fit."""
+    """The base with a row for each tag of the tokenizer; `seed` is that of the new rows' noise.
+
+    Raises: ValueError if vocabulary and tokenizer do not fit.
+    """
     model = load_gemma2(folder, device, dtype)
     size = model.config.vocab_size
     if size == len(tokenizer):
-        return model
+        return model  # a merged model has its rows already
     if size != tokenizer.base_size:
         raise ValueError(
-            f"{folder}: the model has {size} rows, but its tokenizer {tokenizer.base_size} entries without the tags and "
-            f"{len(tokenizer)} with them; give the tokenizer that belongs to the model"
+            f"{folder}: the model has {size} rows, but its tokenizer {tokenizer.base_size} entries "
+            f"without the tags and {len(tokenizer)} with them; "
+            "give the tokenizer that belongs to the model"
         )
-    new = [
-        tag for tag in tokenizer.tag_ids if tokenizer.tag_ids[tag] >= size
-    ]  # a base may know some of them
-    tags = sorted(new, key=lambda tag: tokenizer.tag_ids[tag])
-    resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in tags], seed))
+    # A base may know some of the tags and need rows for the others only. In the order of their ids,
+    # because the rows are appended.
+    new = [tag for tag, id in tokenizer.tag_ids.items() if id >= size]
+    new.sort(key=lambda tag: tokenizer.tag_ids[tag])
+    resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in new], seed))
     return model
-
-
-def load_agent(args: argparse.Namespace) -> tuple[Gemma2, Tokenizer]:
-    """Base, adapter and the tokenizer that was saved with it."""
-    device = pick_device(args.device)
-    base = args.model or (read_config(args.adapter).base_model if args.adapter else None)
-    folder = model_folder(base)
-    # An adapter that PEFT wrote may come without its tokenizer; then the base's is the one.
-    has_own = args.adapter and (args.adapter / "tokenizer.json").is_file()
-    tokenizer = Tokenizer.from_pretrained(args.adapter if has_own else folder)
-    precision = pick_precision(args.dtype, device, Gemma2Config.from_json(folder).num_parameters)
-    # A merged folder keeps the base's own dtype, whatever would be fastest here.
-    model = load_base(
-        folder, tokenizer, device, None if args.merge and args.dtype == "auto" else precision.dtype
-    )
-    if args.adapter:
-        load_adapter(model, args.adapter)
-    return model.eval(), tokenizer

@@ -1,6 +1,8 @@
-"""A Python file's public functions as tools: their schemas, the check of a call's arguments, and the call itself.
+"""A Python file's public functions as tools: the check of a call's arguments, and the call itself.
 
-The functions run in a child process (`agent/tool_worker.py`), which is killed and started anew when a call takes too long.
+This is the parent's side. The functions run in a child process, `agent/tool_worker.py`, whose
+docstring describes the protocol between the two. A child that takes too long is killed, and another
+one is started.
 """
 
 import contextlib
@@ -12,14 +14,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.conversation import Tool
 from data.lenient_json import shorten
+from data.tool_calls import CallError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
-START_SECONDS = 60.0
-JSON_TYPES: dict[str, tuple[type, ...]] = {
+START_SECONDS = 60.0  # to run the user's file: its imports may be large
+# What `json.loads` makes of each type of JSON schema.
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
@@ -34,11 +38,15 @@ class ToolBox:
     """The tools of one file. Use as a context manager: leaving it ends the child process."""
 
     def __init__(self, path: str | Path, timeout: float = 30.0) -> None:
-        """Raises: FileNotFoundError; ValueError if the file fails to run or describes no usable function."""
+        """timeout: seconds that one call may take.
+
+        Raises: FileNotFoundError; ValueError if the file fails to run or has no usable function.
+        """
         self.path, self.timeout = Path(path), timeout
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"--tools {path}: no such file; give a Python file whose public functions are the tools"
+                f"--tools {path}: no such file; "
+                "give a Python file whose public functions are the tools"
             )
         specs = self._start()
         self.tools = [Tool(spec["name"], spec["description"], spec["parameters"]) for spec in specs]
@@ -50,166 +58,163 @@ class ToolBox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+        """The tool's result, or a `CallError` as one; a bad call never raises."""
+        tool = self.by_name.get(name)
+        if tool is None:
+            known = f"use one of: {', '.join(self.by_name)}"
+            return CallError("unknown_tool", f"there is no tool {name!r}", known).as_result()
+        # Models write null for an argument that they leave out; the function has its default.
+        given = {
+            argument: value
+            for argument, value in arguments.items()
+            if value is not None or _takes_null(tool, argument)
+        }
+        problems = check_arguments(tool.parameters, given)
+        if problems:
+            hint = "correct the arguments and call again"
+            return CallError("invalid_arguments", "; ".join(problems), hint).as_result()
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"name": name, "arguments": given}) + "\n")
+            self.process.stdin.flush()
+            reply = self._receive(self.timeout)
+        except TimeoutError:  # an OSError too, so it comes first
+            slow = f"the tool took longer than {self.timeout:g} s"
+            return self._restart(CallError("timeout", slow, "try again or answer without it"))
+        # The pipe broke, an earlier restart failed and closed it, or the child ended in the call.
+        except (OSError, ValueError, EOFError):
+            ended = CallError("tool_failed", "the tool's process ended", "answer without it")
+            return self._restart(ended)
+        return reply["result"] if "result" in reply else reply
+
     def close(self) -> None:
         """Ends the child process, and what its tools have started."""
         if self.process.returncode is None:  # once waited for, its number may be another's
-            with contextlib.suppress(
-                ProcessLookupError, PermissionError
-            ):  # macOS says the second of a dead group
+            # macOS answers PermissionError for a group whose processes have all ended.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        with contextlib.suppress(OSError):  # what was not yet written has no reader any more
-            self.process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # closing writes what is buffered, to nobody now
+            self.process.stdin.close()
 
     def _start(self) -> list[dict[str, Any]]:
-        command = [sys.executable, str(WORKER), str(self.path)]
-        # A session of its own: Ctrl-C is for the parent, and a kill reaches what a tool has started.
+        """Starts the child; returns the tools it describes. Raises: ValueError without any."""
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, str(WORKER), str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
+            # Its own process group: Ctrl-C is for the parent alone, and killing the group reaches
+            # the programs that a tool has started.
             start_new_session=True,
         )
+        # A pipe cannot be read with a time limit on every system; a queue can.
         self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(
-            target=_read_lines, args=(self.process.stdout, self.lines), daemon=True
-        ).start()
+        streams = (self.process.stdout, self.lines)
+        threading.Thread(target=_read_lines, args=streams, daemon=True).start()
         try:
-            greeting = self._receive(START_SECONDS)
-            if greeting is None or "error" in greeting:
-                slow = f"{self.path}: running it took over {START_SECONDS:.0f} s; make it define functions only"
-                raise ValueError((greeting or {}).get("error", slow))
+            return self._receive_tools()
         except BaseException:  # Ctrl-C too: no way out of here leaves a process behind
             self.close()
             raise
-        tools: list[dict[str, Any]] = greeting["tools"]
-        return tools
 
-    def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """The worker's next line; None if none comes in time, {"error": sentence} if the process has ended."""
-        try:
-            message: dict[str, Any] = json.loads(self.lines.get(timeout=seconds))
-        except queue.Empty:
-            return None
-        except json.JSONDecodeError:  # the empty line after the last one, or one that was cut
-            return {"error": f"{self.path}: the process that runs it ended"}
-        return message
-
-    def call(self, name: str, arguments: dict[str, Any]) -> Any:
-        """The tool's result, or {"error": {"code", "message", "hint"}} for the model to read; never raises on a bad call."""
-        tool = self.by_name.get(name)
-        if tool is None:
-            return call_error(
-                "unknown_tool",
-                f"there is no tool {name!r}",
-                f"use one of: {', '.join(self.by_name)}",
-            )
-        # A null for an argument that may be left out says that it is left out.
-        arguments = {
-            key: value
-            for key, value in arguments.items()
-            if value is not None or _takes_null(tool, key)
-        }
-        problems = check_arguments(tool.parameters, arguments)
-        if problems:
-            return call_error(
-                "invalid_arguments", "; ".join(problems), "correct the arguments and call again"
-            )
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps({"name": name, "arguments": arguments}) + "\n")
-            self.process.stdin.flush()
-            reply = self._receive(self.timeout)
-        except (
-            OSError,
-            ValueError,
-        ):  # the pipe broke, or an earlier restart failed and it is closed
-            reply = {"error": "the tool process ended"}
-        if reply is None or isinstance(reply.get("error"), str):
-            return self._restart(reply)
-        return reply["result"] if "result" in reply else {"error": reply["error"]}
-
-    def _restart(self, reply: dict[str, Any] | None) -> dict[str, Any]:
+    def _restart(self, problem: CallError) -> dict[str, Any]:
+        """Starts the child anew, so that the tools' state is lost; returns what the model reads."""
         self.close()
         try:
             self._start()
         except ValueError as error:  # the next call tries again
-            return call_error(
-                "tool_failed",
-                f"the tools could not be started again: {error}",
-                "answer without them",
-            )
-        if reply is None:
-            message = f"the tool took longer than {self.timeout:g} s"
-            return call_error("timeout", message, "try again or answer without it")
-        return call_error("tool_failed", "the tool's process ended", "answer without it")
+            message = f"the tools could not be started again: {error}"
+            problem = CallError("tool_failed", message, "answer without them")
+        return problem.as_result()
+
+    def _receive_tools(self) -> list[dict[str, Any]]:
+        try:
+            greeting = self._receive(START_SECONDS)
+        except TimeoutError:
+            raise ValueError(
+                f"{self.path}: running it took over {START_SECONDS:.0f} s; "
+                "make it define functions only"
+            ) from None
+        except EOFError:
+            raise ValueError(f"{self.path}: the process that runs it ended") from None
+        if "error" in greeting:
+            raise ValueError(greeting["error"])
+        tools: list[dict[str, Any]] = greeting["tools"]
+        return tools
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """The child's next message. Raises: TimeoutError; EOFError if the child has ended."""
+        try:
+            message: dict[str, Any] = json.loads(self.lines.get(timeout=seconds))
+        except queue.Empty:
+            raise TimeoutError from None
+        except json.JSONDecodeError:  # the empty line after the last one, or one that was cut
+            raise EOFError from None
+        return message
 
 
-def _read_lines(stream: Any, lines: "queue.Queue[str]") -> None:
+def _read_lines(stream: IO[str], lines: "queue.Queue[str]") -> None:
+    """Moves lines from a pipe to a queue until the pipe closes; an empty one marks the end."""
     with stream:
         for line in stream:
             lines.put(line)
     lines.put("")
 
 
-def _takes_null(tool: Tool, name: str) -> bool:
-    schema = tool.parameters.get("properties", {}).get(name)
-    return name in tool.required or schema is None or not _check_value(name, schema, None)
+def _takes_null(tool: Tool, argument: str) -> bool:
+    """False for an optional argument whose schema has no null."""
+    schema = tool.parameters.get("properties", {}).get(argument)
+    if argument in tool.required or schema is None:
+        return True  # the check of the arguments has a sentence for it
+    return not _check_value(schema, None, argument)
 
 
-def call_error(code: str, message: str, hint: str) -> dict[str, Any]:
-    """What the model reads instead of a result."""
-    return {"error": {"code": code, "message": message, "hint": hint}}
+def check_arguments(
+    schema: dict[str, Any], arguments: dict[str, Any], where: str = ""
+) -> list[str]:
+    """Every way in which an object does not fit its JSON schema, as sentences.
 
-
-def check_arguments(schema: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
-    """Every way in which `arguments` does not fit the JSON schema of a tool's parameters, as sentences."""
-    return _check_object("", schema, arguments)
-
-
-def _check_object(where: str, schema: dict[str, Any], value: dict[str, Any]) -> list[str]:
+    where: the path to the object, such as "place."; "" for the arguments of a call.
+    """
     properties: dict[str, Any] = schema.get("properties", {})
-    # An object without listed properties takes any; one with them takes no other, unless the schema describes those.
-    others = schema.get("additionalProperties", not properties if where else False)
-    problems = [
-        f"missing argument {where}{name!r}"
-        for name in schema.get("required", ())
-        if name not in value
-    ]
-    for name, item in value.items():
+    # JSON schema allows unknown keys where nothing is said about them. A function does not take
+    # unknown arguments, and inside an argument they are right only where no key is listed.
+    others = schema.get("additionalProperties", bool(where) and not properties)
+    missing = [name for name in schema.get("required", ()) if name not in arguments]
+    problems = [f"missing argument {where}{name!r}" for name in missing]
+    for name, value in arguments.items():
         rule = properties.get(name, others)
         if isinstance(rule, dict):
-            problems += _check_value(f"{where}{name}", rule, item)
+            problems += _check_value(rule, value, f"{where}{name}")
         elif not rule:
             problems.append(f"unknown argument {where}{name!r}")
     return problems
 
 
-def _check_value(where: str, schema: dict[str, Any], value: Any) -> list[str]:
+def _check_value(schema: dict[str, Any], value: Any, where: str) -> list[str]:
+    """Every way in which one value does not fit its schema; `where` is the path to it."""
     if "anyOf" in schema:
-        tries = [_check_value(where, option, value) for option in schema["anyOf"]]
+        tries = [_check_value(option, value, where) for option in schema["anyOf"]]
         return ["; or ".join(problems[0] for problems in tries)] if all(tries) else []
     text = json.dumps(value, ensure_ascii=False)
+    # Compared as JSON, because to Python True == 1 == 1.0.
     choices = [json.dumps(choice, ensure_ascii=False) for choice in schema.get("enum", ())]
-    # As JSON, because to Python True == 1 == 1.0.
     if choices and text not in choices:
         return [f"{where} must be one of {', '.join(choices)}, got {shorten(text)}"]
-    kinds = schema.get("type", list(JSON_TYPES))
-    allowed = [
-        kind
-        for name in ([kinds] if isinstance(kinds, str) else kinds)
-        for kind in JSON_TYPES.get(name, ())
-    ]
-    # type() and not isinstance: to Python a bool is an int.
+    kinds = schema.get("type", ())
+    if isinstance(kinds, str):
+        kinds = (kinds,)
+    allowed = [python for kind in kinds for python in PYTHON_TYPES.get(kind, ())]
+    # type() and not isinstance(), because to Python a bool is an int.
     if allowed and type(value) not in allowed:
-        return [
-            f"{where} must be {kinds if isinstance(kinds, str) else ' or '.join(kinds)}, got {shorten(text)}"
-        ]
+        return [f"{where} must be {' or '.join(kinds)}, got {shorten(text)}"]
+    if isinstance(value, dict):
+        return check_arguments(schema, value, f"{where}.")
+    problems = []
     if isinstance(value, list) and "items" in schema:
-        return [
-            p
-            for i, item in enumerate(value)
-            for p in _check_value(f"{where}[{i}]", schema["items"], item)
-        ]
-    return _check_object(f"{where}.", schema, value) if isinstance(value, dict) else []
+        for index, item in enumerate(value):
+            problems += _check_value(schema["items"], item, f"{where}[{index}]")
+    return problems

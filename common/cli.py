@@ -31,9 +31,11 @@ class ShowDefaults(argparse.HelpFormatter):
         text = action.help or ""
         if action.dest in self.described:
             return f"{text} (default: {self.described[action.dest]})"
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in text:
+        # `is`, because 0 == False in Python, and 0 is a default worth showing.
+        absent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        if absent or "default" in text:
             return text
-        return f"{text} (default: %(default)s)"
+        return f"{text} (default: %(default)s)".strip()
 
 
 class Parser(argparse.ArgumentParser):

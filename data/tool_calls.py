@@ -23,6 +23,10 @@ class CallError:
     hint: str
     name: str | None = None
 
+    def as_result(self) -> dict[str, dict[str, str]]:
+        """What the model reads in place of a tool's result: {"error": {"code", "message", "hint"}}."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
 
 Outcome = ToolCall | CallError
 

@@ -1,4 +1,4 @@
-"""Exact means exact: type, value and number of calls; neither the order of keys nor that of parallel calls counts."""
+"""Exact means exact: type, value and number of calls; but no order, of keys or parallel calls."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from training.report import describe_shares
 ROWS = Path(__file__).parents[1] / "embedded" / "rows"
 
 
-def calls(*arguments, name="f"):
+def calls(*arguments: dict[str, Any], name: str = "f") -> list[ToolCall]:
     return [ToolCall(name, dict(item)) for item in arguments]
 
 
@@ -30,7 +30,7 @@ def calls(*arguments, name="f"):
         ([ToolCall("f", {}, "id-1")], [ToolCall("f", {})]),
     ],
 )
-def test_equal_calls(expected, got):
+def test_equal_calls(expected: list[ToolCall], got: list[ToolCall]) -> None:
     assert is_exact(expected, got) and is_exact(got, expected)
 
 
@@ -54,15 +54,15 @@ def test_equal_calls(expected, got):
         (calls({"e": "e\u0301"}), calls({"e": "é"})),
     ],
 )
-def test_unequal_calls(expected, got):
+def test_unequal_calls(expected: list[ToolCall], got: list[ToolCall]) -> None:
     assert not is_exact(expected, got) and not is_exact(got, expected)
 
 
-def test_a_name_cannot_imitate_an_argument():
+def test_a_name_cannot_imitate_an_argument() -> None:
     assert call_key(ToolCall('f", {"a": 1}', {})) != call_key(ToolCall("f", {"a": 1}))
 
 
-def test_kinds():
+def test_kinds() -> None:
     one, two = calls({"a": 1}), calls({"a": 1}, {"a": 2})
     assert (
         kind_of(one, {"f"}) == "seen"
@@ -74,7 +74,7 @@ def test_kinds():
     )
 
 
-def test_shares_and_counts():
+def test_shares_and_counts() -> None:
     accuracy = Accuracy()
     for kind, is_right in (
         ("seen", True),
@@ -94,7 +94,7 @@ def test_shares_and_counts():
     )
 
 
-def test_nothing_scored_and_separate_counters():
+def test_nothing_scored_and_separate_counters() -> None:
     first, second = Accuracy(), Accuracy()
     first.add("seen", True)
     assert second.as_dict() == {

@@ -1,4 +1,4 @@
-"""Functions as tools: schemas from hints and docstrings, the check of arguments, and a child process that may misbehave."""
+"""Functions as tools: their schemas, the check of arguments, a child process that may misbehave."""
 
 import gc
 import os
@@ -57,11 +57,13 @@ def sphinx(a: int, b: float, flag: bool = False):
     """
     return a + b
 
-def kinds(names: list[int], table: dict[str, float], pair: tuple[int, int], odd: tuple[int, str], bag: set[str],
-          unit: Unit, size: Size, either: int | str, maybe: int | None, mixed: Literal["a", 1], free: Any,
+def kinds(names: list[int], table: dict[str, float], pair: tuple[int, int], odd: tuple[int, str],
+          bag: set[str], unit: Unit, size: Size, either: int | str, maybe: int | None,
+          mixed: Literal["a", 1], free: Any,
           old: List[str] = [], plain: list = [], obj: dict = {}, any_map: Dict[str, Any] = {}):
     """Tells the types that came."""
-    return [type(x).__name__ for x in (names, table, pair, odd, bag, unit, size, either, maybe, mixed, free)]
+    came = names, table, pair, odd, bag, unit, size, either, maybe, mixed, free
+    return [type(x).__name__ for x in came]
 
 def units(unit: Unit | None = None, more: list[Unit] = [], by: dict[str, Unit] = {},
           any: str | list[Unit] = "") -> str:
@@ -119,8 +121,8 @@ def wrapped(*args, **kwargs):
 def value(kind: str):
     circle = []
     circle.append(circle)
-    return {"nan": {"x": float("nan")}, "keys": {(1, 2): 3}, "set": {5}, "circle": circle, "none": None,
-            "text": "\\u2028\\r\\n\\ud83d", "big": "x" * 3_000_000, "path": os.path}[kind]
+    return {"nan": {"x": float("nan")}, "keys": {(1, 2): 3}, "set": {5}, "circle": circle,
+            "none": None, "text": "\\u2028\\r\\n\\ud83d", "big": "x" * 3_000_000}[kind]
 
 number = 0
 
@@ -160,7 +162,7 @@ def error(result: Any) -> dict[str, str]:
     return result["error"]
 
 
-def test_public_functions_in_their_order(box):
+def test_public_functions_in_their_order(box: ToolBox) -> None:
     names = [tool.name for tool in box.tools]
     assert names[:4] == ["google", "sphinx", "kinds", "units"] and {
         "cached",
@@ -170,7 +172,7 @@ def test_public_functions_in_their_order(box):
     assert not {"_hidden", "NoTool", "Unit", "asyncio"} & set(names)
 
 
-def test_google_docstring(box):
+def test_google_docstring(box: ToolBox) -> None:
     assert box.by_name["google"].description == "Weather of a city."
     assert parameters(box, "google") == {
         "type": "object",
@@ -183,7 +185,7 @@ def test_google_docstring(box):
     }
 
 
-def test_sphinx_docstring_without_a_blank_line(box):
+def test_sphinx_docstring_without_a_blank_line(box: ToolBox) -> None:
     assert box.by_name["sphinx"].description == "Adds."
     assert parameters(box, "sphinx")["properties"] == {
         "a": {"type": "integer", "description": "first"},
@@ -192,7 +194,7 @@ def test_sphinx_docstring_without_a_blank_line(box):
     }
 
 
-def test_schemas_of_type_hints(box):
+def test_schemas_of_type_hints(box: ToolBox) -> None:
     assert parameters(box, "kinds")["properties"] == {
         "names": {"type": "array", "items": {"type": "integer"}},
         "table": {"type": "object", "additionalProperties": {"type": "number"}},
@@ -215,7 +217,7 @@ def test_schemas_of_type_hints(box):
     ] == ["x"]
 
 
-def test_every_schema_can_stand_in_a_prompt(box):
+def test_every_schema_can_stand_in_a_prompt(box: ToolBox) -> None:
     conversation = conversation_from(box.tools, [{"role": "user", "content": "Hi"}])
     assert [write_tool(tool)["function"]["name"] for tool in conversation.tools] == list(
         box.by_name
@@ -237,7 +239,7 @@ KINDS = {
 }
 
 
-def test_arguments_arrive_as_their_hints_promise(box):
+def test_arguments_arrive_as_their_hints_promise(box: ToolBox) -> None:
     assert box.call("kinds", KINDS) == [
         "list",
         "dict",
@@ -257,7 +259,7 @@ def test_arguments_arrive_as_their_hints_promise(box):
     assert box.call("units", {"any": "C"}) == "None [] {} C"
 
 
-def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box):
+def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box: ToolBox) -> None:
     assert box.call("google", {"city": "Rome", "unit": None, "days": None}) == {
         "city": "Rome",
         "unit": "C",
@@ -269,14 +271,14 @@ def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box):
     )
 
 
-def test_calls_and_their_results(box):
+def test_calls_and_their_results(box: ToolBox) -> None:
     assert box.call("sphinx", {"a": 1, "b": 2.5}) == 3.5 and box.call("cached", {"x": 4}) == 4
     assert box.call("wrapped", {"x": 4}) == 4 and box.call("later", {}) == "later"
     assert [box.call("count", {}) for _ in range(3)] == [1, 2, 3]
     assert box.call("beside", {}) == "from beside"
 
 
-def test_a_tool_runs_where_the_program_runs(box, folder):
+def test_a_tool_runs_where_the_program_runs(box: ToolBox, folder: Path) -> None:
     assert box.call("where", {}) == [
         os.getcwd(),
         str(folder.resolve() / "tools.py"),
@@ -285,12 +287,12 @@ def test_a_tool_runs_where_the_program_runs(box, folder):
 
 
 @pytest.mark.parametrize("text", ["hello", "{}\n", '{"result": 1}\n', ""])
-def test_what_a_tool_prints_corrupts_nothing(box, text):
+def test_what_a_tool_prints_corrupts_nothing(box: ToolBox, text: str) -> None:
     assert box.call("speak", {"text": text}) == text
     assert box.call("cached", {"x": 9}) == 9
 
 
-def test_a_tool_has_no_input(box):
+def test_a_tool_has_no_input(box: ToolBox) -> None:
     assert box.call("listen", {}) == ""
     assert "EOFError" in error(box.call("ask", {}))["message"] and box.call("cached", {"x": 9}) == 9
 
@@ -307,11 +309,11 @@ def test_a_tool_has_no_input(box):
         ("big", "x" * 3_000_000),
     ],
 )
-def test_results_that_json_cannot_hold_come_as_text(box, kind, expected):
+def test_results_that_json_cannot_hold_come_as_text(box: ToolBox, kind: str, expected: Any) -> None:
     assert box.call("value", {"kind": kind}) == expected
 
 
-def test_errors_for_the_model(box):
+def test_errors_for_the_model(box: ToolBox) -> None:
     unknown = error(box.call("fly", {}))
     assert unknown["code"] == "unknown_tool" and "google, sphinx" in unknown["hint"]
     assert error(box.call("_hidden", {"x": 1}))["code"] == "unknown_tool"
@@ -337,7 +339,7 @@ def wait_for_end(pid: int) -> bool:
     return False
 
 
-def test_a_process_that_ends_is_started_again(folder):
+def test_a_process_that_ends_is_started_again(folder: Path) -> None:
     with ToolBox(folder / "tools.py") as box:
         assert box.call("count", {}) == 1
         first = box.process.pid
@@ -350,7 +352,9 @@ def test_a_process_that_ends_is_started_again(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
-def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(folder, monkeypatch):
+def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     box = ToolBox(folder / "tools.py", timeout=1)
     first, start = box.process.pid, time.monotonic()
@@ -367,7 +371,9 @@ def test_a_tool_that_takes_too_long_is_killed_with_what_it_started(folder, monke
     box.close()  # a second time harms nothing
 
 
-def test_a_file_that_no_longer_loads_is_an_error_for_the_model(folder, tmp_path):
+def test_a_file_that_no_longer_loads_is_an_error_for_the_model(
+    folder: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "once.py"
     file.write_text(
         "import os\nopen('flag.txt').close()\ndef leave() -> None:\n    os._exit(1)\n".replace(
@@ -384,7 +390,7 @@ def test_a_file_that_no_longer_loads_is_an_error_for_the_model(folder, tmp_path)
         assert "process ended" in error(box.call("leave", {}))["message"]
 
 
-def test_a_file_that_loads_for_ever(tmp_path, monkeypatch):
+def test_a_file_that_loads_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functions, "START_SECONDS", 0.3)
     (tmp_path / "slow.py").write_text("while True: pass\n")
     with pytest.raises(ValueError, match=r"slow\.py: running it took over"):
@@ -392,9 +398,10 @@ def test_a_file_that_loads_for_ever(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("error")
-def test_closing_leaves_no_open_pipe(folder):
+def test_closing_leaves_no_open_pipe(folder: Path) -> None:
     box = ToolBox(folder / "tools.py")
     process = box.process
+    assert process.stdout and process.stdin
     box.close()
     for _ in range(100):
         if process.stdout.closed:
@@ -456,7 +463,7 @@ SCHEMA = {
         {"x": -(10**30)},
     ],
 )
-def test_arguments_that_fit(arguments):
+def test_arguments_that_fit(arguments: dict[str, Any]) -> None:
     assert check_arguments(SCHEMA, {"n": 0, **arguments}) == []
 
 
@@ -486,12 +493,12 @@ def test_arguments_that_fit(arguments):
         ({"other": 1}, "unknown argument 'other'"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments, problem):
+def test_arguments_that_do_not_fit(arguments: dict[str, Any], problem: str) -> None:
     problems = check_arguments(SCHEMA, {"n": 0, **arguments})
     assert len(problems) == 1 and problem in problems[0]
 
 
-def test_every_problem_is_told_and_none_is_endless():
+def test_every_problem_is_told_and_none_is_endless() -> None:
     problems = check_arguments(SCHEMA, {"x": "y" * 10_000, "s": "z", "other": 1})
     assert (
         len(problems) == 4 and "missing argument 'n'" in problems and max(map(len, problems)) < 120

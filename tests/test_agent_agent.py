@@ -1,0 +1,149 @@
+"""The `Agent` as other programs use it: plain values in, events out, and the ids of its prompts."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent import agent as loop
+from agent.agent import Agent
+from data.conversation import SystemPrompt, Tool
+from data.tokenizer import Tokenizer
+from model.generate import Sampling
+
+MODEL: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048))
+WEATHER = Tool(
+    "weather",
+    "weather of a city",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+)
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+
+
+class Box:
+    """A `ToolBox` without a child process."""
+
+    def __init__(self, result: Any) -> None:
+        self.tools, self.result = [WEATHER], result
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+        self.calls.append((name, arguments))
+        return self.result
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained(loop.__file__.replace("agent/agent.py", "embedded/weights"))
+
+
+def spell(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Text to ids, with Gemma's control tokens and the tags as control ids."""
+    control = {"<bos>": tokenizer.bos_id, "<start_of_turn>": tokenizer.start_of_turn_id}
+    control |= {"<end_of_turn>": tokenizer.end_of_turn_id} | tokenizer.tag_ids
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, control))})", text):
+        ids += [control[part]] if part in control else tokenizer.encode(part)
+    return ids
+
+
+class Model:
+    """Replaces `generate`: writes the given replies and records what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer, *replies: str) -> None:
+        self.replies = [spell(f"{reply}<end_of_turn>", tokenizer) for reply in replies]
+        self.prompts: list[list[int]] = []
+        self.limits: list[int] = []
+        self.samplings: list[Sampling] = []
+
+    def __call__(
+        self, _: Any, prompts: list[list[int]], limit: int, stop_ids: Any, sampling: Sampling
+    ) -> list[list[int]]:
+        self.prompts.append(list(prompts[0]))
+        self.limits.append(limit)
+        self.samplings.append(sampling)
+        return [self.replies.pop(0)]
+
+
+def test_prompts_have_the_words_and_the_tool_shape_of_the_training_rows(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.prompt = SystemPrompt("Tools: ", "\nCall them.", "compact")
+    model = Model(tokenizer, CALL, "Warm.", "Yes.")
+    monkeypatch.setattr(loop, "generate", model)
+    box: Any = Box({"degrees": 30})
+    agent = Agent(MODEL, tokenizer, box)
+    assert [event.kind for event in agent.ask("Rome?")][-1] == "answer"
+    assert [event.kind for event in agent.ask("Sure?")] == ["answer"]
+    assert box.calls == [("weather", {"city": "Rome"})]
+    tool = (
+        '{"name": "weather", "description": "weather of a city", '
+        '"parameters": {"city": "string", "days": "integer?"}}'
+    )
+    first = (
+        f"<bos><start_of_turn>user\nTools: <tools>\n[{tool}]\n</tools>\nCall them.\n\nRome?"
+        "<end_of_turn>\n<start_of_turn>model\n"
+    )
+    second = (
+        f'{first}{CALL}<end_of_turn>\n<start_of_turn>tool\n<tool_response>\n{{"degrees": 30}}\n'
+        "</tool_response><end_of_turn>\n<start_of_turn>model\n"
+    )
+    third = (
+        f"{second}Warm.<end_of_turn>\n<start_of_turn>user\nSure?"
+        "<end_of_turn>\n<start_of_turn>model\n"
+    )
+    # Ids, not text: the pieces between two control ids are encoded as one.
+    assert model.prompts == [spell(text, tokenizer) for text in (first, second, third)]
+
+
+def test_limits_and_sampling_are_plain_values(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tokenizer, "One.", "Two.", "Three.")
+    monkeypatch.setattr(loop, "generate", model)
+    agent = Agent(MODEL, tokenizer, sampling=Sampling(0.7, 0.9, seed=5), max_new_tokens=7)
+    for question in ("1?", "2?"):
+        assert [event.kind for event in agent.ask(question)] == ["answer"]
+    assert model.limits == [7, 7]
+    assert [(s.temperature, s.top_p, s.seed) for s in model.samplings] == [
+        (0.7, 0.9, 5),
+        (0.7, 0.9, 6),
+    ]
+    assert [event.kind for event in Agent(MODEL, tokenizer).ask("3?")] == ["answer"]
+    assert model.limits[-1] == 512 and model.samplings[-1].temperature == 0
+
+
+def test_a_question_that_cannot_be_asked_leaves_the_chat_as_it_was(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tokenizer, "One.", "Two.", "Three.")
+    monkeypatch.setattr(loop, "generate", model)
+    agent = Agent(MODEL, tokenizer)
+    list(agent.ask("first"))
+    with pytest.raises(ValueError, match="half of a surrogate pair") as refused:
+        list(agent.ask("caf\udce9"))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="2048 positions"):
+        list(agent.ask("7" * 3000))
+    list(agent.ask("second"))
+    prompt = tokenizer.decode(model.prompts[1])
+    assert "first" in prompt and prompt.endswith(
+        "user\nsecond<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert "caf" not in prompt and "777" not in prompt
+
+
+def test_a_question_whose_events_nobody_reads_to_the_end_is_forgotten(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tokenizer, CALL, "Cold.")
+    monkeypatch.setattr(loop, "generate", model)
+    agent = Agent(MODEL, tokenizer, Box("30"))  # type: ignore[arg-type]
+    assert next(agent.ask("Rome?")).kind == "tool_call"
+    list(agent.ask("Oslo?"))
+    assert "Rome" not in tokenizer.decode(model.prompts[1])
