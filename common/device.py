@@ -63,6 +63,7 @@ def pick_device(name: str) -> torch.device:
     kind = name.split(":")[0]
     if kind not in available:
         raise ValueError(f"--device: expected auto, cuda, mps or cpu, got {name!r}")
+    # "cuda:1" and plain "cuda" are both names; PyTorch itself notices a missing one only later.
     index = name.removeprefix(kind).removeprefix(":") or "0"
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available[kind] or not index.isdecimal() or int(index) >= count:
@@ -125,6 +126,7 @@ def seed_everything(seed: int) -> None:
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states, as byte tensors, of the generators that a run on `device` draws from."""
+    # The CPU's on every device: without Triton the seeds of LoRA's dropout come from it.
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -43,6 +43,7 @@ class StepBatches:
     def of_step(self, step: int) -> list[Pack]:
         """The packs of optimizer step 1, 2, ... on all ranks."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
+        # Drawn anew from seed and epoch, not kept: a resumed run finds its place by the step alone.
         order = epoch_order(len(self.packs), self.seed, epoch)
         return [self.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
 
@@ -52,6 +53,7 @@ class StepBatches:
         Every rank gets the same number: their collectives must match. Where packs run out, a batch
         with no supervised position fills up, which adds nothing to loss or gradients.
         """
+        # Dealt out one by one, so that ranks differ by at most one batch.
         size = self.micro_batch
         groups = [packs[i : i + size] for i in range(0, len(packs), size)]
         mine = [self.collate(group) for group in groups[self.ranks.index :: self.ranks.count]]

@@ -37,6 +37,7 @@ def save_checkpoint(
     `counters` is anything JSON can hold; `read_counters` returns it. On a sharded model every rank
     must call this, because the slices are gathered here; only the rank with `is_writer` writes.
     """
+    # Float32 as they are in memory: rounding here would make a resumed run another run.
     tensors = {f"rng.{name}": state.cpu() for name, state in rng.items()}
     for name, parameter in trainable_parameters(model).items():
         tensors[f"parameter.{name}"] = unsharded(parameter.detach()).cpu()
@@ -100,6 +101,7 @@ def load_checkpoint(
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error}); {ANEW}") from error
+    # Compared as a whole before anything is copied: a refused checkpoint changes nothing.
     named = trainable_parameters(model)
     _check_shapes(path, named, _with_prefix(tensors, "parameter."))
     with torch.no_grad():

@@ -20,6 +20,7 @@ def choose(
     if args.max_length > config.max_position_embeddings:
         limit = config.max_position_embeddings
         raise ValueError(f"--max-length: the model has {limit} positions, got {args.max_length}")
+    # In this order: each choice depends on the ones before it.
     precision = pick_precision(args.dtype, device, config.num_parameters)
     impl = resolve_impl(args.lora_impl, device, precision.dtype)
     mode = pick_checkpointing(
@@ -28,10 +29,12 @@ def choose(
         args.micro_batch * args.max_length,
         precision,
         device,
-        copies=impl[0] == "reference",
+        copies=impl[0] == "reference",  # its float32 copies count as activations
         slices=num_ranks if args.shard else 1,
     )
+    # Refused here and not where it would go wrong: loading a large model takes minutes.
     check_recomputed_dropout(args, mode[0], impl[0], device)
+    # FSDP2's gradients are 16-bit where its weights are, and a GradScaler refuses fp16 gradients.
     if args.shard and (num_ranks == 1 or precision.needs_scaler):
         raise ValueError(
             "--shard: needs several ranks (torchrun --nproc-per-node=N train.py) and --dtype bf16 "

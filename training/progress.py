@@ -26,6 +26,7 @@ class Progress:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
+        # Without a terminal (a log file, a pipe) a bar would be thousands of lines of escape codes.
         self.bar = Bar(*columns, console=console) if console.is_terminal else None
         self.every = max(1, total // PLAIN_LINES)
 
@@ -41,12 +42,13 @@ class Progress:
             self.bar.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Tells a step's line of metrics."""
+        """Shows a step's line of metrics."""
         step = line["step"]
         text = f"loss {line['loss']:.4f}  {line['tokens_per_second']:.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=step, description=text)
         elif step % self.every == 0 or step in (self.start + 1, self.total):
+            # From this process's own steps: a resumed run did not take the earlier ones.
             left = (time.perf_counter() - self.began) / (step - self.start) * (self.total - step)
             self.console.print(f"step {step}/{self.total}  {text}  {left:.0f} s left")
 
@@ -71,6 +73,8 @@ class StopSignal:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    # A signal may come anywhere, in the middle of a write too: the handler only leaves a note that
+    # the loop reads between two steps.
     def _request(self, *_: object) -> None:
         if self.requested:
             raise KeyboardInterrupt

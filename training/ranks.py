@@ -25,7 +25,7 @@ class Ranks:
 
     index: int = 0
     count: int = 1
-    local: int = 0
+    local: int = 0  # on a machine of a cluster; decides the GPU
 
     @property
     def is_first(self) -> bool:
@@ -55,7 +55,9 @@ class Ranks:
         """The first rank's text, on every rank. As bytes: object collectives would pickle."""
         if self.count == 1:
             return text
+        # surrogateescape: a path need not be valid UTF-8.
         encoded = torch.tensor([*text.encode("utf-8", "surrogateescape")], dtype=torch.uint8)
+        # The length first: every rank must offer a tensor of the size that it will receive.
         size = torch.tensor(len(encoded))
         dist.broadcast(size, src=0)
         received = encoded if self.is_first else torch.empty(int(size), dtype=torch.uint8)
@@ -70,6 +72,7 @@ class Ranks:
         if self.count == 1:
             return tensors
         gathered: dict[str, Tensor] = {}
+        # Sorted, because collectives match by their order: all ranks must gather the same tensor.
         for name in sorted(tensors):
             boxes = [torch.empty_like(tensors[name]) for _ in range(self.count)]
             dist.all_gather(boxes, tensors[name])
@@ -89,8 +92,10 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks(
         int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     )
+    # Before the group: NCCL binds each rank to the current device when it starts.
     if ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
+    # gloo as well beside NCCL: generator states and paths are gathered as CPU tensors.
     dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
     try:
         yield ranks
@@ -118,9 +123,12 @@ def shard(model: Gemma2, ranks: Ranks, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (ranks.count,))
+    # Each block is a group of its own, gathered just before it computes; what is left (embedding,
+    # head, last norm) belongs to the root and is gathered once a pass.
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # FSDP2 hooks into forward(); training calls hidden() instead, which must gather too.
     register_fsdp_forward_method(model, "hidden")
 
 
@@ -138,6 +146,7 @@ def slice_again(model: Gemma2) -> None:
 def synchronized(step: nn.Module, is_last: bool) -> Iterator[None]:
     """Inside, gradients are averaged over the ranks only in a step's last micro-batch."""
     if isinstance(step, DistributedDataParallel) and not is_last:
+        # Gradients only add up locally; the last micro-batch sends the sum, once.
         with step.no_sync():
             yield
     else:

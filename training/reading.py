@@ -27,15 +27,19 @@ def read_data(
     """
     rows, reading = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
     questions: list[Conversation] = []
+    # Of one's own data up to half of the held-out rows are chosen by tool: they ask for tools that
+    # training never shows. The embedded rows were made in two parts already.
     if args.dataset:
         rows, held_out = split(rows, args.eval_fraction, args.seed)
     else:
         held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
         questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
+    # Saved with the tokenizer, so that infer.py and a served chat template ask as training did.
     tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
     options = (args.overlong, args.train_on)
     examples, rendering = build_examples(rows, tokenizer, args.max_length, *options)
-    # A held-out row is never dropped for its length, and may have nothing supervised.
+    # A held-out row is cut where a training row would be dropped, and may have nothing supervised:
+    # otherwise --max-length would decide what the model is measured on.
     cut = ("truncate", args.train_on)
     measured, _ = build_examples(held_out, tokenizer, args.max_length, *cut, may_be_empty=True)
     batches = StepBatches(

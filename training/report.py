@@ -37,6 +37,7 @@ def introduce(
     console: Console,
 ) -> None:
     """Writes `run.json`; prints one example with its mask and what is about to be trained."""
+    # All of it in one object: what is printed is read from what is written.
     packs, length = run.data.batches.packs, run.args.max_length
     filled = sum(len(example.tokens) for example in examples)
     content = {
@@ -158,6 +159,7 @@ def draw_loss(folder: Path) -> None:
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
+    # Replaced in one step, as all files of a run are: a viewer may have the old one open.
     partial = folder / (PICTURE + ".partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(folder / PICTURE)
@@ -187,6 +189,7 @@ def explain_stop(error: BaseException, output: Path | None, is_quiet: bool) -> i
     if isinstance(error, USER_ERRORS):
         errors.print(f"train.py: {error}")
         return 2
+    # Below, nothing is the user's mistake: the sentence says what there is to go on from.
     if isinstance(error, torch.OutOfMemoryError):
         advice = "--checkpoint-activations selective or full, a smaller --micro-batch"
         errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length")

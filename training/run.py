@@ -26,10 +26,10 @@ class Data:
 
     tokenizer: Tokenizer
     batches: StepBatches
-    held_out: list[Conversation]
-    held_out_packs: list[list[Example]]
+    held_out: list[Conversation]  # the first of these are asked and scored
+    held_out_packs: list[list[Example]]  # the first of them, rendered, for the held-out loss
     questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
-    seen_tools: set[str]
+    seen_tools: set[str]  # names that training offers or calls
 
 
 class StepLoss(nn.Module):
@@ -45,6 +45,7 @@ class StepLoss(nn.Module):
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
         inputs = (batch.tokens, batch.positions)
+        # Only CUDA may copy later: elsewhere a source that is freed at once could be overwritten.
         tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
         # Document ids and targets stay on the host: looking places up there waits for no device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
@@ -56,15 +57,15 @@ class StepLoss(nn.Module):
 class Run:
     """Everything the loop needs. `step_loss` is a StepLoss, wrapped where several ranks train."""
 
-    args: argparse.Namespace
+    args: argparse.Namespace  # every setting, after the defaults were filled in
     ranks: Ranks
     output: Path
     data: Data
     model: Gemma2
     step_loss: nn.Module
-    config: LoRAConfig
+    config: LoRAConfig  # written beside the adapter
     optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler  # passes everything through unless the precision is fp16
     precision: Precision
 
     @property

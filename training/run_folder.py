@@ -54,6 +54,7 @@ def _choose(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
         return folder
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is a file; give a folder")
+    # Never mixed with another run's files, and never emptied without being asked.
     if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         raise ValueError(
             f"--output {folder}: not empty; use --resume to go on, --overwrite, or another folder"
@@ -76,6 +77,7 @@ def _check_settings(folder: Path, now: dict[str, Any]) -> None:
 
 def clear_run(folder: Path) -> None:
     """Removes what an earlier run left in a folder, its checkpoint too, and nothing else."""
+    # By name: the folder may hold files of other people's.
     for name in (CHECKPOINT, CHECKPOINT + ".old", CHECKPOINT + ".partial"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (METRICS, RUN, PICTURE, *ADAPTER_FILES, *TOKENIZER_FILES):
@@ -96,6 +98,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     """Adds one line to `metrics.jsonl`; a loss that is not a number is written as it is (NaN)."""
+    # Appended, not replaced: a line per step of a long run must not rewrite all earlier ones.
     with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -103,6 +106,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, without a last one that a stop cut; empty without the file."""
     path = folder / METRICS
+    # Up to the last line end: a line without one was being written when the run was stopped.
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
@@ -134,6 +138,7 @@ def git_commit() -> str | None:
         is_changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None
+    # Said, because the commit alone would then not tell what ran.
     return commit + ("+changes" if is_changed else "")
 
 

@@ -17,6 +17,7 @@ def save(run: Run, step: int) -> None:
         run.model,
         optimizer=run.optimizer,
         rng=run.ranks.gather(rng_state(run.device)),
+        # `fingerprint` is compared before anything is loaded, the rest while it is.
         counters={
             "step": step,
             "scaler": run.scaler.state_dict(),
@@ -47,6 +48,7 @@ def resume(run: Run) -> int:
     states = checkpoint.load_checkpoint(folder, run.model, run.optimizer)
     # Of several ranks each has its own generators: the states carry the rank's number.
     mine = {name.removesuffix(f".{run.ranks.index}"): state for name, state in states.items()}
+    # Last, after everything that may draw: dropout must go on where it stopped.
     set_rng_state(mine, run.device)
     run.scaler.load_state_dict(counters["scaler"])
     if run.ranks.is_first:

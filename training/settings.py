@@ -9,7 +9,8 @@ from common.device import pick_device
 from lora.config import LoRAConfig, parse_targets
 
 # Defaults that depend on the model: (the course's, the embedded base's). The small base learns at a
-# higher rate and sees no row twice.
+# twenty times higher rate, without dropout: it sees no row twice, so it cannot learn one by heart.
+# Its new rows learn faster still: in so few steps they have the longest way to go.
 DEFAULTS: dict[str, tuple[float, float]] = {
     "max_length": (1500, 2048),
     "micro_batch": (1, 1),
@@ -23,7 +24,9 @@ DEFAULTS: dict[str, tuple[float, float]] = {
 }
 SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
-# A resumed run must agree with its checkpoint on these: they decide which numbers come next.
+# A resumed run must agree with its checkpoint on these: they decide which numbers come next. Not
+# among them: what only measures or saves (--eval-rows, --save-every), and --device, so that a run
+# may go on elsewhere.
 FINGERPRINT = (
     "model dataset dtype max_length micro_batch accumulate lr row_lr_scale warmup weight_decay "
     "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
@@ -47,6 +50,7 @@ def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
     if not is_small and pick_device(args.device).type == "cpu":
         defaults |= CPU_EVALUATION
+    # Only where neither was given: `--epochs 2` with the embedded base means two epochs.
     if is_small and args.epochs is None and args.max_steps is None:
         args.max_steps = SMALL_STEPS
     for name, value in {**defaults, "epochs": 1.0}.items():
