@@ -1,4 +1,5 @@
-"""What several test files share: a fixed seed, few threads, and small random models whose every weight matters."""
+"""What several test files share: a fixed seed, few threads, and small random models whose every
+weight matters."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from model.config import Gemma2Config
 from model.transformer import Gemma2
 
-# Every size differs from every other one, head_dim is not hidden / heads, and the window is shorter than the sequences.
+# Every size differs from every other one, head_dim is not hidden / heads, and the window is shorter
+# than the sequences.
 TINY = Gemma2Config(
     vocab_size=60,
     hidden_size=32,
@@ -43,7 +45,8 @@ def _seed() -> None:
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Fills every parameter with values of a useful size: norms and LoRA's B too, whose zeros would hide errors."""
+    """Fills every parameter with values of a useful size: norms and LoRA's B too, whose zeros would
+    hide errors."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,7 +58,8 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 @pytest.fixture
 def make_model() -> Callable[..., Gemma2]:
-    """make_model(seed=0, dtype=torch.float32, **changes to the tiny configuration) -> Gemma2 with random weights."""
+    """make_model(seed=0, dtype=torch.float32, **changes to the tiny configuration) -> Gemma2 with
+    random weights."""
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Gemma2:
         model = Gemma2(replace(TINY, **changes))

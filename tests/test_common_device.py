@@ -1,8 +1,10 @@
-"""Choices for hardware that is not here, by standing in for what PyTorch reports; generator states and memory figures."""
+"""Choices for hardware that is not here, by standing in for what PyTorch reports; generator states
+and memory figures."""
 
 import platform
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +29,10 @@ LARGE = 2_600_000_000
 
 
 @pytest.fixture
-def hardware(monkeypatch):
+def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
     """hardware(cuda=number of cards, mps=bool, capability=(major, minor), mac=release)"""
 
-    def pretend(cuda=0, mps=False, capability=(9, 0), mac=""):
+    def pretend(cuda: Any = 0, mps: Any = False, capability: Any = (9, 0), mac: Any = "") -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -41,7 +43,7 @@ def hardware(monkeypatch):
     return pretend
 
 
-def test_auto_takes_cuda_then_mps_then_the_cpu(hardware):
+def test_auto_takes_cuda_then_mps_then_the_cpu(hardware: Any) -> None:
     hardware(cuda=1, mps=True)
     assert pick_device("auto") == CUDA
     hardware(mps=True)
@@ -50,7 +52,7 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(hardware):
     assert pick_device("auto") == CPU
 
 
-def test_devices_by_name(hardware):
+def test_devices_by_name(hardware: Any) -> None:
     hardware(cuda=2, mps=True)
     assert [pick_device(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == [
         CPU,
@@ -63,13 +65,13 @@ def test_devices_by_name(hardware):
 @pytest.mark.parametrize(
     "name", ["cuda", "mps", "cuda:0", "tpu", "", "CPU", "cpu:x", "cuda:-1", "xpu", "cpu:0:1"]
 )
-def test_devices_that_are_not_there(hardware, name):
+def test_devices_that_are_not_there(hardware: Any, name: str) -> None:
     hardware()
     with pytest.raises(ValueError, match="--device"):
         pick_device(name)
 
 
-def test_a_card_number_beyond_the_last(hardware):
+def test_a_card_number_beyond_the_last(hardware: Any) -> None:
     hardware(cuda=2)
     with pytest.raises(ValueError, match="cuda:2"):
         pick_device("cuda:2")
@@ -86,7 +88,7 @@ def test_a_card_number_beyond_the_last(hardware):
         ((12, 0), "bf16", False),
     ],
 )
-def test_precision_on_cuda(hardware, capability, name, scaler):
+def test_precision_on_cuda(hardware: Any, capability: Any, name: str, scaler: Any) -> None:
     hardware(cuda=1, capability=capability)
     precision = pick_precision("auto", CUDA, LARGE)
     assert (precision.name, precision.needs_scaler) == (name, scaler)
@@ -98,7 +100,7 @@ def test_precision_on_cuda(hardware, capability, name, scaler):
     ("release", "name"),
     [("15.1", "bf16"), ("14.0", "bf16"), ("26.0", "bf16"), ("13.6.1", "fp32"), ("", "fp32")],
 )
-def test_precision_on_mps(hardware, release, name):
+def test_precision_on_mps(hardware: Any, release: Any, name: str) -> None:
     hardware(mps=True, mac=release)
     precision = pick_precision("auto", MPS, LARGE)
     assert (precision.name, precision.needs_scaler) == (name, False) and (
@@ -107,7 +109,7 @@ def test_precision_on_mps(hardware, release, name):
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
-def test_precision_on_a_cpu(monkeypatch, is_fast):
+def test_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, is_fast: Any) -> None:
     monkeypatch.setattr(runtime, "has_fast_matmul", lambda x: is_fast)
     assert pick_precision("auto", CPU, 3_000_000).name == ("bf16" if is_fast else "fp32")
     large = pick_precision("auto", CPU, LARGE)
@@ -118,7 +120,7 @@ def test_precision_on_a_cpu(monkeypatch, is_fast):
     )
 
 
-def test_precision_by_name():
+def test_precision_by_name() -> None:
     assert [pick_precision(name, CPU, 1).needs_scaler for name in ("bf16", "fp16", "fp32")] == [
         False,
         True,
@@ -128,14 +130,14 @@ def test_precision_by_name():
         pick_precision("float16", CPU, 1)
 
 
-def test_checkpointing_follows_the_free_memory(monkeypatch):
+def test_checkpointing_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma-2-2B: more is recomputed the more tokens there are and the less memory is free."""
     config, bf16, fp32 = (
         Gemma2Config(),
         pick_precision("bf16", CUDA, 1),
         pick_precision("fp32", CPU, 1),
     )
-    free = {}
+    free: dict[str, int] = {}
     monkeypatch.setattr(recompute, "available_memory_bytes", lambda device: free[device.type])
     free |= {"cuda": 80 * 10**9, "cpu": 80 * 10**9, "mps": 80 * 10**9}
     assert pick_checkpointing("auto", config, 1500, bf16, CUDA)[0] == "none"
@@ -155,21 +157,21 @@ def test_checkpointing_follows_the_free_memory(monkeypatch):
     assert on_mps.index(1) > order.index(1)  # half the bytes, more tokens
 
 
-def test_checkpointing_by_name(monkeypatch):
+def test_checkpointing_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recompute, "available_memory_bytes", lambda device: 0)
     bf16 = pick_precision("bf16", CPU, 1)
     for name in CHECKPOINTING:
         assert pick_checkpointing(name, Gemma2Config(), 10**6, bf16, CPU) == (name, "asked for")
 
 
-def test_memory_is_read_from_the_card(monkeypatch):
+def test_memory_is_read_from_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 7))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     assert (available_memory_bytes(CUDA), peak_memory_bytes(CUDA), describe(CUDA)) == (5, 3, "Card")
 
 
-def test_memory_of_this_machine_is_plausible():
+def test_memory_of_this_machine_is_plausible() -> None:
     assert 2**24 < available_memory_bytes(CPU) < 2**45
     before = peak_memory_bytes(CPU)
     held = bytearray(before + 2**26)
@@ -178,12 +180,12 @@ def test_memory_of_this_machine_is_plausible():
     assert peak_memory_bytes(CPU) >= len(held) and describe(CPU).startswith("cpu (")
 
 
-def test_memory_without_meminfo(monkeypatch):
+def test_memory_without_meminfo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "Path", lambda name: SimpleNamespace(is_file=lambda: False))
     assert 2**28 < available_memory_bytes(MPS) < 2**45
 
 
-def test_peak_memory_is_in_bytes_on_a_mac_too(monkeypatch):
+def test_peak_memory_is_in_bytes_on_a_mac_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1000))
     monkeypatch.setattr(sys, "platform", "darwin")
     assert peak_memory_bytes(CPU) == 1000
@@ -192,7 +194,7 @@ def test_peak_memory_is_in_bytes_on_a_mac_too(monkeypatch):
     assert peak_memory_bytes(CPU) == 1000 * 1024
 
 
-def test_generator_states_come_back():
+def test_generator_states_come_back() -> None:
     seed_everything(5)
     first = torch.rand(3)
     states = rng_state(CPU)
@@ -204,7 +206,7 @@ def test_generator_states_come_back():
     assert torch.equal(torch.rand(3), first) and states["cpu"].dtype == torch.uint8
 
 
-def test_a_state_of_another_device_is_left_out(monkeypatch):
+def test_a_state_of_another_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append(device))
     states = rng_state(CPU)
@@ -214,7 +216,7 @@ def test_a_state_of_another_device_is_left_out(monkeypatch):
     assert given == [CUDA]
 
 
-def test_seeds_that_fit():
+def test_seeds_that_fit() -> None:
     for seed in (0, -1, 2**63 - 1, -(2**63)):
         seed_everything(seed)
     for seed in (2**63, -(2**63) - 1, 10**30):

@@ -1,8 +1,11 @@
-"""The layout that keeps the code readable in one order: who may import whom, and what must not run at import time."""
+"""The layout that keeps the code readable in one order: who may import whom, and what must not run
+at import time."""
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +19,8 @@ PROGRAMS = (
     "tests",
 )  # the top floor, which nothing below may import
 PACKAGES = tuple(FLOORS)
-# The reading order. A file that is listed imports only listed files above it; for the others it is enough that there is
-# no cycle. A subpackage stands as one entry.
+# The reading order. A file that is listed imports only listed files above it; for the others it is
+# enough that there is no cycle. A subpackage stands as one entry.
 ORDER = {
     "model": """config kernels fused recompute layers attention_tiles attention attention_flex transformer loss loader
                 embedding generate""".split(),
@@ -41,7 +44,8 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever the import stands; `from a import b` counts as a and a.b."""
+    """Every module that a file imports, wherever the import stands; `from a import b` counts as a
+    and a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -52,7 +56,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def run_at_import(node: ast.AST):
+def run_at_import(node: ast.AST) -> Iterator[Any]:
     """The nodes that run when the module is imported: all but function bodies."""
     for child in ast.iter_child_nodes(node):
         yield child
@@ -66,7 +70,7 @@ def run_at_import(node: ast.AST):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_a_file_imports_only_what_it_may(path):
+def test_a_file_imports_only_what_it_may(path: Path) -> None:
     used = imports(path)
     package, *rest = module_name(path).split(".")
     if package in FLOORS:
@@ -88,7 +92,7 @@ def test_a_file_imports_only_what_it_may(path):
         )
 
 
-def test_there_is_no_import_cycle():
+def test_there_is_no_import_cycle() -> None:
     names = {module_name(path) for path in FILES}
     TopologicalSorter(
         {module_name(path): imports(path) & names - {module_name(path)} for path in FILES}
@@ -96,13 +100,13 @@ def test_there_is_no_import_cycle():
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=module_name)
-def test_init_files_hold_only_a_docstring(path):
+def test_init_files_hold_only_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree) and len(tree.body) == 1
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_no_hardware_is_asked_at_import(path):
+def test_no_hardware_is_asked_at_import(path: Path) -> None:
     calls = [
         node
         for node in run_at_import(ast.parse(path.read_text(encoding="utf-8")))

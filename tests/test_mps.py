@@ -1,6 +1,8 @@
-"""A whole training step under a mode that refuses what MPS refuses: float64 and operators without an MPS kernel.
+"""A whole training step under a mode that refuses what MPS refuses: float64 and operators without
+an MPS kernel.
 
-There is no Mac behind these tests: the step runs on the CPU, by the code that an accelerator without Triton would run.
+There is no Mac behind these tests: the step runs on the CPU, by the code that an accelerator
+without Triton would run.
 """
 
 import ast
@@ -65,7 +67,9 @@ class LikeMPS(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("adapt", ["rows", "course"])
-def test_a_training_step_and_an_evaluation_run_on_what_mps_has(tmp_path, monkeypatch, dtype, adapt):
+def test_a_training_step_and_an_evaluation_run_on_what_mps_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, adapt: Any
+) -> None:
     monkeypatch.setattr(plain, "has_integer_masks", lambda device: False)
     recompute = "selective" if adapt == "rows" else "full"
     flags = [
@@ -103,8 +107,11 @@ def test_a_training_step_and_an_evaluation_run_on_what_mps_has(tmp_path, monkeyp
     assert {"mm", "tanh", "gelu_backward", "lerp"} <= mode.seen.keys()
 
 
-def test_a_step_waits_for_the_device_only_for_what_it_logs(tmp_path, monkeypatch):
-    """A scalar that is read, and an index by mask, whose size is not known before: each would stop the host on a GPU."""
+def test_a_step_waits_for_the_device_only_for_what_it_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scalar that is read, and an index by mask, whose size is not known before: each would stop
+    the host on a GPU."""
     found = []
     steps = train.train_step
 
@@ -144,7 +151,8 @@ def test_a_step_waits_for_the_device_only_for_what_it_logs(tmp_path, monkeypatch
         str(tmp_path / "run"),
     ]
     assert train.main(flags) == 0
-    # The loss and the norm of the gradients; AdamW's counters, which it keeps on the host, are left out above.
+    # The loss and the norm of the gradients; AdamW's counters, which it keeps on the host, are left
+    # out above.
     assert found[1] == {"_local_scalar_dense": 2, "index by mask": 0, "masked_select": 0}
 
 

@@ -1,11 +1,14 @@
-"""The whole job on a tiny random base: what a run leaves behind, resuming, accumulation, wrong inputs."""
+"""The whole job on a tiny random base: what a run leaves behind, resuming, accumulation, wrong
+inputs."""
 
 import json
 import math
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from model.transformer import Gemma2
 from training import run as run_module
 from training import saving
 
+Runner = Callable[..., tuple[int, Path]]
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
 LEFT_BEHIND = {
@@ -32,21 +36,9 @@ LEFT_BEHIND = {
     "run.json",
     "checkpoint",
 }
-TOOLS = '<tools> [{"name": "get_time", "description": "the time", "parameters": {"city": "string"}}] </tools>'
-CITIES = [
-    "Oslo",
-    "Rome",
-    "Lima",
-    "Cairo",
-    "Quito",
-    "Paris",
-    "Delhi",
-    "Tokyo",
-    "Kyiv",
-    "Bern",
-    "Riga",
-    "Accra",
-]
+TOOL = {"name": "get_time", "description": "the time", "parameters": {"city": "string"}}
+TOOLS = f"<tools> {json.dumps([TOOL])} </tools>"
+CITIES = "Oslo Rome Lima Cairo Quito Paris Delhi Tokyo Kyiv Bern Riga Accra".split()
 
 
 def row(city: str) -> dict:
@@ -64,7 +56,7 @@ def row(city: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     size = len(Tokenizer.from_pretrained(TOKENIZER)) - 8
@@ -87,15 +79,16 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Path:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(row(city)) + "\n" for city in CITIES), encoding="utf-8")
     return path
 
 
 @pytest.fixture
-def run(base, rows, tmp_path):
-    """run(*flags, output=...) -> (exit code, output folder); the flags come after the tiny defaults."""
+def run(base: Path, rows: Path, tmp_path: Path) -> Any:
+    """run(*flags, output=...) -> (exit code, output folder); the flags come after the tiny
+    defaults."""
 
     def start(*flags: str, output: str = "out") -> tuple[int, Path]:
         folder = tmp_path / output
@@ -128,7 +121,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_every_file_and_a_line_per_step(run):
+def test_a_run_leaves_every_file_and_a_line_per_step(run: Runner) -> None:
     code, folder = run("--max-steps", "3", "--accumulate", "2", "--eval-calls", "2")
     assert code == 0
     assert {path.name for path in folder.iterdir()} == LEFT_BEHIND
@@ -180,14 +173,14 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run):
     ],
     ids=" ".join,
 )
-def test_the_loss_falls(run, flags):
+def test_the_loss_falls(run: Runner, flags: tuple[str, ...]) -> None:
     code, folder = run("--max-steps", "12", "--accumulate", "1", *flags)
     assert code == 0
     losses = [line["loss"] for line in metrics(folder)[1:]]
     assert losses[-1] < 0.85 * losses[0]
 
 
-def test_one_batch_of_four_equals_four_of_one(run):
+def test_one_batch_of_four_equals_four_of_one(run: Runner) -> None:
     common = ("--max-steps", "1", "--dropout", "0", "--max-length", "200", "--dtype", "fp32")
     _, whole = run(*common, "--micro-batch", "4", "--accumulate", "1", output="whole")
     _, parts = run(*common, "--micro-batch", "1", "--accumulate", "4", output="parts")
@@ -197,8 +190,9 @@ def test_one_batch_of_four_equals_four_of_one(run):
         assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 
-def test_a_short_last_step_weighs_its_tokens_alike(run, base):
-    """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean over its own tokens."""
+def test_a_short_last_step_weighs_its_tokens_alike(run: Runner, base: Path) -> None:
+    """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean
+    over its own tokens."""
     code, folder = run(
         "--max-length",
         "200",
@@ -218,12 +212,14 @@ def test_a_short_last_step_weighs_its_tokens_alike(run, base):
     assert steps[2]["grad_norm"] == pytest.approx(steps[0]["grad_norm"], rel=0.5)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--max-steps", "6", "--accumulate", "1")
     _, straight = run(*flags, output="straight")
     real = train.report.record
 
-    def record_and_interrupt(a_run, line, console):
+    def record_and_interrupt(a_run: Any, line: dict[str, Any], console: Any) -> None:
         real(a_run, line, console)
         if line["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
@@ -242,7 +238,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, monkeypatch,
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_resuming_with_other_settings_is_refused(run, capsys):
+def test_resuming_with_other_settings_is_refused(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder = run("--max-steps", "2", "--accumulate", "1")
     before = (folder / "run.json").read_bytes()
     code, _ = run("--max-steps", "2", "--accumulate", "1", "--resume", "--rank", "8")
@@ -251,7 +249,9 @@ def test_resuming_with_other_settings_is_refused(run, capsys):
     assert len(metrics(folder)) == 3
 
 
-def test_resuming_in_another_precision_or_with_other_ranks_is_refused(run, capsys, monkeypatch):
+def test_resuming_in_another_precision_or_with_other_ranks_is_refused(
+    run: Runner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = run("--max-steps", "1", "--dtype", "auto")
     state = json.loads((folder / "checkpoint" / "state.json").read_text())
     other = "fp32" if state["precision"] == "bf16" else "bf16"
@@ -264,7 +264,9 @@ def test_resuming_in_another_precision_or_with_other_ranks_is_refused(run, capsy
     assert "--ranks was 2 and is 1" in capsys.readouterr().err
 
 
-def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
+def test_a_used_folder_is_kept_unless_overwritten(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder = run("--max-steps", "1")
     (folder / "notes.txt").write_text("mine")
     before = (folder / "adapter_model.safetensors").read_bytes()
@@ -279,7 +281,9 @@ def test_a_used_folder_is_kept_unless_overwritten(run, capsys):
     assert len(metrics(folder)) == 3 and (folder / "notes.txt").read_text() == "mine"
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, monkeypatch, capsys):
+def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = run_module.supervised_loss
     monkeypatch.setattr(
         run_module, "supervised_loss", lambda *args: (real(*args)[0] * float("nan"), real(*args)[1])
@@ -290,10 +294,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(run, mon
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
-def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeypatch, dtype, code):
+def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, dtype: str, code: int
+) -> None:
     real = run_module.supervised_loss
 
-    def overflowing(*args):
+    def overflowing(*args: Any) -> Any:
         loss, count = real(*args)
         if loss.requires_grad:
             loss.register_hook(lambda grad: grad * float("inf"))
@@ -325,7 +331,9 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(run, monkeyp
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_wrong_input_is_one_sentence_and_code_2(run, capsys, flags, words):
+def test_a_wrong_input_is_one_sentence_and_code_2(
+    run: Runner, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+) -> None:
     code, _ = run("--max-steps", "1", *flags)
     error = capsys.readouterr().err
     assert code == 2 and words in error and "Traceback" not in error
@@ -335,13 +343,17 @@ def test_a_wrong_input_is_one_sentence_and_code_2(run, capsys, flags, words):
     "flags",
     [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")],
 )
-def test_a_number_out_of_range_is_refused_by_the_command_line(run, flags, capsys):
+def test_a_number_out_of_range_is_refused_by_the_command_line(
+    run: Runner, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*flags)
     assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
 
 
-def test_no_supervised_token_is_an_error(run, tmp_path, capsys):
+def test_no_supervised_token_is_an_error(
+    run: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     silent = row("Oslo")
     silent["conversations"][2]["weight"] = 0
     path = tmp_path / "silent.jsonl"
@@ -350,7 +362,7 @@ def test_no_supervised_token_is_an_error(run, tmp_path, capsys):
     assert "supervised" in capsys.readouterr().err
 
 
-def test_held_out_rows_without_a_supervised_token_are_no_error(run, tmp_path):
+def test_held_out_rows_without_a_supervised_token_are_no_error(run: Runner, tmp_path: Path) -> None:
     lines = [json.dumps(row(city)) for city in CITIES]
     long = row("Oslo")
     long["conversations"][1]["content"] = "word " * 400
@@ -373,8 +385,10 @@ def test_held_out_rows_without_a_supervised_token_are_no_error(run, tmp_path):
         assert code == 0 and "eval_loss" in metrics(folder)[0]
 
 
-def test_a_full_disk_is_a_sentence_and_code_1(run, monkeypatch, capsys):
-    def full(*args, **kwargs):
+def test_a_full_disk_is_a_sentence_and_code_1(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saving, "save_adapter", full)
@@ -384,19 +398,19 @@ def test_a_full_disk_is_a_sentence_and_code_1(run, monkeypatch, capsys):
     assert (folder / "checkpoint" / "state.json").is_file()
 
 
-def test_the_rate_rises_then_falls_and_never_loses_a_step():
+def test_the_rate_rises_then_falls_and_never_loses_a_step() -> None:
     rates = [train.learning_rate(step, 20, 1.0, 0.1) for step in range(1, 21)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and 0 < rates[-1] < 0.02
 
 
 @pytest.fixture
-def updates(monkeypatch):
-    """What AdamW sees in each step: (rate, weight decay, gradient norm, parameters) of every group."""
+def updates(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What AdamW sees in each step: (rate, weight decay, gradient norm, parameters) by group."""
     seen = []
     step = torch.optim.AdamW.step
 
-    def watched(self, *args, **kwargs):
+    def watched(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
         groups = []
         for group in self.param_groups:
             norms = torch.stack([p.grad.norm() for p in group["params"]])
@@ -410,23 +424,23 @@ def updates(monkeypatch):
     return seen
 
 
-def total_norm(groups) -> float:
+def total_norm(groups: Any) -> float:
     return math.hypot(*(norm for _, _, norm, _ in groups))
 
 
-def test_the_clip_reaches_the_optimizer(run, updates):
+def test_the_clip_reaches_the_optimizer(run: Runner, updates: list[Any]) -> None:
     _, folder = run("--max-steps", "2", "--clip", "0.001", "--eval-fraction", "0")
     assert all(line["grad_norm"] > 0.01 for line in metrics(folder)[1:])
     assert [total_norm(groups) for groups in updates] == [pytest.approx(0.001, rel=0.01)] * 2
 
 
-def test_a_clip_of_zero_never_clips(run, updates):
+def test_a_clip_of_zero_never_clips(run: Runner, updates: list[Any]) -> None:
     flags = ("--max-steps", "1", "--clip", "0", "--eval-fraction", "0", "--dtype", "fp32")
     _, folder = run(*flags)
     assert total_norm(updates[0]) == pytest.approx(metrics(folder)[1]["grad_norm"], rel=1e-5)
 
 
-def test_rates_and_weight_decay_reach_the_optimizer(run, updates):
+def test_rates_and_weight_decay_reach_the_optimizer(run: Runner, updates: list[Any]) -> None:
     flags = ("--max-steps", "1", "--warmup", "0.9", "--lr", "0.02", "--eval-fraction", "0")
     run(*flags, "--row-lr-scale", "3", "--weight-decay", "0.25")
     (factors, rows) = updates[0]
@@ -435,14 +449,16 @@ def test_rates_and_weight_decay_reach_the_optimizer(run, updates):
     assert len(factors[3]) == 2 * 7 * 2  # A and B of seven linears in two layers
 
 
-def test_a_step_is_in_training_mode_and_an_evaluation_is_not(run, monkeypatch):
+def test_a_step_is_in_training_mode_and_an_evaluation_is_not(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modes, real, replies = [], run_module.supervised_loss, train.first_replies
 
-    def loss(model, *args):
+    def loss(model: Any, *args: Any) -> Any:
         modes.append(("loss", model.training, torch.is_grad_enabled()))
         return real(model, *args)
 
-    def answer(model, *args):
+    def answer(model: Any, *args: Any) -> Any:
         modes.append(("reply", model.training, torch.is_grad_enabled()))
         return replies(model, *args)
 

@@ -1,14 +1,19 @@
-"""Checkpoints: a resumed run takes bit-identical steps, and a stop at any moment leaves one that loads."""
+"""Checkpoints: a resumed run takes bit-identical steps, and a stop at any moment leaves one that
+loads."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from model.transformer import Gemma2
 from train import make_optimizer
 from training import checkpoint as state
 from training.checkpoint import (
@@ -22,24 +27,30 @@ TOKENS = torch.tensor([[2, 5, 58, 7, 59, 9, 30]])
 
 
 @pytest.fixture
-def make_run(make_model, randomized):
-    """make_run(seed) -> a tiny LoRA model in training mode and its optimizer, before the first step."""
+def make_run(make_model: Callable[..., Gemma2], randomized: Callable[[nn.Module], None]) -> Any:
+    """make_run(seed) -> a tiny LoRA model in training mode and its optimizer, before the first
+    step."""
 
-    def make(seed=0, **changes):
+    def make(seed: int = 0, **changes: Any) -> Any:
         model = make_model()
-        options = {"rank": 4, "alpha": 8, "dropout": 0.3, "token_ids": (58, 59)} | changes
+        options: dict[str, Any] = {
+            "rank": 4,
+            "alpha": 8,
+            "dropout": 0.3,
+            "token_ids": (58, 59),
+        } | changes
         add_lora(model, LoRAConfig(**options), seed)
         return model.train(), make_optimizer(model, 0.1, row_lr_scale=2.5)
 
     return make
 
 
-def set_learning_rate(optimizer, rate):
+def set_learning_rate(optimizer: Any, rate: Any) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
-def take_steps(model, optimizer, first, last):
+def take_steps(model: Any, optimizer: Any, first: Any, last: Any) -> Any:
     """Steps whose dropout masks come from the global generator; returns the losses."""
     losses = []
     for step in range(first, last + 1):
@@ -52,7 +63,7 @@ def take_steps(model, optimizer, first, last):
     return losses
 
 
-def save(folder, model, optimizer, step=0):
+def save(folder: Path, model: Any, optimizer: Any, step: int = 0) -> None:
     save_checkpoint(
         folder,
         model,
@@ -62,13 +73,13 @@ def save(folder, model, optimizer, step=0):
     )
 
 
-def values(model):
+def values(model: Any) -> Any:
     return {
         name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()
     }
 
 
-def test_going_on_is_bit_identical(make_run, tmp_path):
+def test_going_on_is_bit_identical(make_run: Callable[..., Any], tmp_path: Path) -> None:
     model, optimizer = make_run()
     take_steps(model, optimizer, 1, 3)
     save(tmp_path / "checkpoint", model, optimizer, 3)
@@ -88,7 +99,7 @@ def test_going_on_is_bit_identical(make_run, tmp_path):
     )
 
 
-def test_a_checkpoint_before_the_first_step(make_run, tmp_path):
+def test_a_checkpoint_before_the_first_step(make_run: Callable[..., Any], tmp_path: Path) -> None:
     model, optimizer = make_run()
     save(tmp_path / "c", model, optimizer)
     expected = take_steps(model, optimizer, 1, 2)
@@ -97,7 +108,9 @@ def test_a_checkpoint_before_the_first_step(make_run, tmp_path):
     assert take_steps(other, fresh, 1, 2) == expected
 
 
-def test_loading_twice_and_saving_over_the_loaded_file(make_run, tmp_path):
+def test_loading_twice_and_saving_over_the_loaded_file(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
     """The tensors that were read must not lie in the file that the next checkpoint replaces."""
     model, optimizer = make_run()
     take_steps(model, optimizer, 1, 2)
@@ -115,7 +128,7 @@ def test_loading_twice_and_saving_over_the_loaded_file(make_run, tmp_path):
     )
 
 
-def test_rows_have_a_rate_of_their_own(make_run):
+def test_rows_have_a_rate_of_their_own(make_run: Callable[..., Any]) -> None:
     model, optimizer = make_run()
     set_learning_rate(optimizer, 0.02)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -133,13 +146,14 @@ class Stop(BaseException):
     """A kill: nothing in the program may catch it."""
 
 
-def stop_at(monkeypatch, number):
-    """Makes the file system operation `number` of save_checkpoint, counted from 0, stop the program; half of a file is
-    written where a file is. Returns the list of operations that were done."""
-    done = []
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: Any) -> Any:
+    """Makes the file system operation `number` of save_checkpoint, counted from 0, stop the
+    program; half of a file is written where a file is. Returns the list of operations that were
+    done."""
+    done: list[Any] = []
 
-    def wrap(name, real, half=None):
-        def operation(*arguments, **options):
+    def wrap(name: str, real: Any, half: Any = None) -> Any:
+        def operation(*arguments: Any, **options: Any) -> Any:
             if len(done) == number:
                 if half:
                     half(*arguments)
@@ -165,18 +179,19 @@ def stop_at(monkeypatch, number):
 
 @pytest.mark.parametrize("first", range(9))
 def test_a_stop_at_any_moment_and_another_one_after_it_leave_a_checkpoint(
-    make_run, tmp_path, monkeypatch, first
-):
-    """Steps 1 and 2 are saved; the next save stops at operation `first`, and the one after that at any operation."""
+    make_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Any
+) -> None:
+    """Steps 1 and 2 are saved; the next save stops at operation `first`, and the one after that at
+    any operation."""
     model, optimizer = make_run()
     folder, marks = tmp_path / "checkpoint", {}
 
-    def save_step(step):
+    def save_step(step: int) -> None:
         with torch.no_grad():
             next(iter(trainable_parameters(model).values())).fill_(float(step))
         save(folder, model, optimizer, step)
 
-    def loaded():
+    def loaded() -> Any:
         other, fresh = make_run(seed=1)
         load_checkpoint(folder, other, fresh)
         step = read_counters(folder)["step"]
@@ -207,7 +222,7 @@ def test_a_stop_at_any_moment_and_another_one_after_it_leave_a_checkpoint(
     assert loaded() == 4 and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_no_checkpoint(make_run, tmp_path):
+def test_no_checkpoint(make_run: Callable[..., Any], tmp_path: Path) -> None:
     for broken in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         for read in (
@@ -228,7 +243,9 @@ def test_no_checkpoint(make_run, tmp_path):
         {"token_ids": (), "adapt": "course"},
     ],
 )
-def test_another_model_is_refused_in_one_error_and_left_alone(make_run, tmp_path, changes):
+def test_another_model_is_refused_in_one_error_and_left_alone(
+    make_run: Callable[..., Any], tmp_path: Path, changes: Any
+) -> None:
     model, optimizer = make_run()
     take_steps(model, optimizer, 1, 1)
     save(tmp_path / "c", model, optimizer)
@@ -249,7 +266,9 @@ def test_another_model_is_refused_in_one_error_and_left_alone(make_run, tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", b"half", b"\x80" * 100])
-def test_files_that_cannot_be_read(make_run, tmp_path, content):
+def test_files_that_cannot_be_read(
+    make_run: Callable[..., Any], tmp_path: Path, content: Any
+) -> None:
     model, optimizer = make_run()
     save(tmp_path / "c", model, optimizer)
     (tmp_path / "c" / "state.safetensors").write_bytes(content)
@@ -263,7 +282,7 @@ def test_files_that_cannot_be_read(make_run, tmp_path, content):
         read_counters(tmp_path / "c")
 
 
-def test_no_pickle(make_run, tmp_path):
+def test_no_pickle(make_run: Callable[..., Any], tmp_path: Path) -> None:
     model, optimizer = make_run()
     take_steps(model, optimizer, 1, 1)
     save(tmp_path / "c", model, optimizer)

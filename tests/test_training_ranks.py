@@ -1,4 +1,5 @@
-"""Two processes on the CPU against one: the same losses, the same adapter, and only the first of them writes."""
+"""Two processes on the CPU against one: the same losses, the same adapter, and only the first of
+them writes."""
 
 import json
 import os
@@ -12,8 +13,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (
-    "--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 --eval-rows 2 "
-    "--eval-calls 1"
+    "--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 "
+    "--eval-rows 2 --eval-calls 1"
 ).split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FILES = {
@@ -74,7 +75,8 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(
     found, truth = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "two", alone))
     assert found.keys() == truth.keys()
     assert max((found[name] - truth[name]).abs().max().item() for name in truth) < 1e-5
-    # A finished run, resumed, reads the checkpoint on both ranks and writes the same adapter's metrics again.
+    # A finished run, resumed, reads the checkpoint on both ranks and writes the same adapter's
+    # metrics again.
     assert "done: adapter in" in train(
         tmp_path / "two", "--accumulate", "1", "--resume", *flags, ranks=2
     )
