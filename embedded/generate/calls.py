@@ -14,33 +14,13 @@ from typing import Any
 from embedded.generate.documents import missing_text, result_turn, thought, unfit_request
 from embedded.generate.entries import Entry, Request, new_double, new_entries, new_request, schema
 from embedded.generate.layouts import compact
+from embedded.generate.lists import entries
 from embedded.generate.values import Source
 
 Row = dict[str, Any]
 Message = dict[str, str]
 
-SYSTEMS = (
-    "You can call functions.",
-    "You have these tools.",
-    "Use a tool where one fits.",
-    "You are an assistant with tools.",
-    "Tools on hand:",
-    "You may call these functions.",
-    "Here are your tools.",
-    "You are a function calling model.",
-    "Answer or call a tool.",
-    "Functions you may use:",
-    "These tools are yours.",
-    "You work with tools.",
-    "Call a function if it helps.",
-    "You are given some functions.",
-    "What you can call:",
-    "Some functions are available.",
-    "Help the user with these tools.",
-    "You know these functions.",
-    "Available tools:",
-    "Choose among these:",
-)
+SYSTEMS = entries("documents", "systems")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ its fields, filling them from the request, saying that none fits or that somethi
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
-from embedded.generate import phrases
+from embedded.generate import lists, phrases
 from embedded.generate.chat import small_talk, story
 from embedded.generate.entries import (
     Entry,
@@ -20,147 +20,28 @@ from embedded.generate.entries import (
     new_values,
 )
 from embedded.generate.layouts import Layout, compact, new_layout
-from embedded.generate.phrases import family, shuffled
 from embedded.generate.values import Source, new_field, new_value
 
 Segment = tuple[str, str]
 Turn = tuple[str, list[Segment]]
-FORBIDDEN = (
-    "<tools>",
-    "</tools>",
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-)
+# The course's tags, which the base must not know: the fine-tune has to teach them.
+_TAGS = ("tools", "think", "tool_call", "tool_response")
+FORBIDDEN = tuple(f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/"))
 
 # No further message is added to a document of so many characters.
 ENOUGH_CHARACTERS = 900
 
-INTROS = (
-    "Here are some {e}s.",
-    "These are the {e}s.",
-    "You have these {e}s.",
-    "Pick from this list.",
-    "The {e}s on offer:",
-    "Below is what there is.",
-    "Use one of these {e}s.",
-    "Study this list.",
-    "A list of {e}s follows.",
-    "All {e}s:",
-    "You know these {e}s.",
-    "Keep these in mind.",
-    "Work with this.",
-    "Here is the catalog.",
-    "Only these exist.",
-    "The following {e}s are open to you.",
-    "Our {e}s:",
-    "List:",
-    "Your {e}s today:",
-    "This is all we have.",
-)
-# What may stand between a list and the first message, as a prompt's instructions do.
-NOTES = shuffled(
-    family(
-        "Also, |Please |Then |Remember to |You should |You must |Always |Be sure to ",
-        "think about which {e} to take|plan the {e} to take|take the time to choose the {e}|say what is needed|"
-        "read the message with care|make a plan|look at every {e}|decide what fits|use the values of the message",
-        " before you answer| before making a record| first|",
-        ".| and keep it short.|. Make no values up.|. Ask for what is missing.|. Say so where none fits.|"
-        ". Keep that thinking process short.|. Leave out marks like <plan>{{your plan}}</plan>.|"
-        ". Write the plan first and the record after it.|. Each record is an object with a name and its values.",
-    ),
-    (
-        "Answer the last message.",
-        "Now the message:",
-        "Records go below the plan.",
-        "No {e} may be made up.",
-        "Keep to the list.",
-        "More than one may be needed.",
-        "Nothing else is known.",
-    ),
-)
-ASK_PICK = (
-    "Which {e} fits this: {r}",
-    "Name the {e} for this: {r}",
-    "What fits here: {r}",
-    "Only pick: {r}",
-    "Choose without filling: {r}",
-    "Just say which one fits. {r}",
-    "Which one is meant: {r}",
-    "Find the right {e}: {r}",
-    "Pick one for this: {r}",
-    "Point at the right one. {r}",
-)
-ASK_LIST = (
-    "What does {x} need?",
-    "Which parts has {x}?",
-    "List what {x} takes.",
-    "Tell me what {x} needs.",
-    "What goes into {x}?",
-    "What must I give for {x}?",
-    "And {x}, what does it need?",
-    "{x} needs what?",
-    "Read me the parts of {x}.",
-    "What is asked for in {x}?",
-)
-ASK_BOTH = (
-    "Which {e} fits, and what does it need: {r}",
-    "Pick and list: {r}",
-    "Name the {e} and its needs: {r}",
-    "Plan this, but don't fill it: {r}",
-    "What fits, and what is needed: {r}",
-)
-RESULTS = (
-    "Result: {r}",
-    "It returned {r}",
-    "Outcome: {r}",
-    "Here is what came back: {r}",
-    "The record says {r}",
-    "Answer: {r}",
-    "We got {r}",
-    "Reply: {r}",
-    "Back came {r}",
-    "Output: {r}",
-)
-COPY_ASKS = (
-    "Repeat this: {x}",
-    "Say {x}",
-    "Write {x}",
-    "Copy: {x}",
-    "Echo {x}",
-    "Print the following: {x}",
-    "Type this again: {x}",
-    "Once more: {x}",
-    "Reproduce {x}",
-    "Give back {x}",
-)
-LOOKUP_ASKS = (
-    "What is {k}?",
-    "{k}?",
-    "Give me {k}.",
-    "Which value has {k}?",
-    "Look up {k}.",
-    "Tell me {k}.",
-    "Read {k}.",
-    "And {k}?",
-    "The value of {k}?",
-    "Find {k}.",
-)
-RECORD_ASKS = (
-    "Write this as a record: {x}",
-    "Make a record of {x}",
-    "As a record: {x}",
-    "Note down {x}",
-    "Turn this into a record: {x}",
-    "Store {x}",
-    "Put this in order: {x}",
-    "Enter {x}",
-    "Take down {x}",
-    "File {x}",
-)
+# Slots: {e} what an entry is called, {r} a request or a record, {x} what the message is about, {k} a key.
+INTROS = lists.entries("documents", "intros")
+# What may come between a list and the first message, as a prompt's instructions do.
+NOTES = lists.shuffled("documents", "notes")
+ASK_PICK = lists.entries("documents", "ask pick")
+ASK_LIST = lists.entries("documents", "ask list")
+ASK_BOTH = lists.entries("documents", "ask both")
+RESULTS = lists.entries("documents", "results")
+COPY_ASKS = lists.entries("documents", "copy asks")
+LOOKUP_ASKS = lists.entries("documents", "lookup asks")
+RECORD_ASKS = lists.entries("documents", "record asks")
 
 
 def pick_text(request: Request) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedded.generate import phrases, words
+from embedded.generate import lists, phrases, words
 from embedded.generate.domains import DOMAINS, Domain
 from embedded.generate.everyday import ITEMS, LISTS
 from embedded.generate.mentions import field_phrases
@@ -15,25 +15,7 @@ from embedded.generate.natural import natural_core
 from embedded.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
-TAILS = (
-    "",
-    "",
-    "",
-    "",
-    "",
-    "",
-    " by name",
-    " on a given day",
-    " for a customer",
-    " from a list",
-    " at home",
-    " on request",
-    " of a customer",
-    " in a city",
-    " for {w}",
-    " with {w}",
-    " from {w}",
-)
+TAILS = ("",) * 6 + lists.entries("phrases", "tails")
 
 
 @dataclass(frozen=True)
@@ -184,9 +166,7 @@ def new_entries(source: Source, count: int) -> list[Entry]:
 RANGES = (LISTS["iso"], KINDS["count"])
 # Share of requests for an everyday tool that use an idiom.
 IDIOM = 0.8
-QUESTIONS = frozenset(
-    "what what's how how's which where where's is are will do does did can has any should when who".split()
-)
+QUESTIONS = frozenset(lists.entries("phrases", "question words"))
 
 
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple[str, str]:

@@ -6,74 +6,22 @@ after it, and a preposition belongs to its kind of value. For pretraining stream
 
 from collections.abc import Sequence
 
+from embedded.generate.lists import entries, table
 from embedded.generate.mentions import can_stand_bare
 from embedded.generate.values import KINDS, Field, Scalar, Source
 
-OPENERS = ("",) * 8 + (
-    "please ",
-    "can you ",
-    "could you ",
-    "I need to ",
-    "I want to ",
-    "I'd like to ",
-    "we need to ",
-    "let's ",
-    "help me ",
-    "I have to ",
-    "would you ",
-    "can you please ",
-)
+OPENERS = ("",) * 8 + entries("natural", "openers")
 DETERMINERS = ("a ", "a ", "the ", "the ", "my ", "our ", "")
-# By kind: what stands before a value; {f} is the field's name.
-PLAIN: dict[str, tuple[str, ...]] = {
-    "city": ("in {v}", "in {v}", "for {v}", "near {v}"),
-    "person": ("for {v}", "with {v}", "to {v}"),
-    "email": ("to {v}", "at {v}", "for {v}"),
-    "date": ("on {v}", "for {v}", "from {v}", "by {v}"),
-    "time": ("at {v}", "at {v}", "for {v}", "from {v}", "by {v}"),
-    "count": ("for {v} {f}", "with {v} {f}", "of {v} {f}", "{v} {f}"),
-    "amount": ("for {v}", "of {v}", "at {v}", "with {v}"),
-    "code": ("with {f} {v}", "number {v}", "with the {f} {v}", "under {v}", "for {v}"),
-    "text": (
-        '"{v}"',
-        'that says "{v}"',
-        'saying "{v}"',
-        'called "{v}"',
-        "called {v}",
-        "with the {f} {v}",
-        "about {v}",
-    ),
-    "product": ("for {v}", "of {v}", "with {v}", "from {v}"),
-    "subject": ("about {v}", "on {v}", "for {v}"),
-    "option": ("{v}", "in {v}", "for {v}", "as {v}"),
-    "address": ("to {v}", "to {v}", "at {v}", "for {v}"),
-}
-# Names that tell a direction, which the preposition must not contradict.
+# By kind: the words around a value; {f} is the field's name.
+PLAIN = {name: tuple(line.split(" | ")) for name, line in table("natural", "plain").items()}
+# Names that give a direction, which the preposition must not contradict.
 DIRECTIONS = {
-    "from {v}": frozenset("sender pickup_address departure".split()),
-    "to {v}": frozenset(
-        "destination recipient send_to to_address forward_to post_to delivery_address "
-        "shipping_address".split()
-    ),
+    phrase: frozenset(names.split()) for phrase, names in table("natural", "directions").items()
 }
+# By identity: a `Kind` holds functions and tuples of templates, and is slow to hash.
 BY_KIND = {id(kind): PLAIN[name] for name, kind in KINDS.items() if name in PLAIN}
-NAMED = (
-    "with {f} {v}",
-    "with the {f} {v}",
-    "{f} {v}",
-    ", the {f} is {v}",
-    ", my {f} is {v}",
-    ", her {f} is {v}",
-    ", his {f} is {v}",
-    ", {f} {v}",
-    ", {f}: {v}",
-    ". The {f} is {v}",
-    ". The {f} is {v}",
-)
-FLAGS = {
-    True: ("with {f}", ", with {f}", "and {f}", ", {f} too"),
-    False: ("without {f}", ", no {f}", "but no {f}"),
-}
+NAMED = entries("natural", "named")
+FLAGS = {True: entries("natural", "yes"), False: entries("natural", "no")}
 # Kinds that may stand right after the noun, as in "my order KX-4471", and words that take no preposition.
 APPOSED = tuple(KINDS[name] for name in ("code", "person", "text", "product", "subject"))
 WHEN = ("today", "tomorrow", "tonight")

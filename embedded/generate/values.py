@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from embedded.generate import words
-from embedded.generate.phrases import Templates, family, shuffled
+from embedded.generate.lists import Templates, entries, shuffled
 from embedded.generate.words import mine, side, templates
 
 Scalar = str | int | float | bool
@@ -246,166 +246,26 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
     return lambda source: compound(source, source.word(words_))
 
 
-def _kind(
-    names: str,
-    json_type: str,
-    draw: Callable[[Source], Scalar],
-    phrases: tuple[str, ...],
-    broken: str = "(?!)",
-) -> Kind:
-    return Kind(tuple(names.split()), json_type, draw, shuffled(phrases, broken=broken))
+def _kind(name: str, json_type: str, draw: Callable[[Source], Scalar]) -> Kind:
+    """A kind with the names and phrases of words/kinds.txt."""
+    return Kind(entries("kinds", f"{name} names"), json_type, draw, shuffled("kinds", name))
 
 
 KINDS = {
-    "city": _kind(
-        "city town place location destination region venue",
-        "string",
-        _city,
-        family(
-            "|right |just |over |somewhere |out |here ",
-            "in {v}|near {v}|around {v}|close to {v}|inside {v}|next to {v}",
-        ),
-    ),
-    "person": _kind(
-        "name person guest contact client patient owner customer author",
-        "string",
-        _person,
-        family(
-            "|maybe |just |here ",
-            "for {v}|with {v}|under the name {v}|on behalf of {v}|in the name of {v}|for our friend {v}|"
-            "for my colleague {v}|by the name of {v}|named {v}|together with {v}|for one {v}|for my friend {v}",
-        ),
-        broken=r"^here|for one ",
-    ),
-    "email": _kind(
-        "email recipient mail_address sender inbox mailbox reply_to send_to cc to_address forward_to post_to",
-        "string",
-        _email,
-        family(
-            "|please |just ",
-            "to {v}|using {v}|via {v}|through {v}|with a copy to {v}|mailing {v}|straight to {v}|"
-            "at the address {v}|by way of {v}|copying {v}|addressed to {v}|through the mailbox {v}|over to {v}",
-        ),
-        broken=r"^please (mailing|copying|addressed)",
-    ),
-    "date": _kind(
-        "date day start_date due_date deadline arrival departure",
-        "string",
-        _date,
-        family(
-            "|maybe |only |just ",
-            "on {v}|for {v}|by {v}|starting {v}|no later than {v}|before {v}|from {v} on|until {v}|"
-            "as of {v}|after {v}|not before {v}|since {v}",
-        ),
-        broken=r"^(only|maybe|just) (not?|as|since)\b",
-    ),
-    "time": _kind(
-        "time hour start_time pickup_time opening slot arrival_time start_hour",
-        "string",
-        _time,
-        family(
-            "|maybe |only |just ",
-            "at {v}|around {v}|from {v}|at {v} sharp|starting at {v}|not before {v}|about {v}|"
-            "by {v}|until {v}|shortly after {v}|right before {v}|past {v}",
-        ),
-        broken=r"^(only|maybe|just) not|^(only|just) about",
-    ),
-    "count": _kind(
-        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings "
-        "weeks months passengers children steps",
-        "integer",
-        lambda s: int(s.digits(1, 3)),
-        family(
-            "|exactly |just |about |only |with |for |a total of ",
-            "{v} {f}",
-            "| in all| or so| in total|, no more",
-        ),
-        broken=r"^(about|exactly|for) .*no more|^(exactly|with|only|a total of) .*or so|^a total of .* in (all|total)",
-    ),
-    "amount": _kind(
-        "amount price budget limit total fee weight rate distance cost sum share charge value",
-        "number",
-        _amount,
-        family(
-            "|exactly |about |only |just ",
-            "{v}|for {v}|up to {v}|of {v}|no more than {v}|at most {v}|at {v}|worth {v}|"
-            "not over {v}|around {v}|under {v}|totalling {v}",
-        ),
-        broken=r"^(exactly|about) (?!{v})|^(just|only) (?!{v}|for)",
-    ),
-    "code": _kind(
-        "order_id code reference account ticket_id serial user_id flight_no isbn",
-        "string",
-        _code,
-        (
-            *family("|with |under |for ", "number {v}|id {v}|code {v}|reference {v}|no {v}"),
-            *family(
-                "|please |just ",
-                "marked {v}|known as {v}|numbered {v}|registered as {v}|identified by {v}|with {v}|under {v}",
-            ),
-        ),
-        broken=r"\bno {v}|^please \w+ed ",
-    ),
-    "text": _kind(
-        "topic title subject message text note query content label phrase caption heading remark comment "
-        "words keywords announcement",
-        "string",
-        _text,
-        family(
-            "|just |please |only ",
-            """saying "{v}"|about {v}|called "{v}"|that reads "{v}"|named '{v}'|concerning {v}|"""
-            """which says "{v}"|reading "{v}"|with the words "{v}"|titled "{v}"|stating {v}|telling {v}|"
-                "that says {v}|"{v}"|"""
-            '''with "{v}"|on "{v}"''',
-        ),
-        broken=r"^(please|only|just) (which|that)|^please (?!saying|with|stating|telling|\W)",
-    ),
-    "product": _kind(
-        "product item dish article ingredient goods ware thing stock supply merchandise",
-        "string",
-        _name(words.PRODUCTS),
-        family(
-            "|maybe |just |only ",
-            "for {v}|of {v}|with {v}|some {v}|regarding {v}|all the {v}|more {v}|made of {v}|the {v}|our {v}|my {v}",
-        ),
-        broken=r"^(maybe|just|only) (the|our|my|all|more)",
-    ),
-    "subject": _kind(
-        "field theme category course genre area",
-        "string",
-        _name(words.TOPICS),
-        family(
-            "|maybe |only |mostly ",
-            "on {v}|about {v}|in {v}|covering {v}|related to {v}|around {v}|dealing with {v}|"
-            "focused on {v}|in the field of {v}|devoted to {v}",
-        ),
-    ),
-    "option": _kind(
-        "size color meal mode unit priority class style season format level material direction grade finish tier",
-        "option",
-        _name(words.OPTIONS),
-        family(
-            "|maybe |only |just |rather |ideally |preferably ",
-            "{v}|the {v} one|make it {v}|in {v}|as {v}|the {v} kind|something {v}",
-            "| please| if possible| of course",
-        ),
-        broken=r"of course|^(rather|only|maybe|just) make it|^only something",
-    ),
-    "address": _kind(
-        "address street delivery_address pickup_address home office door shipping_address",
-        "string",
-        _address,
-        family(
-            "|straight |please |just ",
-            "to {v}|at {v}|from {v}|over to {v}|around {v}|near {v}|by {v}",
-        ),
-    ),
-    "flag": _kind(
-        " ".join(words.FLAGS),
-        "boolean",
-        lambda s: s.chance(0.5),
-        (),
-    ),
+    "city": _kind("city", "string", _city),
+    "person": _kind("person", "string", _person),
+    "email": _kind("email", "string", _email),
+    "date": _kind("date", "string", _date),
+    "time": _kind("time", "string", _time),
+    "count": _kind("count", "integer", lambda source: int(source.digits(1, 3))),
+    "amount": _kind("amount", "number", _amount),
+    "code": _kind("code", "string", _code),
+    "text": _kind("text", "string", _text),
+    "product": _kind("product", "string", _name(words.PRODUCTS)),
+    "subject": _kind("subject", "string", _name(words.TOPICS)),
+    "option": _kind("option", "option", _name(words.OPTIONS)),
+    "address": _kind("address", "string", _address),
+    "flag": Kind(words.FLAGS, "boolean", lambda source: source.chance(0.5), phrases=()),
 }
 # How often each kind is drawn.
 WEIGHTS = {
