@@ -1,4 +1,4 @@
-"""Small talk, small facts and short texts to read: what a user may say that no entry fits, with an answer."""
+"""Small talk, small facts and short texts to read: messages that no entry fits, with an answer."""
 
 from embedded.generate import words
 from embedded.generate.lists import entries, read, shuffled
@@ -13,7 +13,7 @@ def _columns(name: str) -> tuple[tuple[str, ...], ...]:
 
 # Question and answer; every fifth pair is held out.
 PAIRS = _columns("pairs")
-# {x} and {y} are things, {n} a name, {c} a city: the answer repeats one, so it takes no knowledge of the world.
+# {x} and {y} are things, {n} a name, {c} a city. The answer repeats one, so it takes no knowledge.
 MADE_PAIRS = _columns("made pairs")
 # Questions and remarks about something, and answers that fit all of them.
 FRAMES = shuffled("chat", "frames")
@@ -30,7 +30,9 @@ def small_talk(source: Source) -> tuple[str, str]:
     """A remark or question that asks for no action, and a short answer."""
     style = source.rng.random()
     if style < 0.25:
-        return source.pick(templates(PAIRS, source.held))
+        question, answer = source.pick(templates(PAIRS, source.held))
+        return question, answer
+    # All four slots are drawn whatever the template uses: its wording then moves no later draw.
     slots = {
         "x": _thing(source),
         "y": _thing(source),

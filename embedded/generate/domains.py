@@ -1,6 +1,7 @@
-"""Fields of life: which verbs go with which nouns, and what one says about them.
+"""Fields of life: which verbs go with which nouns, and which kinds of values with both.
 
-Separate from the other word lists so that a generated tool makes sense: one pays an invoice and feeds a dog.
+Separate from the other word lists so that a generated tool makes sense: one pays an invoice and
+feeds a dog.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from embedded.generate.lists import read, table
 
 @dataclass(frozen=True)
 class Domain:
-    """Verbs and nouns that may be combined, and the kinds of values (see `values.KINDS`) that are usual there."""
+    """Verbs and nouns that may be combined, and the usual kinds of values (`values.KINDS`)."""
 
     verbs: tuple[str, ...]
     nouns: tuple[str, ...]

@@ -1,8 +1,9 @@
-"""Tools that people know, and how people ask for them: "Wake me at 7" names neither a tool nor a field.
+"""Tools that people know, and how they ask for them: "Wake me at 7" names no tool and no field.
 
-The grammar of `phrases.py` always repeats a description; these requests do not, and the base has to have met such
-language before a fine-tune can rely on it. No held-out tool is from here: those come from the grammar alone.
-An idiom's slots {0}, {1}, {2} are the values of the fields in their order.
+The grammar of `phrases.py` always repeats a description. These requests do not, and the base has
+to have met such language before a fine-tune can rely on it. No held-out tool is from here: those
+come from the grammar alone. An idiom's slots {0}, {1}, {2} are the values of the fields in their
+order.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def _iso_date(source: Source) -> str:
 
 
 def _day(source: Source) -> str:
-    """A date that stands after "on": no tomorrow."""
+    """A date that can follow "on": no tomorrow."""
     while True:
         value = str(KINDS["date"].draw(source))
         if value not in ("today", "tomorrow", "tonight"):
@@ -103,7 +104,8 @@ def _item(names: str, lines: Sequence[str]) -> Everyday:
             fields.append((tuple(field_names.split()), options if len(options) > 1 else kind))
         else:
             idioms.append(line)
-    # In the file similar idioms are neighbours; shuffled, the held-out fifth is no group of its own.
+    # In the file similar idioms are neighbours; shuffled, the held-out fifth is no group of its
+    # own.
     Random(len(idioms)).shuffle(idioms)
     verb, _, noun = action.partition(" ")
     ends = tuple(tails.split("|"))

@@ -1,13 +1,14 @@
 """Reads the lists of words and sentence templates in words/*.txt.
 
-    # greetings                        opens a list
-    ## said at the start of the day    a remark, as is an empty line
-    [good |]morning[, {n}|!]           four entries: "[a|b]" is a choice, and each combination is an entry
-    hello and good day                 one entry
-    ! ^morning!                        leaves out the entries in which this regular expression finds something
+    # greetings                   opens a list
+    ## for the morning            a remark
+    [good |]morning[, {n}|!]      four entries: "[a|b]" is a choice, each combination is an entry
+    hello and good day            one entry
+    ! ^morning!                   leaves out entries that match this regular expression
 
-An indented line continues the one above it. Brackets without "|" are plain text, "\\n" is a line break, and spaces at the
-end of an entry are written inside a choice, because editors remove them from the end of a line.
+An indented line continues the one above it. Brackets without "|" are plain text, "\\n" is a line
+break. A space at an end of an entry is written inside a choice, because editors remove spaces at
+the end of a line.
 """
 
 import re
@@ -25,7 +26,7 @@ Templates = tuple[str | None, ...]
 
 @cache
 def read(file: str) -> dict[str, tuple[str, ...]]:
-    """The lines of each list of words/FILE.txt, by the list's name. Raises: ValueError for a name used twice."""
+    """The lines of each list of words/FILE.txt. Raises: ValueError for a name used twice."""
     lists: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in (FOLDER / f"{file}.txt").read_text(encoding="utf-8").splitlines():
@@ -62,10 +63,11 @@ def table(file: str, name: str) -> dict[str, str]:
 
 
 def shuffled(file: str, name: str) -> Templates:
-    """A list's entries, each once, in the order of their checksums; None for each that an exclusion matches.
+    """A list's entries, each once, in the order of their checksums; None for the excluded ones.
 
-    The place in this order decides which templates are held out (`words.templates`). Checksums spread the combinations
-    of a line over both sides, and the None keeps its place so that one more exclusion moves no other template across.
+    The place in this order decides which templates are held out (`words.templates`): checksums
+    spread the combinations of a line over both sides, and a None keeps its place so that one more
+    exclusion moves no other template to the other side.
     """
     excluded = [line.removeprefix(EXCLUDE) for line in read(file)[name] if line.startswith(EXCLUDE)]
     texts = sorted(set(entries(file, name)), key=lambda text: (crc32(text.encode()), text))

@@ -1,10 +1,10 @@
-"""The sentence templates: how a request opens, names its action and its values, and how an answer is worded.
+"""The sentence templates: how a request names its action and values, and how an answer is worded.
 
-The texts are in words/phrases.txt. Most lists hold every combination of a few parts, without those that are not English.
-Every fifth template is held out (see `words.templates`), in an order shuffled by checksum, so that a held-out template is
-a new combination and not a new word.
-Slots: {a} the action, {n} its noun, {f} a field's name, {v} a value, {e} an entry's name, {w} the wish, {x} and {y}
-requests.
+The texts are in words/phrases.txt. Most lists are all combinations of a few parts, without those
+that are not English. Every fifth template is held out (see `words.templates`), in an order
+shuffled by checksum, so that a held-out template is a new combination and not a new word.
+Slots: {a} the action, {n} its noun, {f} a field's name, {v} a value, {e} an entry's name, {w} the
+wish, {x} and {y} requests.
 """
 
 from embedded.generate.lists import entries, shuffled, table
@@ -15,13 +15,13 @@ LABELLED = shuffled("phrases", "labelled")
 YES = shuffled("phrases", "yes")
 NO = shuffled("phrases", "no")
 JOINTS = (", ", " ", " and ", ", and ", "; ")
-# Most requests have no greeting and no closer: the empty template is as frequent as all others together.
+# The empty template many times: most requests have no greeting and no closer.
 CLOSERS = ("",) * 80 + shuffled("phrases", "closers")
 PREFIXES = ("",) * 150 + shuffled("phrases", "prefixes")
 LEADS = shuffled("phrases", "leads")
 LINKS = shuffled("phrases", "links")
 
-# The plan before a record or a call. One wording each: the fine-tune keeps these very sentences.
+# The plan before a record or a call. One wording each: the fine-tune's rows use the same sentences.
 FITS = "{w}: {e} fits."
 NEEDS = "It needs {fields}."
 NONE_FITS = "None fits."

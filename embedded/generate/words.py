@@ -1,7 +1,7 @@
-"""The vocabulary: plain lists of English words and names, and the syllables of made-up ones.
+"""The vocabulary (words/vocabulary.txt), and which words, values and templates are held out.
 
-Separate from the grammar so that the lists can grow without touching it. Every word and every value belongs to exactly one
-side of the split, which a checksum decides, so that training and held-out rows of the grammar share no content word.
+Separate from the grammar so that the lists can grow without touching it. A checksum puts each word
+and each value on one side, so that training and held-out rows share no content word.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from embedded.generate.lists import entries
 
 Item = TypeVar("Item")
 
-# One word of the lists in this many is held out, one other value, and one sentence template.
+# One in this many is held out: of the words of the lists, of other values, of sentence templates.
 HELD_WORDS, HELD_VALUES, HELD_TEMPLATES = 3, 6, 5
 
 ADJECTIVES = entries("vocabulary", "adjectives")
@@ -32,7 +32,7 @@ FLAGS = entries("vocabulary", "flags")
 DOMAINS = entries("vocabulary", "mail domains")
 ENDINGS = entries("vocabulary", "mail endings")
 
-# Syllables of invented words: a frequent sound is listed more than once, and most syllables end in a vowel.
+# Syllables of invented words: frequent sounds are listed twice, and many syllables have no coda.
 ONSETS = entries("vocabulary", "onsets")
 VOWELS = entries("vocabulary", "vowels")
 CODAS = ("",) * 14 + entries("vocabulary", "codas")
@@ -57,19 +57,17 @@ def side(text: str) -> bool:
 @cache
 def mine(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
     """The words of one side; may be none where the list is short."""
-    return tuple(
-        word
-        for word in dict.fromkeys(words)
-        if (crc32(word.lower().encode()) % HELD_WORDS == 0) == held
-    )
+    # crc32 and not hash(): hash() of a string differs from one Python process to the next.
+    is_held = {word: crc32(word.lower().encode()) % HELD_WORDS == 0 for word in words}
+    return tuple(word for word in is_held if is_held[word] == held)
 
 
 @cache
 def templates(texts: tuple[Item | None, ...], held: bool) -> tuple[Item, ...]:
-    """The sentence templates of one side: every fifth place is held out, so that each list has some on both sides."""
+    """The sentence templates of one side.
+
+    By place and not by checksum: a list of five must have one that is held out.
+    """
     last = HELD_TEMPLATES - 1
-    return tuple(
-        text
-        for i, text in enumerate(texts)
-        if text is not None and (i % HELD_TEMPLATES == last) == held
-    )
+    own = [text for i, text in enumerate(texts) if (i % HELD_TEMPLATES == last) == held]
+    return tuple(text for text in own if text is not None)
