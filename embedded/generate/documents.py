@@ -47,7 +47,7 @@ RECORD_ASKS = lists.entries("documents", "record asks")
 
 
 def pick_text(request: Request) -> str:
-    """The wish and the entry for it: with the request's own words repeated, the choice is easier."""
+    """The wish and the entry for it: the request's own words, repeated, make the choice easier."""
     return phrases.FITS.format(w=request.wish, e=request.entry.name)
 
 

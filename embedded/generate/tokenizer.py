@@ -55,10 +55,11 @@ def train_tokenizer(texts: Iterator[str], num_pieces: int = NUM_PIECES) -> Token
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json as Transformers reads them."""
+def write_tokenizer(folder: str | Path) -> None:
+    """Trains the base's tokenizer and writes its two files, as Transformers reads them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(training_text(TRAINING_SEED, TRAINING_DOCUMENTS))
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -71,6 +72,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
     }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config, indent=2) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

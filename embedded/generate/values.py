@@ -78,7 +78,7 @@ class Source:
         return WORD.sub(lambda match: self.invent() if self.chance(0.5) else match[0], text)
 
     def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
-        """A word of this side, or an invented one; `spare` serves where a short list has none here."""
+        """A word of this side, or an invented one; `spare` where a short list has none here."""
         known = self.known(words) or self.known(spare)
         return self.invent() if not known or self.chance(self.made_up) else self.pick(known)
 
