@@ -1,1 +1,1 @@
-"""Measurements and the pretraining of the embedded base: run each as `python -m benchmarks.NAME`."""
+"""Measurements: run each as `python -m benchmarks.NAME`."""

@@ -1,9 +1,12 @@
-"""Writes a random-weight Gemma-2 checkpoint in Hugging Face's sharded layout, to try everything at full size offline.
+"""Writes a Gemma-2 checkpoint of random weights, to try everything at full size offline.
+
+The layout is Hugging Face's: shards and their index.
 
     python -m benchmarks.make_checkpoint --config CONFIG.json --tokenizer FOLDER --out FOLDER
 
-One shard is in memory at a time, so the peak is a shard and not the model. The weights are noise of the size that a
-trained model starts from (initializer_range), so losses start near log(vocab_size).
+One shard is in memory at a time, so the peak is a shard and not the model. The weights are noise
+of the size that a trained model starts from (initializer_range), so losses start near
+log(vocab_size).
 """
 
 import argparse
@@ -24,16 +27,18 @@ from model.transformer import Gemma2
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 STD = 0.02  # initializer_range of every published Gemma-2 config.json
-BLOCK_ROWS = 512
+BLOCK_ROWS = 512  # rows of noise that are drawn; the others of a matrix repeat them
 
 
-def plan_shards(
-    config: Gemma2Config, bytes_per_value: int, max_bytes: int
-) -> list[dict[str, tuple[int, ...]]]:
-    """Names and shapes of each shard, in the model's own order; a tensor larger than `max_bytes` stands alone."""
+# The shapes of a shard's tensors by name.
+Shard = dict[str, tuple[int, ...]]
+
+
+def plan_shards(config: Gemma2Config, bytes_per_value: int, max_bytes: int) -> list[Shard]:
+    """The shards, in the model's own order; a tensor larger than `max_bytes` has one to itself."""
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in Gemma2(config).named_parameters()}
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    shards: list[Shard] = [{}]
     size = 0
     for name, shape in shapes.items():
         nbytes = bytes_per_value * torch.Size(shape).numel()
@@ -48,8 +53,8 @@ def plan_shards(
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Normal noise; norm weights around zero, as (1 + w) expects.
 
-    A matrix repeats one block of rows under fresh signs per column: drawing 2.6 billion normal numbers would take
-    minutes on a CPU, and plainly repeated rows would make the matrix singular.
+    A matrix repeats one block of rows under fresh signs per column: drawing 2.6 billion normal
+    numbers would take minutes on a CPU, and plainly repeated rows would make the matrix singular.
     """
     if len(shape) == 1:
         return (torch.randn(shape, generator=generator) * 0.1).to(dtype)
@@ -85,20 +90,18 @@ def write_checkpoint(
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--config",
-        type=Path,
-        required=True,
-        help="a Gemma-2 config.json, or the folder that holds it",
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.make_checkpoint", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="the folder of tokenizer.json, copied along"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-gb", type=float, default=1.0, help="largest shard, in 10^9 bytes")
+    add = parser.add_argument_group("files").add_argument
+    add("--config", type=Path, required=True, help="a Gemma-2 config.json, or its folder")
+    add("--tokenizer", type=Path, required=True, help="folder of tokenizer.json, copied along")
+    add("--out", type=Path, required=True, help="the folder to write")
+    add = parser.add_argument_group("weights").add_argument
+    add("--dtype", choices=DTYPES, default="bf16", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    shard = "largest shard, in 10^9 bytes (default: %(default)s)"
+    add("--shard-gb", type=float, default=1.0, help=shard)
     return parser.parse_args(argv)
 
 
@@ -106,9 +109,8 @@ def check_inputs(args: argparse.Namespace) -> Gemma2Config:
     """The configuration. Raises: ValueError, FileNotFoundError for inputs that cannot be used."""
     missing = [name for name in TOKENIZER_FILES if not (args.tokenizer / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{args.tokenizer}: {', '.join(missing)} not found; give a tokenizer's folder"
-        )
+        found = f"{args.tokenizer}: {', '.join(missing)} not found"
+        raise FileNotFoundError(f"{found}; give a tokenizer's folder")
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"{args.out}: not empty; give a new folder")
     if args.shard_gb <= 0:
@@ -121,17 +123,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start = time.perf_counter()
     try:
-        size = write_checkpoint(
-            check_inputs(args), args.out, DTYPES[args.dtype], args.seed, int(args.shard_gb * 1e9)
-        )
+        config, max_bytes = check_inputs(args), int(args.shard_gb * 1e9)
+        size = write_checkpoint(config, args.out, DTYPES[args.dtype], args.seed, max_bytes)
     except (ValueError, OSError) as error:
         print(f"make_checkpoint: {error}", file=sys.stderr)
         return 2
     for name in TOKENIZER_FILES:
         shutil.copyfile(args.tokenizer / name, args.out / name)
-    print(
-        f"{args.out}: {size / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s"
-    )
+    seconds = time.perf_counter() - start
+    print(f"{args.out}: {size / 1e9:.2f} GB of random weights in {seconds:.0f} s")
     return 0
 
 

@@ -30,20 +30,21 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
 
 
 class Peer:
-    """Eager attention; the document mask goes in as the additive masks that its layers take."""
+    """Transformers + PEFT. Its attention is eager and takes documents as additive masks."""
 
     def __init__(self, ours: Gemma2, args: argparse.Namespace, keeps_float32: bool) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import Gemma2Config, Gemma2ForCausalLM
 
-        values: dict[str, Any] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours.config).items()
-        }
-        config = Gemma2Config(
-            **values | {"attention_bias": False, "attn_implementation": "eager", "use_cache": False}
-        )
+        values: dict[str, Any] = asdict(ours.config)
+        # config.json's lists are tuples in our frozen class.
+        values |= {k: list(v) for k, v in values.items() if isinstance(v, tuple)}
+        # Eager attention applies the softcap and takes any mask.
+        values |= {"attention_bias": False, "attn_implementation": "eager", "use_cache": False}
+        config = Gemma2Config(**values)
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
+        # assign=True: both sides share one copy of the frozen weights.
         with torch.device("meta"):
             base = Gemma2ForCausalLM(config)
         base.load_state_dict(weights, strict=False, assign=True)
@@ -81,15 +82,14 @@ class Peer:
         """The additive masks (B, 1, T, T) of the two kinds of layers."""
         found = {}
         for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
-            seen = attention_mask(
-                batch.positions, batch.positions, batch.documents, batch.documents, window
-            )
+            positions, documents = batch.positions, batch.documents
+            seen = attention_mask(positions, positions, documents, documents, window)
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             found[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return found
 
     def loss(self, batch: Batch, clock: "Clock | None" = None) -> tuple[Tensor, float]:
-        """Mean loss per supervised token; the seconds of forward are not told apart from those of the loss."""
+        """Mean loss per supervised token, and the seconds of forward and loss, one call here."""
         masks = self.masks(batch, next(self.model.parameters()).dtype)
         output = self.model(
             input_ids=batch.tokens,
@@ -103,13 +103,10 @@ class Peer:
 
 
 def _fill_buffers(base: nn.Module, width: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Buffers that were made on the meta device: only the embedding's scale may be left."""
+    """Replaces buffers that are still on "meta": only the embedding's scale may be."""
     for name, buffer in list(base.named_buffers()):
         if buffer.is_meta:
             parent, _, leaf = name.rpartition(".")
             assert leaf == "embed_scale", name
-            setattr(
-                base.get_submodule(parent),
-                leaf,
-                torch.tensor(width**0.5, dtype=dtype, device=device),
-            )
+            scale = torch.tensor(width**0.5, dtype=dtype, device=device)  # rounded like Gemma's
+            setattr(base.get_submodule(parent), leaf, scale)

@@ -1,6 +1,7 @@
-"""The one place that takes times: every implementation in turn, round after round, on the same inputs.
+"""How everything here is timed: each implementation in turn, round after round, on the same inputs.
 
-Taking turns is what makes a ratio hold on a machine whose speed drifts: a slow minute falls on all of them alike.
+Turns make a ratio reliable on a machine whose speed drifts: a slow minute falls on all of them
+alike.
 """
 
 import json
@@ -19,7 +20,7 @@ WARM_UP = 2
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was asked."""
+    """Waits for the device: a call on a GPU returns before its work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -29,7 +30,11 @@ def synchronize(device: torch.device) -> None:
 def take_turns(
     steps: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, dict[str, list[float]]]:
-    """Runs each step once a round; a step returns the seconds of its phases. -> name -> phase -> seconds of each round."""
+    """Runs each step once a round: name -> phase -> seconds of each round.
+
+    A step returns the seconds of its phases. The first `warm_up` rounds compile, allocate and are
+    not counted.
+    """
     found: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
     for index in range(warm_up + rounds):
         for name, step in steps.items():
@@ -64,17 +69,16 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def kept_bytes(run: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of `run`, beyond `parameters`; a storage counts once."""
+    """Bytes that autograd keeps for the backward pass of `run`, beyond `parameters`."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, int] = {}
-    alive: list[
-        Tensor
-    ] = []  # a freed storage's address could be given out again and hide another's
+    # The address of a freed storage could be given out again, and the two would count as one.
+    alive: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage.nbytes()  # views of one storage count once
             alive.append(tensor)
         return tensor
 

@@ -1,1 +1,1 @@
-"""The small base that makes the first run work offline: its weights and rows, and how both were made."""
+"""The small base that makes the first run work offline: weights, rows, and how both were made."""

@@ -1,7 +1,7 @@
-"""What a pretraining run must remember: float32 masters, optimizer state and counters, saved without pickle.
+"""The optimizers and counters of a pretraining run, and its checkpoints, saved without pickle.
 
-Muon moves the hidden matrices (Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024), AdamW the
-embedding and the norms.
+Muon moves the hidden matrices, AdamW the embedding and the norms.
+Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
 """
 
 import json
@@ -20,10 +20,10 @@ COUNTS = ("tokens", "steps", "seconds")
 
 @dataclass
 class State:
-    """Where a run stands: tokens seen (padding included), steps, seconds of training, and the runs that led here.
+    """The progress of a run: tokens seen (padding included), steps, seconds of training.
 
-    `earlier` has the same three counts of the model that `--init` began with; `history` the arguments of each run with
-    all tokens before its start.
+    `earlier` has the same three counts of the model that `--init` began with; `history` has the
+    arguments of each run that led here, with all tokens before its start.
     """
 
     tokens: int = 0
@@ -38,23 +38,27 @@ class State:
 
 
 class Optimizers:
-    """float32 masters of a model's parameters, moved by Muon (hidden matrices) and AdamW (embedding, norms)."""
+    """float32 masters of a model's parameters, moved by Muon and AdamW.
+
+    An update is often smaller than the distance of two bfloat16 numbers: added to the model's own
+    parameters it would round to nothing.
+    """
 
     def __init__(self, base: Gemma2, muon_lr: float, adam_lr: float) -> None:
         self.parameters = dict(base.named_parameters())
         self.masters = {
             name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()
         }
+        # The embedding is a matrix too, but a row of it is one token's vector: Muon's orthogonal
+        # update of all rows at once is made for layers.
         hidden = [p for name, p in self.masters.items() if p.dim() == 2 and "embed" not in name]
         rest = [p for name, p in self.masters.items() if p.dim() != 2 or "embed" in name]
-        adam = torch.optim.AdamW(
-            rest if muon_lr else rest + hidden, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0
-        )
+        by_adam = rest if muon_lr else rest + hidden
+        adam = torch.optim.AdamW(by_adam, lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0)
         self.optimizers: list[torch.optim.Optimizer] = [adam]
         if muon_lr:
-            self.optimizers.append(
-                torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95)
-            )
+            muon = torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95)
+            self.optimizers.append(muon)
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
 
     def take_gradients(self) -> None:
@@ -66,7 +70,7 @@ class Optimizers:
                 p.grad = None
 
     def step(self, scale: float, divisor: float) -> None:
-        """One update at `scale` of the base rates, gradients divided by the step's summed loss weight."""
+        """One update at `scale` of the base rates; `divisor` is the step's summed loss weight."""
         grads = [p.grad for p in self.masters.values() if p.grad is not None]
         torch._foreach_div_(grads, divisor)
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
@@ -80,6 +84,7 @@ class Optimizers:
 
     @torch.no_grad()
     def publish(self) -> None:
+        """Rounds the masters into the model."""
         for name, p in self.parameters.items():
             p.copy_(self.masters[name])
 
@@ -94,6 +99,7 @@ class Optimizers:
         }
 
     def load(self, masters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Takes over masters and optimizer state, as `masters` and `tensors()` gave them."""
         with torch.no_grad():
             for name, p in self.masters.items():
                 p.copy_(masters[name])
@@ -103,18 +109,21 @@ class Optimizers:
         for full, value in tensors.items():
             name, key = full.split("|")
             master = self.masters[name]
-            owner[id(master)].state[master][key] = value.to(master.device) if value.dim() else value
+            # AdamW's step counter has no dimension and belongs on the CPU.
+            on_device = value.to(master.device) if value.dim() else value
+            owner[id(master)].state[master][key] = on_device
         self.publish()
 
 
 def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
-    """Masters, optimizer state and counters, without pickle; the folder appears whole or not at all."""
+    """Writes masters, optimizer state and counters, first into a folder of another name.
+
+    A crash while the tensors are written leaves the old checkpoint.
+    """
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: p.detach() for name, p in optimizers.masters.items()},
-        partial / "masters.safetensors",
-    )
+    masters = {name: p.detach() for name, p in optimizers.masters.items()}
+    save_file(masters, partial / "masters.safetensors")
     save_file(optimizers.tensors(), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(vars(state)) + "\n", encoding="utf-8")
     for old in folder.glob("*"):
@@ -126,7 +135,7 @@ def save_checkpoint(folder: Path, optimizers: Optimizers, state: State) -> None:
 
 
 def load_checkpoint(folder: Path, optimizers: Optimizers) -> State:
-    optimizers.load(
-        load_file(folder / "masters.safetensors"), load_file(folder / "optimizer.safetensors")
-    )
+    """Loads a checkpoint into `optimizers` and their model; returns its counters."""
+    masters = load_file(folder / "masters.safetensors")
+    optimizers.load(masters, load_file(folder / "optimizer.safetensors"))
     return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))

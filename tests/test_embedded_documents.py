@@ -1,5 +1,6 @@
 """Pretraining documents and the tokenizer: reproducible, free of the course's tags, lossless."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,18 @@ def texts(seed: int, count: int, held: bool = False) -> list[str]:
     return ["".join(text for text, _ in new_document(source)) for _ in range(count)]
 
 
+def test_documents_are_those_that_the_weights_have_read() -> None:
+    """A word moved in a list, or one draw more, changes all documents after it."""
+    source = Source(
+        random.Random(5), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3
+    )
+    digest = hashlib.sha256()
+    for _ in range(500):
+        digest.update(repr(new_document(source)).encode())
+    digest.update("".join(training_text(0, 200)).encode())
+    assert digest.hexdigest()[:16] == "78b83ac3dbabeebf"
+
+
 def test_documents_are_a_function_of_the_seed() -> None:
     assert texts(3, 50) == texts(3, 50)
     assert texts(3, 50) != texts(4, 50)
@@ -62,17 +75,14 @@ def test_turns_alternate_and_only_the_model_is_weighted_fully() -> None:
         document = new_document(source)
         text = "".join(text for text, _ in document)
         assert text.startswith("<start_of_turn>user\n") and text.endswith("<end_of_turn>\n")
-        assert (
-            text.count("<start_of_turn>")
-            == text.count("<end_of_turn>")
-            == 2 * text.count("<start_of_turn>model\n")
-        )
+        marks = text.count("<start_of_turn>"), text.count("<end_of_turn>")
+        assert marks[0] == marks[1] == 2 * text.count("<start_of_turn>model\n")
         assert {tag for _, tag in document} <= {"user", "pick", "list", "fill", "say"}
         assert all("<start_of_turn>" not in text for text, tag in document if tag != "user")
 
 
 def test_messages_go_through_the_entries_in_turn() -> None:
-    """No entry comes again before every other one came: its fields could be copied from the answer before."""
+    """No entry comes again before all others did: its fields could be copied from the answer."""
     met: list[tuple[str, int]] = []
 
     def probe(
@@ -115,12 +125,8 @@ def test_every_list_has_two_disjoint_sides() -> None:
 @pytest.mark.parametrize("held", [False, True])
 def test_values_lie_on_their_side(held: bool) -> None:
     source = Source(random.Random(0), held)
-    listed = {
-        word.lower(): word
-        for texts_ in vars(words).values()
-        if isinstance(texts_, tuple)
-        for word in texts_
-    }
+    lists = [value for value in vars(words).values() if isinstance(value, tuple)]
+    listed = {word.lower(): word for texts_ in lists for word in texts_}
     checked = 0
     for _ in range(500):
         field = new_field(source)
@@ -192,9 +198,8 @@ def test_tags_follow_the_pieces(tokenizer: Tokenizer) -> None:
     ((ids, tags),) = encode(tokenizer, [document])
     assert len(ids) == len(tags)
     for tags_ in (("pick", "list"), ("fill",)):
-        said = tokenizer.decode(
-            [i for i, t in zip(ids, tags, strict=True) if t in tags_], skip_special_tokens=False
-        )
+        own = [i for i, t in zip(ids, tags, strict=True) if t in tags_]
+        said = tokenizer.decode(own, skip_special_tokens=False)
         assert said == "".join(text for text, tag in document if tag in tags_)
 
 
@@ -204,9 +209,8 @@ def test_packs_restart_positions_and_weigh_no_first_token(tokenizer: Tokenizer) 
         batch = next(stream)
         assert batch.tokens.shape == batch.weights.shape == (2, 512)
         assert ((batch.tokens == 2) == ((batch.positions == 0) & (batch.documents > 0))).all()
-        assert (batch.weights[batch.tokens == 2] == 0).all() and (
-            batch.weights[batch.documents == 0] == 0
-        ).all()
+        assert (batch.weights[batch.tokens == 2] == 0).all()
+        assert (batch.weights[batch.documents == 0] == 0).all()
         assert set(np.unique(batch.weights).tolist()) <= {0.0, np.float32(0.12).item(), 1.0}
 
 

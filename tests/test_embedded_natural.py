@@ -31,10 +31,8 @@ def test_every_value_is_in_the_request(lacking: bool) -> None:
         assert len(values) == len(entry.fields) - lacking
         for name, value in values.items():
             expected = name.replace("_", " ") if isinstance(value, bool) else str(value)
-            assert re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text, re.IGNORECASE), (
-                text,
-                values,
-            )
+            word = rf"(?<!\w){re.escape(expected)}(?!\w)"
+            assert re.search(word, text, re.IGNORECASE), (text, values)
 
 
 def test_a_preposition_agrees_with_a_name_that_tells_the_direction() -> None:

@@ -1,1 +1,1 @@
-"""A broad grammar of requests, entries and answers: pretraining documents and function-calling rows, pure text."""
+"""A grammar of requests, entries and answers: pretraining documents and function-calling rows."""

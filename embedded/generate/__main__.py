@@ -1,4 +1,4 @@
-"""Writes the function-calling rows: `python -m embedded.generate --out embedded/rows --seed 0`. Same seed, same bytes."""
+"""Writes the function-calling rows (`python -m embedded.generate`): same seed, same bytes."""
 
 import argparse
 from pathlib import Path
@@ -9,21 +9,23 @@ from embedded.generate.layouts import compact
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """One JSON object per line."""
+    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(compact(row) + "\n" for row in rows)
     print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m embedded.generate", description=__doc__)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("embedded/rows"),
-        help="folder of train.jsonl and heldout.jsonl",
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.generate",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
+    add = parser.add_argument
+    folder = Path("embedded/rows")
+    add("--out", type=Path, default=folder, help="folder of train.jsonl and heldout.jsonl")
+    add("--seed", type=int, default=0, help="of both files")
+    add("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, tools = training_rows(args.seed, args.rows)

@@ -1,7 +1,7 @@
-"""Documents -> packed batches of token ids with a loss weight for each, never the same document twice.
+"""Documents -> packed batches of token ids, each with a loss weight; no document comes twice.
 
-A pack holds whole documents; attention is kept inside each by the document ids, and positions restart. Every batch has
-one shape, so that a compiled model is compiled once.
+A pack holds whole documents: the document ids keep attention inside each, and positions restart.
+Every batch has one shape, so that a compiled model is compiled once.
 Shapes: B packs of a batch, T pack length.
 """
 
@@ -20,12 +20,13 @@ from embedded.generate.values import Source
 PAD, BOS = 0, 2
 # Documents that are packed together: enough that nearly every pack is filled.
 POOL = 256
+# The ids of a document and the tag of each.
 Example = tuple[list[int], list[str]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Ids, positions and document ids (B, T), int64, and the loss weight of each id as a target (B, T), float32.
+    """Ids, positions, document ids and the loss weight of each id as a target, all (B, T).
 
     tokens     2 a b 2 c d e 0        (2 is <bos>, 0 padding)
     positions  0 1 2 0 1 2 3 0
@@ -40,20 +41,22 @@ class Batch:
 
 
 def encode(tokenizer: Tokenizer, documents: list[list[Segment]]) -> list[Example]:
-    """Ids and tags of each document: a piece has the tag of the segment in which it ends; <bos> has none."""
-    encodings = tokenizer.encode_batch(
-        ["".join(text for text, _ in document) for document in documents]
-    )
+    """Ids and tags of each document: a piece has the tag of the segment in which it ends."""
+    texts = ["".join(text for text, _ in document) for document in documents]
+    encodings = tokenizer.encode_batch(texts)
     examples = []
     for document, encoding in zip(documents, encodings, strict=True):
         ends = np.cumsum([len(text) for text, _ in document]).tolist()
         tags = [document[bisect_left(ends, end)][1] for _, end in encoding.offsets]
-        examples.append(([BOS, *encoding.ids], ["", *tags]))
+        examples.append(([BOS, *encoding.ids], ["", *tags]))  # nothing is predicted before <bos>
     return examples
 
 
 def pack(examples: list[Example], length: int) -> list[list[Example]]:
-    """Groups of examples of at most `length` tokens together: longest first, each into the first pack with room."""
+    """Groups examples into packs of at most `length` tokens; longer examples are dropped.
+
+    First-fit decreasing: longest first, each into the first pack with room.
+    """
     packs: list[list[Example]] = []
     room: list[int] = []
     for example in sorted(examples, key=lambda e: -len(e[0])):
@@ -61,7 +64,7 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
         if size > length:
             continue
         i = next((i for i, free in enumerate(room) if free >= size), len(packs))
-        if i == len(packs):
+        if i == len(packs):  # no pack has room
             packs.append([])
             room.append(length)
         packs[i].append(example)
@@ -70,7 +73,10 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
 
 
 def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]) -> Batch:
-    """Lays packs out as arrays; a tag that `weights_` does not name has weight 1."""
+    """Lays packs out as arrays; a tag that `weights_` does not name has weight 1.
+
+    A short pack ends in padding: id, position, document and weight 0.
+    """
     tokens = np.full((len(packs), length), PAD, dtype=np.int64)
     positions, documents = np.zeros_like(tokens), np.zeros_like(tokens)
     weights = np.zeros(tokens.shape, dtype=np.float32)
@@ -78,11 +84,8 @@ def to_batch(packs: list[list[Example]], length: int, weights_: dict[str, float]
         start = 0
         for number, (ids, tags) in enumerate(examples, start=1):
             part = slice(start, start + len(ids))
-            tokens[row, part], positions[row, part], documents[row, part] = (
-                ids,
-                range(len(ids)),
-                number,
-            )
+            tokens[row, part], positions[row, part] = ids, range(len(ids))
+            documents[row, part] = number
             weights[row, part] = [weights_.get(tag, 1.0) if tag else 0.0 for tag in tags]
             start = part.stop
     return Batch(tokens, positions, documents, weights)

@@ -1,9 +1,9 @@
-"""Function-calling conversations in the course's row format, for the fine-tune and for measuring it.
+"""Function-calling conversations in the course's row format, to fine-tune on and to measure with.
 
-A row is {"id", "kind", "conversations": [{"role", "content"}, ...]}. Kinds: "one" call, "two" calls, "none" (nothing
-fits) and "missing" (an argument has to be asked for). The held-out rows share no template of what the user says and no
-argument value with the training rows (true and false apart); their ids say whether the tools' names were "seen" in
-training or "unseen".
+A row is {"id", "kind", "conversations": [{"role", "content"}, ...]}. Kinds: "one" call, "two"
+calls, "none" (nothing fits) and "missing" (an argument has to be asked for). The held-out rows
+share no template of the user's and no argument value with the training rows (true and false
+apart); their ids say whether the tools' names were "seen" in training or "unseen".
 """
 
 import random
@@ -14,46 +14,31 @@ from typing import Any
 from embedded.generate.documents import missing_text, result_turn, thought, unfit_request
 from embedded.generate.entries import Entry, Request, new_double, new_entries, new_request, schema
 from embedded.generate.layouts import compact
+from embedded.generate.lists import entries
 from embedded.generate.values import Source
 
 Row = dict[str, Any]
 Message = dict[str, str]
 
-SYSTEMS = (
-    "You can call functions.",
-    "You have these tools.",
-    "Use a tool where one fits.",
-    "You are an assistant with tools.",
-    "Tools on hand:",
-    "You may call these functions.",
-    "Here are your tools.",
-    "You are a function calling model.",
-    "Answer or call a tool.",
-    "Functions you may use:",
-    "These tools are yours.",
-    "You work with tools.",
-    "Call a function if it helps.",
-    "You are given some functions.",
-    "What you can call:",
-    "Some functions are available.",
-    "Help the user with these tools.",
-    "You know these functions.",
-    "Available tools:",
-    "Choose among these:",
-)
+SYSTEMS = entries("documents", "systems")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long rows get: exchanges after the first, characters after which none is added, and the most there may be."""
+    """How long a row gets: `exchanges` after the first, drawn from these, and limits in characters.
+
+    No exchange is added to `enough` characters; a row of more than `most` is made anew.
+    """
 
     exchanges: tuple[int, ...]
     enough: int
     most: int
 
 
-# The list of tools is most of a row and only what the model writes teaches, so training rows go on for longer.
-TRAIN_SIZE, HELDOUT_SIZE = Size((1, 2, 3, 4), 1200, 1700), Size((0, 1, 2, 3), 850, 1300)
+# Training rows are longer: the list of tools is most of a row, and only what the model writes
+# teaches.
+TRAIN_SIZE = Size(exchanges=(1, 2, 3, 4), enough=1200, most=1700)
+HELDOUT_SIZE = Size(exchanges=(0, 1, 2, 3), enough=850, most=1300)
 TRAIN_SHARES = {"one": 0.41, "two": 0.28, "none": 0.22, "missing": 0.09}
 NUM_TRAIN = 2000
 # (names seen in training, kind) -> rows
@@ -64,17 +49,15 @@ HELDOUT_ROWS = {
     (False, "none"): 45,
     (False, "missing"): 15,
 }
-# Share of invented words; training rows have more, as in pretraining, so that the fine-tune keeps on copying.
+# Share of invented words. Training rows have more, as in pretraining: with few the fine-tune would
+# learn the usual words by heart instead of copying.
 HELDOUT_MADE_UP = 0.08
 
 
 def call_text(request: Request) -> str:
     """One call as the model writes it."""
-    return (
-        "<tool_call>\n"
-        + compact({"name": request.entry.name, "arguments": request.values})
-        + "\n</tool_call>"
-    )
+    call = {"name": request.entry.name, "arguments": request.values}
+    return f"<tool_call>\n{compact(call)}\n</tool_call>"
 
 
 def system_text(source: Source, tools: list[Entry]) -> str:
@@ -120,11 +103,12 @@ def exchange(
         lack, ask = missing_text(source, request)
         answer = f"<think>{thought(request)} {lack}</think>{ask}"
         return [{"role": "human", "content": request.text}, {"role": "model", "content": answer}]
-    requests = (
-        new_double(source, chosen[0], chosen[1], tools)
-        if kind == "two"
-        else (new_request(source, chosen[0], tools),)
-    )
+    requests: tuple[Request, ...]
+    if kind == "two":
+        requests = new_double(source, chosen[0], chosen[1], tools)
+    else:
+        requests = (new_request(source, chosen[0], tools),)
+    # Both requests of a double carry the whole message.
     messages = [
         {"role": "human", "content": requests[0].text},
         {"role": "model", "content": _calls(requests)},
@@ -158,16 +142,14 @@ def _draw_kind(source: Source, tools: list[Entry]) -> str:
 def new_row(
     source: Source, kind: str, row_id: str, size: Size, chosen: list[Entry] | None = None
 ) -> tuple[Row, list[Entry]]:
-    """A row and the tools that it offers; with `chosen`, tools for the request, offered among fresh others."""
+    """A row and the tools that it offers: fresh ones, and among them a `chosen` one to ask for."""
     while True:
         count = max(source.pick((1, 2, 2, 3, 3, 4, 5, 6)), 2 if kind == "two" else 1)
         tools = new_entries(source, count)
         if chosen:
-            tools = [
-                tool
-                for tool in tools
-                if tool.verb != chosen[0].verb and tool.bare_noun != chosen[0].bare_noun
-            ]
+            # One that shares its verb or noun could fit the request as well.
+            verb, noun = chosen[0].verb, chosen[0].bare_noun
+            tools = [tool for tool in tools if tool.verb != verb and tool.bare_noun != noun]
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
         messages = _conversation(source, kind, size, tools, chosen)
         if _length(messages) <= size.most:
@@ -183,30 +165,23 @@ def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[En
 
 
 def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
-    """Held-out rows; the seen ones ask for tools of the training rows that have no fixed options (those are values)."""
-    free = [
-        tool
-        for tool in train_tools
-        if all(f.type in ("string", "integer", "number") for f in tool.fields)
-    ]
+    """Held-out rows, the kinds interleaved; the "seen" ones ask for tools of the training rows."""
+    # Fixed options are values that training has seen: a tool with any is not asked for again.
+    free_types = ("string", "integer", "number")
+    free = [tool for tool in train_tools if all(f.type in free_types for f in tool.fields)]
     names = {tool.name for tool in train_tools}
     placed = []
     for (seen, kind), count in HELDOUT_ROWS.items():
         for i in range(count):
             row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
-            # A stream for each row, so that other training rows leave most of the unseen rows as they are.
-            source = Source(
-                random.Random(f"{seed}-{row_id}"),
-                held=True,
-                made_up=HELDOUT_MADE_UP,
-                everyday=0.0,
-                plain=True,
-            )
+            # A stream per row: a change of the training rows leaves most unseen rows as they are.
+            rng = random.Random(f"{seed}-{row_id}")
+            source = Source(rng, held=True, made_up=HELDOUT_MADE_UP, everyday=0.0, plain=True)
             chosen = [source.pick(free)] if seen else None
             while True:
                 row, tools = new_row(source, kind, row_id, HELDOUT_SIZE, chosen)
                 if seen or names.isdisjoint(tool.name for tool in tools):
                     break
             placed.append(((i + 0.5) / count, row))
-    # Interleaved: the first rows alone, whatever their number, hold every kind in its share.
+    # Interleaved: any number of first rows has every kind in its share.
     return [row for _, row in sorted(placed, key=lambda item: item[0])]

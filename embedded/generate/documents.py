@@ -1,14 +1,15 @@
-"""Pretraining documents in Gemma's turn format, without a tool call and without any of the course's tags.
+"""Pretraining documents in Gemma's turn format, without tool calls and without the course's tags.
 
-They teach the operations that a call is made of: copying, looking up, choosing the entry that fits a request, listing
-its fields, filling them from the request, saying that none fits or that something is missing. A document is a list of
-(text, tag): "user" turns carry little loss; "pick", "list", "fill" and "say" are what the model writes.
+They teach the operations that a call is made of: copying, looking up, choosing the entry that fits
+a request, listing its fields, filling them from the request, saying that none fits or that
+something is missing. A document is a list of (text, tag): "user" is what the user writes, which
+has a small loss weight; "pick", "list", "fill" and "say" are what the model writes.
 """
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
-from embedded.generate import phrases
+from embedded.generate import lists, phrases
 from embedded.generate.chat import small_talk, story
 from embedded.generate.entries import (
     Entry,
@@ -20,151 +21,33 @@ from embedded.generate.entries import (
     new_values,
 )
 from embedded.generate.layouts import Layout, compact, new_layout
-from embedded.generate.phrases import family, shuffled
 from embedded.generate.values import Source, new_field, new_value
 
-Segment = tuple[str, str]
-Turn = tuple[str, list[Segment]]
-FORBIDDEN = (
-    "<tools>",
-    "</tools>",
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-)
+Segment = tuple[str, str]  # text and tag
+Turn = tuple[str, list[Segment]]  # a message of the user, and the model's answer
+# The course's tags, which the base must not know: the fine-tune has to teach them.
+_TAGS = ("tools", "think", "tool_call", "tool_response")
+FORBIDDEN = tuple(f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/"))
 
 # No further message is added to a document of so many characters.
 ENOUGH_CHARACTERS = 900
 
-INTROS = (
-    "Here are some {e}s.",
-    "These are the {e}s.",
-    "You have these {e}s.",
-    "Pick from this list.",
-    "The {e}s on offer:",
-    "Below is what there is.",
-    "Use one of these {e}s.",
-    "Study this list.",
-    "A list of {e}s follows.",
-    "All {e}s:",
-    "You know these {e}s.",
-    "Keep these in mind.",
-    "Work with this.",
-    "Here is the catalog.",
-    "Only these exist.",
-    "The following {e}s are open to you.",
-    "Our {e}s:",
-    "List:",
-    "Your {e}s today:",
-    "This is all we have.",
-)
-# What may stand between a list and the first message, as a prompt's instructions do.
-NOTES = shuffled(
-    family(
-        "Also, |Please |Then |Remember to |You should |You must |Always |Be sure to ",
-        "think about which {e} to take|plan the {e} to take|take the time to choose the {e}|say what is needed|"
-        "read the message with care|make a plan|look at every {e}|decide what fits|use the values of the message",
-        " before you answer| before making a record| first|",
-        ".| and keep it short.|. Make no values up.|. Ask for what is missing.|. Say so where none fits.|"
-        ". Keep that thinking process short.|. Leave out marks like <plan>{{your plan}}</plan>.|"
-        ". Write the plan first and the record after it.|. Each record is an object with a name and its values.",
-    ),
-    (
-        "Answer the last message.",
-        "Now the message:",
-        "Records go below the plan.",
-        "No {e} may be made up.",
-        "Keep to the list.",
-        "More than one may be needed.",
-        "Nothing else is known.",
-    ),
-)
-ASK_PICK = (
-    "Which {e} fits this: {r}",
-    "Name the {e} for this: {r}",
-    "What fits here: {r}",
-    "Only pick: {r}",
-    "Choose without filling: {r}",
-    "Just say which one fits. {r}",
-    "Which one is meant: {r}",
-    "Find the right {e}: {r}",
-    "Pick one for this: {r}",
-    "Point at the right one. {r}",
-)
-ASK_LIST = (
-    "What does {x} need?",
-    "Which parts has {x}?",
-    "List what {x} takes.",
-    "Tell me what {x} needs.",
-    "What goes into {x}?",
-    "What must I give for {x}?",
-    "And {x}, what does it need?",
-    "{x} needs what?",
-    "Read me the parts of {x}.",
-    "What is asked for in {x}?",
-)
-ASK_BOTH = (
-    "Which {e} fits, and what does it need: {r}",
-    "Pick and list: {r}",
-    "Name the {e} and its needs: {r}",
-    "Plan this, but don't fill it: {r}",
-    "What fits, and what is needed: {r}",
-)
-RESULTS = (
-    "Result: {r}",
-    "It returned {r}",
-    "Outcome: {r}",
-    "Here is what came back: {r}",
-    "The record says {r}",
-    "Answer: {r}",
-    "We got {r}",
-    "Reply: {r}",
-    "Back came {r}",
-    "Output: {r}",
-)
-COPY_ASKS = (
-    "Repeat this: {x}",
-    "Say {x}",
-    "Write {x}",
-    "Copy: {x}",
-    "Echo {x}",
-    "Print the following: {x}",
-    "Type this again: {x}",
-    "Once more: {x}",
-    "Reproduce {x}",
-    "Give back {x}",
-)
-LOOKUP_ASKS = (
-    "What is {k}?",
-    "{k}?",
-    "Give me {k}.",
-    "Which value has {k}?",
-    "Look up {k}.",
-    "Tell me {k}.",
-    "Read {k}.",
-    "And {k}?",
-    "The value of {k}?",
-    "Find {k}.",
-)
-RECORD_ASKS = (
-    "Write this as a record: {x}",
-    "Make a record of {x}",
-    "As a record: {x}",
-    "Note down {x}",
-    "Turn this into a record: {x}",
-    "Store {x}",
-    "Put this in order: {x}",
-    "Enter {x}",
-    "Take down {x}",
-    "File {x}",
-)
+# Slots: {e} the word for an entry, {r} a request or record, {x} a text or an entry's name, {k} a
+# key.
+INTROS = lists.entries("documents", "intros")
+# What may come between a list and the first message, as a prompt's instructions do.
+NOTES = lists.shuffled("documents", "notes")
+ASK_PICK = lists.entries("documents", "ask pick")
+ASK_LIST = lists.entries("documents", "ask list")
+ASK_BOTH = lists.entries("documents", "ask both")
+RESULTS = lists.entries("documents", "results")
+COPY_ASKS = lists.entries("documents", "copy asks")
+LOOKUP_ASKS = lists.entries("documents", "lookup asks")
+RECORD_ASKS = lists.entries("documents", "record asks")
 
 
 def pick_text(request: Request) -> str:
-    """The wish and the entry for it: a choice is easier once the request's own words stand side by side."""
+    """The wish and the entry for it: the request's own words, repeated, make the choice easier."""
     return phrases.FITS.format(w=request.wish, e=request.entry.name)
 
 
@@ -173,7 +56,7 @@ def list_text(entry: Entry) -> str:
 
 
 def thought(request: Request) -> str:
-    """The plan before a filled record or a call; the fine-tune keeps this very phrase."""
+    """The plan before a filled record or a call; the fine-tune's rows use the same sentence."""
     return f"{pick_text(request)} {list_text(request.entry)}"
 
 
@@ -202,11 +85,13 @@ def result_turn(source: Source) -> tuple[object, str]:
     }
     if source.chance(0.15):
         return {"status": "ok"}, done
-    told = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
-    name, value = told[0] if source.plain else source.pick(told)
+    # "The parking is True" is no sentence: a flag is never the reported field.
+    worth = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
+    name, value = worth[0] if source.plain else source.pick(worth)
     fields.setdefault(name, value)
     report = source.answer(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
-    return dict(fields), (f"{done} {report}" if source.chance(0.4) and not source.plain else report)
+    with_done = source.chance(0.4) and not source.plain
+    return dict(fields), f"{done} {report}" if with_done else report
 
 
 def _fill_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
@@ -225,7 +110,10 @@ def _double_turn(
 
 
 def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
-    """A message that no entry fits, what to think and what to answer: small talk, or a request near an entry's."""
+    """A message that no entry fits, what to think and what to answer.
+
+    The message is small talk, or a request for something else, often near to one of the entries.
+    """
     if source.chance(0.6):
         text, answer = small_talk(source)
         return text, phrases.NONE_FITS, answer
@@ -233,10 +121,7 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
         other = new_entry(source, source.pick(entries) if source.chance(0.5) else None)
         if other.idioms and any(e.idioms for e in entries):
             continue  # tools of daily life overlap: a tip is a percentage
-        if all(
-            other.name != e.name and (other.verb, other.bare_noun) != (e.verb, e.bare_noun)
-            for e in entries
-        ):
+        if not any(other.resembles(entry) for entry in entries):
             request = new_request(source, other, [other, *entries])
             return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
 
@@ -268,13 +153,14 @@ def _ask_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layou
         return source.template(ASK_LIST).format(x=entry.name), [(list_text(entry), "list")]
     request = new_request(source, entry, entries)
     if source.chance(0.5):
-        return source.template(ASK_PICK).format(e=layout.noun, r=request.text), [
-            (pick_text(request), "pick")
-        ]
+        ask = source.template(ASK_PICK).format(e=layout.noun, r=request.text)
+        return ask, [(pick_text(request), "pick")]
     return source.template(ASK_BOTH).format(e=layout.noun, r=request.text), _planned(request)
 
 
-Turns = tuple[tuple[Callable[[Source, list[Entry], Iterator[Entry], Layout], Turn], int], ...]
+# What may follow a list, and how often. `turn` gives the entry that comes next.
+TurnBuilder = Callable[[Source, list[Entry], Iterator[Entry], Layout], Turn]
+Turns = tuple[tuple[TurnBuilder, int], ...]
 TURNS: Turns = (
     (_fill_turn, 40),
     (_double_turn, 32),
@@ -289,30 +175,30 @@ def _length(turns: list[Turn]) -> int:
 
 
 def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) -> list[Turn]:
-    """A list of entries and one to six messages about it, while they are short; some are followed by a result to report.
+    """A list of entries and one to six messages about it, some followed by a result to report.
 
-    One list serves many messages because only what the model writes is learned from; they go through the entries in
-    turn, since an entry asked for again can be copied from the answer before.
+    One list serves many messages because it costs tokens and only what the model writes is learned.
     """
     entries = new_entries(source, source.pick((1, 2, 2, 3, 3, 4, 5, 6)))
     layout = new_layout(source)
-    builders = [
-        build
-        for build, weight in turns_
-        for _ in range(weight)
-        if build is not _double_turn or len(entries) > 1
-    ]
+    builders: list[TurnBuilder] = []
+    for build, weight in turns_:
+        if build is not _double_turn or len(entries) > 1:
+            builders += [build] * weight
     builders = builders or [_fill_turn]
     note = source.pick((" ", "\n", "")) + source.wording(NOTES) if source.chance(0.35) else ""
     intro, note = (text.format(e=layout.noun) for text in (source.wording(INTROS), note))
     listing = f"{intro} {layout.listing(entries)}{note}\n\n"
+    # Every entry in turn: one asked for a second time could be copied from the answer before.
     turn = cycle(source.rng.sample(entries, len(entries)))
     turns: list[Turn] = []
     for _ in range(min(max_turns, source.rng.randint(1, 6))):
         if turns and len(listing) + _length(turns) > ENOUGH_CHARACTERS:
             break
-        turns.append(source.pick(builders)(source, entries, turn, layout))
-        if max_turns > 1 and turns[-1][1][-1][1] == "fill" and source.chance(0.12):
+        message, segments = source.pick(builders)(source, entries, turn, layout)
+        turns.append((message, segments))
+        ends_in_record = segments[-1][1] == "fill"
+        if max_turns > 1 and ends_in_record and source.chance(0.12):
             record, answer = result_turn(source)
             turns.append((source.template(RESULTS).format(r=compact(record)), [(answer, "say")]))
     return [(listing + turns[0][0], turns[0][1]), *turns[1:]]
@@ -321,11 +207,9 @@ def entries_document(source: Source, turns_: Turns = TURNS, max_turns: int = 6) 
 def _any_text(source: Source) -> str:
     field = new_field(source)
     value = new_value(source, field)
-    return (
-        str(value)
-        if source.chance(0.6)
-        else " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
-    )
+    if source.chance(0.6):
+        return str(value)
+    return " ".join(source.invent() for _ in range(source.rng.randint(1, 4)))
 
 
 def copy_document(source: Source) -> list[Turn]:
@@ -337,12 +221,10 @@ def copy_document(source: Source) -> list[Turn]:
 def lookup_document(source: Source) -> list[Turn]:
     """Names with values, then questions for some of them."""
     fields = {new_field(source).name: _any_text(source) for _ in range(source.rng.randint(2, 6))}
-    style = source.rng.random()
-    page = (
-        compact(fields)
-        if style < 0.5
-        else source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
-    )
+    if source.chance(0.5):
+        page = compact(fields)
+    else:
+        page = source.pick(("; ", "\n", ", ")).join(f"{k}: {v}" for k, v in fields.items())
     asked = source.rng.sample(list(fields), min(len(fields), source.rng.randint(1, 3)))
     turns: list[Turn] = [
         (source.template(LOOKUP_ASKS).format(k=key), [(fields[key], "say")]) for key in asked
@@ -354,10 +236,12 @@ def record_document(source: Source) -> list[Turn]:
     """A sentence of labelled values, written down as a JSON record."""
     entry = new_entry(source)
     values = new_values(source, entry)
-    said = ", ".join(
-        source.template(phrases.LABELLED).format(f=f.spoken, v=values[f.name]) for f in entry.fields
-    )
-    return [(source.template(RECORD_ASKS).format(x=said), [(compact(values), "fill")])]
+    parts = [
+        source.template(phrases.LABELLED).format(f=field.spoken, v=values[field.name])
+        for field in entry.fields
+    ]
+    ask = source.template(RECORD_ASKS).format(x=", ".join(parts))
+    return [(ask, [(compact(values), "fill")])]
 
 
 def story_document(source: Source) -> list[Turn]:
@@ -369,10 +253,8 @@ def story_document(source: Source) -> list[Turn]:
 
 def chat_document(source: Source) -> list[Turn]:
     """Small talk."""
-    return [
-        (ask, [(answer, "say")])
-        for ask, answer in (small_talk(source) for _ in range(source.rng.randint(1, 3)))
-    ]
+    pairs = [small_talk(source) for _ in range(source.rng.randint(1, 3))]
+    return [(ask, [(answer, "say")]) for ask, answer in pairs]
 
 
 # By number of documents; the entries documents are three times as long as the others.
@@ -387,30 +269,32 @@ BUILDERS = (
 
 
 def render(turns: list[Turn]) -> list[Segment]:
-    """Turns -> segments in Gemma's format. The closing mark of a model turn belongs to what the model writes."""
+    """Turns -> segments in Gemma's format."""
     segments: list[Segment] = []
     for ask, answer in turns:
-        segments.append(
-            (f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n", "user")
-        )
+        opening = f"<start_of_turn>user\n{ask}<end_of_turn>\n<start_of_turn>model\n"
+        segments.append((opening, "user"))
         segments += answer[:-1]
+        # The model has to learn to stop: its closing mark has the tag of what it ends.
         text, tag = answer[-1]
         segments += [(text + "<end_of_turn>", tag), ("\n", "user")]
     return segments
 
 
 def new_document(source: Source, vary: bool = True) -> list[Segment]:
-    """A fresh pretraining document; with `vary`, the shares of invented words and blurred wordings change each time."""
+    """A fresh pretraining document.
+
+    With `vary` each has its own shares of invented words and blurred wordings: some documents are
+    nearly plain English, some can only be solved by copying.
+    """
     if vary:
-        source.made_up, source.blur = (
-            source.pick((0.05, 0.1, 0.35, 0.35, 0.6)),
-            source.pick((0.0, 0.0, 0.0, 0.4)),
-        )
+        source.made_up = source.pick((0.05, 0.1, 0.35, 0.35, 0.6))
+        source.blur = source.pick((0.0, 0.0, 0.0, 0.4))
     build = source.rng.choices([b for b, _ in BUILDERS], [w for _, w in BUILDERS])[0]
     return render(build(source))
 
 
 def gate_document(source: Source, kind: str) -> list[Segment]:
-    """A document with one message, to measure with: two requests, one that nothing fits, or one request."""
+    """A document of one message, to measure with; `kind` is "double", "none" or anything else."""
     build = {"double": _double_turn, "none": _none_turn}.get(kind, _fill_turn)
     return render(entries_document(source, ((build, 1),), max_turns=1))

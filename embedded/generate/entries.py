@@ -1,13 +1,14 @@
 """Entries (a name, a description, fields) and the requests that one of them fits.
 
-An entry stands for anything with named blanks: a form, a recipe card, a job description, and in `calls.py` a tool.
+An entry is anything with named blanks: a form, a recipe card, a job description, in `calls.py` a
+tool.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedded.generate import phrases, words
+from embedded.generate import lists, phrases, words
 from embedded.generate.domains import DOMAINS, Domain
 from embedded.generate.everyday import ITEMS, LISTS
 from embedded.generate.mentions import field_phrases
@@ -15,30 +16,12 @@ from embedded.generate.natural import natural_core
 from embedded.generate.values import KINDS, Field, Scalar, Source, new_field, new_value
 
 # What a description may add; {w} is another thing.
-TAILS = (
-    "",
-    "",
-    "",
-    "",
-    "",
-    "",
-    " by name",
-    " on a given day",
-    " for a customer",
-    " from a list",
-    " at home",
-    " on request",
-    " of a customer",
-    " in a city",
-    " for {w}",
-    " with {w}",
-    " from {w}",
-)
+TAILS = ("",) * 6 + lists.entries("phrases", "tails")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`verb` and `noun` are the words of the description that a request may repeat; `idioms` need not."""
+    """Requests repeat the description's `verb` and `noun`, or use an idiom, which need not."""
 
     name: str
     verb: str
@@ -59,12 +42,18 @@ class Entry:
 
     @property
     def bare_noun(self) -> str:
+        """The noun without its article."""
         return self.noun.removeprefix("a ").removeprefix("the ").removeprefix("an ")
+
+    def resembles(self, other: "Entry") -> bool:
+        """True where a request for one could be a request for the other."""
+        same_words = (self.verb, self.bare_noun) == (other.verb, other.bare_noun)
+        return self.name == other.name or same_words
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user says, what is wanted in a word or two, and the values of the entry's fields but for a missing one."""
+    """What the user says, the wish in a word or two, and the values of the fields that it gives."""
 
     entry: Entry
     text: str
@@ -76,9 +65,10 @@ class Request:
 def new_fields(
     source: Source, count: int, kinds: tuple[str, ...], others: Sequence[Field] = ()
 ) -> tuple[Field, ...]:
-    """`count` fields with different names, mostly of these kinds, at most one of them a flag, no enum option shared.
+    """`count` fields with different names, mostly of these kinds.
 
-    Some are among `others`, the fields of the entries beside this one.
+    At most one is a flag and no option belongs to two, so that a request has one reading. Some are
+    taken from `others`, the fields of the entries beside this one.
     """
     fields: dict[str, Field] = {}
     options: set[str] = set()
@@ -112,19 +102,26 @@ def everyday_entry(source: Source) -> Entry:
     item = source.pick(ITEMS)
     name = source.invent() if source.chance(0.2 * source.made_up) else source.pick(item.names)
     fields = item.new_fields(source)
-    return Entry(
-        name,
-        item.verb,
-        item.noun,
-        source.pick(item.tails),
-        fields,
-        source.pick(DOMAINS),
-        item.idioms,
-    )
+    tail, domain = source.pick(item.tails), source.pick(DOMAINS)
+    return Entry(name, item.verb, item.noun, tail, fields, domain, item.idioms)
+
+
+def _entry_name(source: Source, verb: str, noun: str) -> str:
+    """Mostly verb_noun, sometimes shorter or turned round, sometimes a name that says nothing."""
+    style = source.rng.random()
+    if style < 0.34 * source.made_up:
+        return source.invent() + (f"_{source.invent()}" if source.chance(0.5) else "")
+    if style < 0.2:
+        return f"{verb}_{noun.split()[-1]}"
+    if style < 0.25:
+        return f"{noun}_{verb}".replace(" ", "_")
+    if style < 0.29:
+        return noun.replace(" ", "_")
+    return f"{verb}_{noun}".replace(" ", "_")
 
 
 def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry] = ()) -> Entry:
-    """A random entry for a list that holds those `beside` it.
+    """A random entry for a list with those `beside` it.
 
     With `near`, one that shares its verb or its noun and so is easily mistaken for it.
     """
@@ -141,20 +138,10 @@ def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry]
     in_name = verb
     if near is None and source.natural and source.chance(0.3 * source.natural):
         verb = source.pick(source.known(words.PHRASAL))
-        in_name = (
-            verb.removesuffix("_for") if source.chance(0.5) else verb
-        )  # "search_flights", to search for flights
+        # A tool that searches for flights may be called "search_flights".
+        in_name = verb.removesuffix("_for") if source.chance(0.5) else verb
     bare = bare.replace("_", " ")
-    style = source.rng.random()
-    name = f"{in_name}_{bare}".replace(" ", "_")
-    if style < 0.34 * source.made_up:
-        name = source.invent() + (f"_{source.invent()}" if source.chance(0.5) else "")
-    elif style < 0.2:
-        name = f"{in_name}_{bare.split()[-1]}"
-    elif style < 0.25:
-        name = f"{bare}_{in_name}".replace(" ", "_")
-    elif style < 0.29:
-        name = bare.replace(" ", "_")
+    name = _entry_name(source, in_name, bare)
     tail = source.pick(TAILS)
     if "{w}" in tail:
         whose = article(source.pick(("a ", "the ")), source.word(words.NOUNS).replace("_", " "))
@@ -166,15 +153,12 @@ def new_entry(source: Source, near: Entry | None = None, beside: Sequence[Entry]
 
 
 def new_entries(source: Source, count: int) -> list[Entry]:
-    """`count` entries with different names, verbs and nouns; about half of the lists hold near misses."""
+    """`count` entries, no two alike; about half of the lists have near misses."""
     entries = [new_entry(source)]
     while len(entries) < count:
         near = source.pick(entries) if source.chance(0.35) else None
         entry = new_entry(source, near, entries)
-        if all(
-            entry.name != e.name and (entry.verb, entry.bare_noun) != (e.verb, e.bare_noun)
-            for e in entries
-        ):
+        if not any(entry.resembles(other) for other in entries):
             entries.append(entry)
     source.rng.shuffle(entries)
     return entries
@@ -184,17 +168,14 @@ def new_entries(source: Source, count: int) -> list[Entry]:
 RANGES = (LISTS["iso"], KINDS["count"])
 # Share of requests for an everyday tool that use an idiom.
 IDIOM = 0.8
-QUESTIONS = frozenset(
-    "what what's how how's which where where's is are will do does did can has any should when who".split()
-)
+QUESTIONS = frozenset(lists.entries("phrases", "question words"))
 
 
 def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple[str, str]:
-    """The words for what is wanted, mostly the description's own, and the same in short: verb and noun, or the noun."""
+    """The words for what is wanted, mostly the description's own, and the wish."""
     heads = [e.bare_noun.split()[-1] for e in others if e is not entry]
-    if entry.bare_noun.split()[-1] not in heads and source.chance(
-        source.verbless
-    ):  # the noun tells the entry
+    # Where no other entry has this noun, the verb can be left to the reader.
+    if entry.bare_noun.split()[-1] not in heads and source.chance(source.verbless):
         return source.wording(phrases.NOUN_OPENERS).format(n=entry.bare_noun), entry.bare_noun
     words_ = ("a ", "the ", "my ", "this ", "our ")
     noun = entry.noun if source.chance(0.6) else article(source.pick(words_), entry.bare_noun)
@@ -203,28 +184,28 @@ def _action_text(source: Source, entry: Entry, others: Sequence[Entry]) -> tuple
 
 
 def new_values(source: Source, entry: Entry) -> dict[str, Scalar]:
-    """A value for every field, in the entry's order; no two alike, so that each has one place to go."""
+    """A value for every field, in the entry's order; no two alike, so that each has one field."""
     values: dict[str, Scalar] = {}
     for field in entry.fields:
         value = new_value(source, field)
         while not isinstance(value, bool) and value in values.values():
             value = new_value(source, field)
         values[field.name] = value
-    if (
-        entry.idioms
-        and len({field.kind for field in entry.fields}) == 1
-        and entry.fields[0].kind in RANGES
-    ):
-        return dict(
-            zip(values, sorted(values.values(), key=lambda v: (type(v).__name__, v)), strict=True)
-        )
+    kinds = {field.kind for field in entry.fields}
+    if entry.idioms and len(kinds) == 1 and entry.fields[0].kind in RANGES:
+        # "From 7 to 3" would be no range.
+        ordered = sorted(values.values(), key=lambda value: (type(value).__name__, value))
+        return dict(zip(values, ordered, strict=True))
     return values
 
 
 def core_request(
     source: Source, entry: Entry, values: dict[str, Scalar], others: Sequence[Entry]
 ) -> tuple[str, str]:
-    """Action and values in one clause, without greeting or full stop, and the wish; `others` are the entries on offer."""
+    """Action and values in one clause, without greeting or full stop, and the wish.
+
+    `others` are all entries on offer, this one included.
+    """
     if source.natural and not entry.idioms and source.chance(source.natural):
         text = natural_core(source, entry.verb, entry.bare_noun, entry.tail, entry.fields, values)
         return text, entry.wish
@@ -236,7 +217,7 @@ def core_request(
         return action, wish
     joint = source.pick(phrases.JOINTS)  # marks of the language, the same on both sides
     if source.blur and joint == " ":
-        joint = ", "  # with unknown words around, only a mark tells where one value's phrase ends
+        joint = ", "  # among unknown words only a mark shows where the phrase of a value ends
     if source.chance(0.88):
         return action + source.pick((" ", " ", ", ", ": ")) + joint.join(spoken), wish
     # Never a value as the first word: a capital would change it.
@@ -244,7 +225,7 @@ def core_request(
 
 
 def sentence(text: str) -> str:
-    """Begins with a capital where the first letter stands alone as a piece anyway."""
+    """The text with a capital at its start."""
     return text[:1].upper() + text[1:] if text[:1].isalpha() else text
 
 
@@ -255,15 +236,14 @@ def finish(source: Source, core: str) -> str:
     text = text if source.chance(0.25) else sentence(text)
     if core.split()[0] in QUESTIONS:
         return text + source.pick(("?", "?", "?", "", "."))
-    return text + source.pick(
-        (".", ".", "", "?" if " you " in text[:24] or "what" in text[:24].lower() else ".")
-    )
+    is_question = " you " in text[:24] or "what" in text[:24].lower()
+    return text + source.pick((".", ".", "", "?" if is_question else "."))
 
 
 def new_request(
     source: Source, entry: Entry, others: Sequence[Entry], lacking: bool = False
 ) -> Request:
-    """A request that `entry` fits among `others`; with `lacking`, one that leaves out one of its fields."""
+    """A request that `entry` fits among `others`; with `lacking`, one of its fields is left out."""
     values = new_values(source, entry)
     missing = None
     if lacking:
@@ -278,13 +258,12 @@ def new_double(
 ) -> tuple[Request, Request]:
     """Two requests in one message, which both of them carry."""
     values = new_values(source, first), new_values(source, second)
-    (core, wish), (core_2, wish_2) = (
-        core_request(source, e, v, others) for e, v in zip((first, second), values, strict=True)
-    )
+    core, wish = core_request(source, first, values[0], others)
+    core_2, wish_2 = core_request(source, second, values[1], others)
     text = finish(source, source.wording(phrases.LINKS).format(x=core, y=core_2))
     return Request(first, text, wish, values[0]), Request(second, text, wish_2, values[1])
 
 
 def schema(entry: Entry) -> dict[str, Any]:
-    """Field names with their types, as they stand in a JSON list of entries."""
+    """Field names with their types, as a JSON list of entries shows them."""
     return {f.name: list(f.type) if isinstance(f.type, tuple) else f.type for f in entry.fields}

@@ -1,6 +1,7 @@
-"""How a list of entries and a filled record look on the page: JSON under many key names, lines, and brackets.
+"""How a list of entries and a filled record are written: JSON with many key names, lines, brackets.
 
-No layout uses the course's own words for tools and calls: those are what the fine-tune has to teach.
+No layout uses the course's own words for tools and calls: those are what the fine-tune has to
+teach.
 """
 
 import json
@@ -18,7 +19,7 @@ def compact(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """`listing` shows the entries, `record` a filled one, `noun` is the word for an entry in this layout."""
+    """`listing` writes the entries, `record` a filled one; `noun` is the word for an entry."""
 
     noun: str
     listing: Callable[[Sequence[Entry]], str]
@@ -58,32 +59,34 @@ def _types(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _line_layout() -> Layout:
-    def listing(entries: Sequence[Entry]) -> str:
-        return "\n".join(
-            f"{e.name}: {e.action}. Needs {', '.join(f'{n} ({t})' for n, t in _types(e))}."
-            for e in entries
-        )
+    def line(entry: Entry) -> str:
+        needs = ", ".join(f"{name} ({kind})" for name, kind in _types(entry))
+        return f"{entry.name}: {entry.action}. Needs {needs}."
 
-    return Layout(
-        "line",
-        listing,
-        lambda e, v: f"{e.name}: " + "; ".join(f"{n} = {compact(x)}" for n, x in v.items()),
-    )
+    def listing(entries: Sequence[Entry]) -> str:
+        return "\n".join(line(entry) for entry in entries)
+
+    def record(entry: Entry, values: dict[str, Scalar]) -> str:
+        return f"{entry.name}: " + "; ".join(f"{n} = {compact(v)}" for n, v in values.items())
+
+    return Layout("line", listing, record)
 
 
 def _bracket_layout() -> Layout:
+    def line(entry: Entry) -> str:
+        fields = ", ".join(f"{name}: {kind}" for name, kind in _types(entry))
+        return f"{entry.name}({fields}) {entry.action}"
+
     def listing(entries: Sequence[Entry]) -> str:
-        return "\n".join(
-            f"{e.name}({', '.join(f'{n}: {t}' for n, t in _types(e))}) {e.action}" for e in entries
-        )
+        return "\n".join(line(entry) for entry in entries)
 
-    return Layout(
-        "line",
-        listing,
-        lambda e, v: f"{e.name}(" + ", ".join(f"{n}: {compact(x)}" for n, x in v.items()) + ")",
-    )
+    def record(entry: Entry, values: dict[str, Scalar]) -> str:
+        return f"{entry.name}(" + ", ".join(f"{n}: {compact(v)}" for n, v in values.items()) + ")"
+
+    return Layout("line", listing, record)
 
 
+# ", " twice: a JSON array is twice as frequent as one object a line.
 JSON_LAYOUTS = tuple(
     _json_layout(keys, separator) for keys in KEYS for separator in (", ", ", ", "\n")
 )

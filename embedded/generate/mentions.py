@@ -1,27 +1,29 @@
-"""How a request mentions the values of an entry's fields: by the field's name, by a preposition, or bare."""
+"""How a request mentions the value of a field: by the field's name, by a preposition, or bare."""
 
 from collections.abc import Sequence
 
 from embedded.generate import phrases
 from embedded.generate.values import KINDS, Field, Scalar, Source
 
-# Kinds whose values and prepositions look alike: side by side, one of them is named.
+# Kinds whose values and prepositions look alike: of two in one request, one is named.
 ALIKE = (KINDS["text"], KINDS["subject"], KINDS["product"])
 
 
 def can_stand_bare(field: Field, bare: list[Field], lacking: bool) -> bool:
-    """True where the request may give the value without the field's name and still have one reading.
+    """True where a request may leave out the field's name and still have one reading.
 
-    `bare` are the fields that already do without. One string and one number are told apart by type and by elimination;
-    elimination needs every other value to be there; more than one string needs names that tell the kind.
+    `bare` are the fields that already do without; `lacking`: the request leaves a field out.
     """
     if isinstance(field.type, tuple):
-        return True
+        return True  # no option belongs to two fields of an entry
     if field.type != "string":
+        # One number beside strings is placed by its type, unless it could be that of a missing
+        # field.
         return not lacking and not any(f.type in ("integer", "number") for f in bare)
     rivals = [f for f in bare if f.type == "string"]
     if not rivals and not lacking:
         return True
+    # Several strings are placed by their kinds, which the fields' names must show.
     if not field.known or not all(f.known for f in rivals):
         return False
     return all(
@@ -40,7 +42,7 @@ def field_phrases(source: Source, fields: Sequence[Field], values: dict[str, Sca
         if isinstance(value, bool):
             text = source.template(phrases.YES if value else phrases.NO)
         elif can_stand_bare(field, bare, len(values) < len(fields)) and source.chance(0.6):
-            # Among several fields a preposition may be all that tells them apart: it must stay.
+            # Among several fields the preposition may be the only difference: no blurring then.
             text = (source.wording if len(fields) == 1 else source.template)(field.kind.phrases)
             bare.append(field)
         else:

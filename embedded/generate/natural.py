@@ -1,80 +1,30 @@
-"""Requests as people type them: "Order a large pizza to 12 Mill Street", "Turn the fan off", "Cancel my order KX-4471".
+"""Requests as people type them: "Order a large pizza to 12 Mill Street", "Cancel my order KX-4471".
 
-The families of `phrases.py` keep action and values apart; here an option stands before the noun, a name or a number right
-after it, and a preposition belongs to its kind of value. For pretraining streams: no held-out row is made of these.
+The templates of `phrases.py` keep action and values apart. Here an option comes before the noun, a
+name or a number right after it, and a preposition belongs to its kind of value. Only pretraining
+streams have these requests; no held-out row does.
 """
 
 from collections.abc import Sequence
 
+from embedded.generate.lists import entries, table
 from embedded.generate.mentions import can_stand_bare
 from embedded.generate.values import KINDS, Field, Scalar, Source
 
-OPENERS = ("",) * 8 + (
-    "please ",
-    "can you ",
-    "could you ",
-    "I need to ",
-    "I want to ",
-    "I'd like to ",
-    "we need to ",
-    "let's ",
-    "help me ",
-    "I have to ",
-    "would you ",
-    "can you please ",
-)
+OPENERS = ("",) * 8 + entries("natural", "openers")
 DETERMINERS = ("a ", "a ", "the ", "the ", "my ", "our ", "")
-# By kind: what stands before a value; {f} is the field's name.
-PLAIN: dict[str, tuple[str, ...]] = {
-    "city": ("in {v}", "in {v}", "for {v}", "near {v}"),
-    "person": ("for {v}", "with {v}", "to {v}"),
-    "email": ("to {v}", "at {v}", "for {v}"),
-    "date": ("on {v}", "for {v}", "from {v}", "by {v}"),
-    "time": ("at {v}", "at {v}", "for {v}", "from {v}", "by {v}"),
-    "count": ("for {v} {f}", "with {v} {f}", "of {v} {f}", "{v} {f}"),
-    "amount": ("for {v}", "of {v}", "at {v}", "with {v}"),
-    "code": ("with {f} {v}", "number {v}", "with the {f} {v}", "under {v}", "for {v}"),
-    "text": (
-        '"{v}"',
-        'that says "{v}"',
-        'saying "{v}"',
-        'called "{v}"',
-        "called {v}",
-        "with the {f} {v}",
-        "about {v}",
-    ),
-    "product": ("for {v}", "of {v}", "with {v}", "from {v}"),
-    "subject": ("about {v}", "on {v}", "for {v}"),
-    "option": ("{v}", "in {v}", "for {v}", "as {v}"),
-    "address": ("to {v}", "to {v}", "at {v}", "for {v}"),
-}
-# Names that tell a direction, which the preposition must not contradict.
+# By kind: the words around a value; {f} is the field's name.
+PLAIN = {name: tuple(line.split(" | ")) for name, line in table("natural", "plain").items()}
+# Names that give a direction, which the preposition must not contradict.
 DIRECTIONS = {
-    "from {v}": frozenset("sender pickup_address departure".split()),
-    "to {v}": frozenset(
-        "destination recipient send_to to_address forward_to post_to delivery_address "
-        "shipping_address".split()
-    ),
+    phrase: frozenset(names.split()) for phrase, names in table("natural", "directions").items()
 }
+# By identity: a `Kind` holds functions and tuples of templates, and is slow to hash.
 BY_KIND = {id(kind): PLAIN[name] for name, kind in KINDS.items() if name in PLAIN}
-NAMED = (
-    "with {f} {v}",
-    "with the {f} {v}",
-    "{f} {v}",
-    ", the {f} is {v}",
-    ", my {f} is {v}",
-    ", her {f} is {v}",
-    ", his {f} is {v}",
-    ", {f} {v}",
-    ", {f}: {v}",
-    ". The {f} is {v}",
-    ". The {f} is {v}",
-)
-FLAGS = {
-    True: ("with {f}", ", with {f}", "and {f}", ", {f} too"),
-    False: ("without {f}", ", no {f}", "but no {f}"),
-}
-# Kinds that may stand right after the noun, as in "my order KX-4471", and words that take no preposition.
+NAMED = entries("natural", "named")
+FLAGS = {True: entries("natural", "yes"), False: entries("natural", "no")}
+# Kinds that may follow the noun directly, as in "my order KX-4471", and words without a
+# preposition.
 APPOSED = tuple(KINDS[name] for name in ("code", "person", "text", "product", "subject"))
 WHEN = ("today", "tomorrow", "tonight")
 
@@ -87,22 +37,19 @@ def natural_core(
     fields: Sequence[Field],
     values: dict[str, Scalar],
 ) -> str:
-    """One clause for an action and the values that there are, without greeting or full stop."""
+    """One clause for an action and the given values, without greeting or full stop."""
     first, _, particle = verb.partition(" ")
     lacking = len(values) < len(fields)
     given = [field for field in source.rng.sample(fields, len(fields)) if field.name in values]
     thing, left, bare = _thing(source, noun, given, values, lacking)
-    if particle not in ("", "for") and source.chance(
-        0.5
-    ):  # "turn the light on" for "turn on the light"
-        action = f"{first} {thing} {particle}"
+    if particle not in ("", "for") and source.chance(0.5):
+        action = f"{first} {thing} {particle}"  # "turn the light on" for "turn on the light"
     else:
         action = f"{verb} {thing}"
     text = source.pick(OPENERS) + action + (tail if len(values) < 3 and source.chance(0.3) else "")
     phrases = [_mention(source, field, values[field.name], bare, lacking) for field in left]
-    for phrase in sorted(
-        phrases, key=lambda p: p.startswith(".")
-    ):  # sentences of their own come last
+    # Phrases that start a sentence of their own come last; sorted() keeps the order of the others.
+    for phrase in sorted(phrases, key=lambda p: p.startswith(".")):
         text += phrase if phrase[0] in ",." else f" {phrase}"
     return text
 
@@ -110,7 +57,7 @@ def natural_core(
 def _thing(
     source: Source, noun: str, fields: list[Field], values: dict[str, Scalar], lacking: bool
 ) -> tuple[str, list[Field], list[Field]]:
-    """The noun with an option before it or a value after it; the fields that are left, and those that stand bare."""
+    """The noun with an option before it or a value after it; the other fields; the used ones."""
     bare: list[Field] = []
     option = next((f for f in fields if isinstance(f.type, tuple)), None)
     apposed = next((f for f in fields if f.kind in APPOSED and f.type == "string"), None)
@@ -122,7 +69,7 @@ def _thing(
     if apposed and can_stand_bare(apposed, bare, lacking) and source.chance(0.4):
         thing = f"{thing} {values[apposed.name]}"
         bare.append(apposed)
-        determiner = source.pick(("", "the ", "my ", "our "))
+        determiner = source.pick(("", "the ", "my ", "our "))  # "an order KX-4471" names no order
     if determiner == "a " and thing[:1].lower() in "aeio":
         determiner = "an "
     return determiner + thing, [f for f in fields if f not in bare], bare
@@ -137,7 +84,8 @@ def _mention(source: Source, field: Field, value: Scalar, bare: list[Field], lac
     if value in WHEN:
         return str(value)
     directed = [phrase for phrase, names in DIRECTIONS.items() if field.name in names]
-    plain = directed or BY_KIND.get(id(field.kind))  # none for an everyday tool's field
-    return (source.pick(plain) if plain else source.template(field.kind.phrases)).format(
-        f=field.spoken, v=value
-    )
+    plain = directed or BY_KIND.get(id(field.kind))
+    # A kind of the everyday tools has no entry there.
+    phrase = source.pick(plain) if plain else source.template(field.kind.phrases)
+    assert phrase is not None  # `templates` leaves out the None
+    return phrase.format(f=field.spoken, v=value)

@@ -1,7 +1,7 @@
-"""Fields and their values: what a field is called, which JSON type it has, and how a request mentions its value.
+"""The random stream, and fields with their values: a field's name, JSON type, value and phrases.
 
-A value is a pair: what stands in the JSON, and the words of the request. The two agree piece for piece, so that
-filling a field is copying. Values of the held-out side are drawn until their checksum lies on that side.
+A value is the same in the JSON and in the words of the request, piece for piece, so that filling a
+field is copying. Values of the held-out side are drawn until their checksum lies on that side.
 """
 
 import random
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from embedded.generate import words
-from embedded.generate.phrases import Templates, family, shuffled
+from embedded.generate.lists import Templates, entries, shuffled
 from embedded.generate.words import mine, side, templates
 
 Scalar = str | int | float | bool
 Item = TypeVar("Item")
-# A word of a template: lower-case letters that are no slot.
+# A word of a template: lower-case letters that are not a slot.
 WORD = re.compile(r"(?<![{\w])[a-z]+(?![}\w])")
-# Share of plain words that are replaced by made-up ones, so that copying never becomes a list of known words.
+CAPITALS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # no I and no O, which look like digits
+# Share of words replaced by invented ones: with known words alone, copying would become
+# recognising.
 MADE_UP = 0.35
 
 
@@ -26,35 +28,42 @@ MADE_UP = 0.35
 class Source:
     """A random stream on one side of the split.
 
-    `made_up` is the share of invented words among names and values; `blur` the chance that a template's own words are
-    replaced by invented ones, which teaches to bind a value by its neighbours and not by one known wording. `fluent`
-    streams know the words of both sides, as a base model knows its language; templates, numbers, composed values and
-    invented words stay on their side. `everyday` is the share of entries, near misses apart, that are tools of daily life;
-    `verbless` the share of requests, where they still have one reading, that name the noun and leave the verb to the
-    reader; `shared` the share of fields, everyday tools apart, that another entry of the list has too; `natural` the share
-    of requests, everyday tools apart, that are put together as in `natural.py`; if there are any, some verbs and values
-    have two words. A `plain` stream
-    answers in one wording only, on both sides: which of ten it should be cannot be learned.
+    The order of the draws is the format: one draw more or less anywhere changes everything after
+    it, and with it the committed rows. A share of zero therefore often draws nothing at all.
     """
 
     rng: random.Random
+    # The held-out side of the split, or the training side.
     held: bool = False
+    # Share of invented words among names and values.
     made_up: float = MADE_UP
+    # Chance that a template's own words are replaced by invented ones: a value is then recognised
+    # by its place and its marks, not by one known wording.
     blur: float = 0.0
+    # Knows the words of both sides, as a base model knows its language. Templates, numbers,
+    # composed values and invented words stay on their side.
     fluent: bool = False
+    # Share of entries, near misses apart, that are tools of daily life.
     everyday: float = 0.25
+    # Share of requests, where they still have one reading, that leave the verb to the reader.
     verbless: float = 0.15
+    # Share of fields, everyday tools apart, that another entry of the list has too.
     shared: float = 0.0
+    # Share of requests, everyday tools apart, in the forms of `natural.py`. Above zero, some verbs
+    # and values have two words.
     natural: float = 0.0
+    # Answers in one wording only, on both sides: which of ten it should be cannot be learned.
     plain: bool = False
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
 
     def pick(self, items: Sequence[Item]) -> Item:
+        # Not rng.choice: it draws bits until they fit, so a longer list could cost more draws.
         return items[int(self.rng.random() * len(items))]
 
     def template(self, texts: tuple[Item | None, ...]) -> Item:
+        """A template of this side."""
         return self.pick(templates(texts, self.held))
 
     def answer(self, texts: tuple[str, ...]) -> str:
@@ -69,7 +78,7 @@ class Source:
         return WORD.sub(lambda match: self.invent() if self.chance(0.5) else match[0], text)
 
     def word(self, words: tuple[str, ...], spare: tuple[str, ...] = ()) -> str:
-        """A word of this side, or an invented one; `spare` serves where a short list has none on this side."""
+        """A word of this side, or an invented one; `spare` where a short list has none here."""
         known = self.known(words) or self.known(spare)
         return self.invent() if not known or self.chance(self.made_up) else self.pick(known)
 
@@ -78,33 +87,28 @@ class Source:
         return words if self.fluent else mine(words, self.held)
 
     def on_side(self, draw: Callable[[], str]) -> str:
-        """Draws until the text lies on this stream's side; `draw` must have plenty of texts to choose from."""
+        """Draws until a text is on this side; endless if `draw` only has texts of the other."""
         while True:
             text = draw()
             if side(text) == self.held:
                 return text
 
     def invent(self) -> str:
-        """A word that no list holds: pronounceable syllables, or the start of one word with the end of another.
+        """A word of no list: syllables, or the start of one word and the end of another.
 
-        The second kind brings every piece of the tokenizer into places where it must be copied, not known.
+        The second kind brings every piece of the tokenizer into words that must be copied.
         """
         return self.on_side(self._crossed if self.chance(0.5) else self._syllables)
 
     def _crossed(self) -> str:
         first, second = self.pick(words.ALL), self.pick(words.ALL)
-        return (
-            first[: self.rng.randint(1, len(first))]
-            + second[self.rng.randint(0, len(second) - 1) :]
-        )
+        start = first[: self.rng.randint(1, len(first))]
+        return start + second[self.rng.randint(0, len(second) - 1) :]
 
     def _syllables(self) -> str:
+        parts = (words.ONSETS, words.VOWELS, words.CODAS)
         count = self.pick((1, 2, 2, 2, 3, 3))
-
-        return "".join(
-            self.pick(words.ONSETS) + self.pick(words.VOWELS) + self.pick(words.CODAS)
-            for _ in range(count)
-        )
+        return "".join(self.pick(part) for _ in range(count) for part in parts)
 
     def digits(self, low: int, high: int) -> str:
         """The digits of a number of `low` to `high` places."""
@@ -118,7 +122,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of field: its usual names, its JSON type, its sampler and the phrases that need no field name."""
+    """A kind of field: usual names, JSON type, sampler, phrases that leave out the name."""
 
     names: tuple[str, ...]
     type: str
@@ -128,7 +132,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of an entry. `type` is a JSON type or the allowed options; `known`: its name tells the kind of value."""
+    """A field: `type` is a JSON type or the options; `known` if the name shows the kind."""
 
     name: str
     kind: Kind
@@ -151,9 +155,9 @@ def _person(source: Source) -> str:
 
 def _city(source: Source) -> str:
     place = _capital(source, words.CITIES)
-    return (
-        f"{source.pick(('New', 'Port', 'Lake', 'Mount'))} {place}" if source.chance(0.1) else place
-    )
+    if source.chance(0.1):
+        return f"{source.pick(('New', 'Port', 'Lake', 'Mount'))} {place}"
+    return place
 
 
 def _email(source: Source) -> str:
@@ -191,18 +195,11 @@ def _time(source: Source) -> str:
 
 def _code(source: Source) -> str:
     def draw() -> str:
-        letters = "".join(
-            source.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(source.rng.randint(1, 3))
-        )
+        letters = "".join(source.pick(CAPITALS) for _ in range(source.rng.randint(1, 3)))
         number = "".join(source.pick("0123456789") for _ in range(source.rng.randint(2, 4)))
-        return source.pick(
-            (
-                f"{letters}-{number}",
-                f"{letters}{number}",
-                f"{letters.lower()}_{number}",
-                number + letters,
-            )
-        )
+        low = letters.lower()
+        forms = (f"{letters}-{number}", letters + number, f"{low}_{number}", number + letters)
+        return source.pick(forms)
 
     return source.on_side(draw)
 
@@ -226,10 +223,9 @@ def _address(source: Source) -> str:
     """A house number and a street, as in 12 Mill Street."""
 
     def draw() -> str:
-        name = source.word(
-            source.pick((words.SURNAMES, words.NOUNS, words.NAMES, words.PRODUCTS))
-        ).split("_")[0]
-        return f"{source.rng.randint(1, 199)} {name.capitalize()} {source.pick(words.STREETS)}"
+        lists = (words.SURNAMES, words.NOUNS, words.NAMES, words.PRODUCTS)
+        name = source.word(source.pick(lists)).split("_")[0].capitalize()
+        return f"{source.rng.randint(1, 199)} {name} {source.pick(words.STREETS)}"
 
     return source.on_side(draw)
 
@@ -246,183 +242,30 @@ def _name(words_: tuple[str, ...]) -> Callable[[Source], Scalar]:
     return lambda source: compound(source, source.word(words_))
 
 
-def _kind(
-    names: str,
-    json_type: str,
-    draw: Callable[[Source], Scalar],
-    phrases: tuple[str, ...],
-    broken: str = "(?!)",
-) -> Kind:
-    return Kind(tuple(names.split()), json_type, draw, shuffled(phrases, broken=broken))
+def _kind(name: str, json_type: str, draw: Callable[[Source], Scalar]) -> Kind:
+    """A kind with the names and phrases of words/kinds.txt."""
+    return Kind(entries("kinds", f"{name} names"), json_type, draw, shuffled("kinds", name))
 
 
 KINDS = {
-    "city": _kind(
-        "city town place location destination region venue",
-        "string",
-        _city,
-        family(
-            "|right |just |over |somewhere |out |here ",
-            "in {v}|near {v}|around {v}|close to {v}|inside {v}|next to {v}",
-        ),
-    ),
-    "person": _kind(
-        "name person guest contact client patient owner customer author",
-        "string",
-        _person,
-        family(
-            "|maybe |just |here ",
-            "for {v}|with {v}|under the name {v}|on behalf of {v}|in the name of {v}|for our friend {v}|"
-            "for my colleague {v}|by the name of {v}|named {v}|together with {v}|for one {v}|for my friend {v}",
-        ),
-        broken=r"^here|for one ",
-    ),
-    "email": _kind(
-        "email recipient mail_address sender inbox mailbox reply_to send_to cc to_address forward_to post_to",
-        "string",
-        _email,
-        family(
-            "|please |just ",
-            "to {v}|using {v}|via {v}|through {v}|with a copy to {v}|mailing {v}|straight to {v}|"
-            "at the address {v}|by way of {v}|copying {v}|addressed to {v}|through the mailbox {v}|over to {v}",
-        ),
-        broken=r"^please (mailing|copying|addressed)",
-    ),
-    "date": _kind(
-        "date day start_date due_date deadline arrival departure",
-        "string",
-        _date,
-        family(
-            "|maybe |only |just ",
-            "on {v}|for {v}|by {v}|starting {v}|no later than {v}|before {v}|from {v} on|until {v}|"
-            "as of {v}|after {v}|not before {v}|since {v}",
-        ),
-        broken=r"^(only|maybe|just) (not?|as|since)\b",
-    ),
-    "time": _kind(
-        "time hour start_time pickup_time opening slot arrival_time start_hour",
-        "string",
-        _time,
-        family(
-            "|maybe |only |just ",
-            "at {v}|around {v}|from {v}|at {v} sharp|starting at {v}|not before {v}|about {v}|"
-            "by {v}|until {v}|shortly after {v}|right before {v}|past {v}",
-        ),
-        broken=r"^(only|maybe|just) not|^(only|just) about",
-    ),
-    "count": _kind(
-        "guests people rooms copies nights seats days minutes hours pages quantity adults units rounds miles servings "
-        "weeks months passengers children steps",
-        "integer",
-        lambda s: int(s.digits(1, 3)),
-        family(
-            "|exactly |just |about |only |with |for |a total of ",
-            "{v} {f}",
-            "| in all| or so| in total|, no more",
-        ),
-        broken=r"^(about|exactly|for) .*no more|^(exactly|with|only|a total of) .*or so|^a total of .* in (all|total)",
-    ),
-    "amount": _kind(
-        "amount price budget limit total fee weight rate distance cost sum share charge value",
-        "number",
-        _amount,
-        family(
-            "|exactly |about |only |just ",
-            "{v}|for {v}|up to {v}|of {v}|no more than {v}|at most {v}|at {v}|worth {v}|"
-            "not over {v}|around {v}|under {v}|totalling {v}",
-        ),
-        broken=r"^(exactly|about) (?!{v})|^(just|only) (?!{v}|for)",
-    ),
-    "code": _kind(
-        "order_id code reference account ticket_id serial user_id flight_no isbn",
-        "string",
-        _code,
-        (
-            *family("|with |under |for ", "number {v}|id {v}|code {v}|reference {v}|no {v}"),
-            *family(
-                "|please |just ",
-                "marked {v}|known as {v}|numbered {v}|registered as {v}|identified by {v}|with {v}|under {v}",
-            ),
-        ),
-        broken=r"\bno {v}|^please \w+ed ",
-    ),
-    "text": _kind(
-        "topic title subject message text note query content label phrase caption heading remark comment "
-        "words keywords announcement",
-        "string",
-        _text,
-        family(
-            "|just |please |only ",
-            """saying "{v}"|about {v}|called "{v}"|that reads "{v}"|named '{v}'|concerning {v}|"""
-            """which says "{v}"|reading "{v}"|with the words "{v}"|titled "{v}"|stating {v}|telling {v}|"
-                "that says {v}|"{v}"|"""
-            '''with "{v}"|on "{v}"''',
-        ),
-        broken=r"^(please|only|just) (which|that)|^please (?!saying|with|stating|telling|\W)",
-    ),
-    "product": _kind(
-        "product item dish article ingredient goods ware thing stock supply merchandise",
-        "string",
-        _name(words.PRODUCTS),
-        family(
-            "|maybe |just |only ",
-            "for {v}|of {v}|with {v}|some {v}|regarding {v}|all the {v}|more {v}|made of {v}|the {v}|our {v}|my {v}",
-        ),
-        broken=r"^(maybe|just|only) (the|our|my|all|more)",
-    ),
-    "subject": _kind(
-        "field theme category course genre area",
-        "string",
-        _name(words.TOPICS),
-        family(
-            "|maybe |only |mostly ",
-            "on {v}|about {v}|in {v}|covering {v}|related to {v}|around {v}|dealing with {v}|"
-            "focused on {v}|in the field of {v}|devoted to {v}",
-        ),
-    ),
-    "option": _kind(
-        "size color meal mode unit priority class style season format level material direction grade finish tier",
-        "option",
-        _name(words.OPTIONS),
-        family(
-            "|maybe |only |just |rather |ideally |preferably ",
-            "{v}|the {v} one|make it {v}|in {v}|as {v}|the {v} kind|something {v}",
-            "| please| if possible| of course",
-        ),
-        broken=r"of course|^(rather|only|maybe|just) make it|^only something",
-    ),
-    "address": _kind(
-        "address street delivery_address pickup_address home office door shipping_address",
-        "string",
-        _address,
-        family(
-            "|straight |please |just ",
-            "to {v}|at {v}|from {v}|over to {v}|around {v}|near {v}|by {v}",
-        ),
-    ),
-    "flag": _kind(
-        " ".join(words.FLAGS),
-        "boolean",
-        lambda s: s.chance(0.5),
-        (),
-    ),
+    "city": _kind("city", "string", _city),
+    "person": _kind("person", "string", _person),
+    "email": _kind("email", "string", _email),
+    "date": _kind("date", "string", _date),
+    "time": _kind("time", "string", _time),
+    "count": _kind("count", "integer", lambda source: int(source.digits(1, 3))),
+    "amount": _kind("amount", "number", _amount),
+    "code": _kind("code", "string", _code),
+    "text": _kind("text", "string", _text),
+    "product": _kind("product", "string", _name(words.PRODUCTS)),
+    "subject": _kind("subject", "string", _name(words.TOPICS)),
+    "option": _kind("option", "option", _name(words.OPTIONS)),
+    "address": _kind("address", "string", _address),
+    "flag": Kind(words.FLAGS, "boolean", lambda source: source.chance(0.5), phrases=()),
 }
-# How often each kind is drawn.
-WEIGHTS = {
-    "city": 10,
-    "person": 9,
-    "email": 5,
-    "date": 9,
-    "time": 5,
-    "count": 12,
-    "amount": 7,
-    "code": 7,
-    "text": 10,
-    "product": 6,
-    "subject": 5,
-    "option": 12,
-    "flag": 4,
-}
+# How often each kind is drawn, in percent or so. Addresses come up in natural streams alone.
+WEIGHTS = {"city": 10, "person": 9, "email": 5, "date": 9, "time": 5, "count": 12, "amount": 7}
+WEIGHTS |= {"code": 7, "text": 10, "product": 6, "subject": 5, "option": 12, "flag": 4}
 
 
 def new_field(source: Source, kind_name: str | None = None) -> Field:
@@ -432,17 +275,13 @@ def new_field(source: Source, kind_name: str | None = None) -> Field:
     kind = KINDS[kind_name or source.rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]]
     usual = source.known(kind.names)
     has_usual_name = bool(usual) and not source.chance(source.made_up)
-    known = (
-        has_usual_name and not source.held
-    )  # nobody has told the model what a held-out name stands for
+    # Training never shows what a held-out name means.
+    known = has_usual_name and not source.held
     if has_usual_name:
         name = source.pick(usual)
     else:
-        name = (
-            source.invent()
-            if source.chance(min(0.6, 2 * source.made_up))
-            else source.word(words.NOUNS)
-        )
+        is_invented = source.chance(min(0.6, 2 * source.made_up))
+        name = source.invent() if is_invented else source.word(words.NOUNS)
         name += f"_{source.word(words.NOUNS)}" if source.chance(0.15) else ""
     if kind.type != "option":
         return Field(name, kind, kind.type, known)

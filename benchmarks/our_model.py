@@ -1,0 +1,85 @@
+"""This project's model, loss and optimizer for `train_step`, with random weights and random tokens.
+
+Shapes: B packs, T tokens of a pack.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from benchmarks.make_checkpoint import random_tensor
+from benchmarks.timing import Clock
+from common.device import DTYPES, pick_device
+from data.chat import Example
+from data.packing import Batch, collate
+from lora.config import LoRAConfig
+from lora.inject import add_lora, trainable_parameters
+from model.config import Gemma2Config
+from model.loss import supervised_loss
+from model.transformer import Gemma2
+from train import make_optimizer
+
+# The embedded base, a small model with Gemma's vocabulary, and Gemma-2-2B.
+CONFIGS = {
+    "tiny": Gemma2Config(2056, 256, 640, 6, 4, 2, 64, sliding_window=256, query_pre_attn_scalar=64),
+    "100m": Gemma2Config(256_008, 320, 1280, 12, 4, 2, 64, query_pre_attn_scalar=64),
+    "2b": Gemma2Config(256_008),
+}
+
+
+class Ours:
+    """This project's model, loss and optimizer."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = pick_device(args.device)
+        self.model = random_model(CONFIGS[args.config], DTYPES[args.dtype], self.device)
+        config = LoRAConfig(rank=args.rank, alpha=4.0 * args.rank, dropout=args.dropout)
+        add_lora(self.model, config, impl=args.lora_impl)
+        self.model.model.checkpoint_activations = args.checkpoint_activations
+        generator = torch.Generator().manual_seed(3)
+        for name, p in trainable_parameters(self.model).items():
+            # As after some training: zeros would hide a wrong gradient of A.
+            if name.endswith("lora_B"):
+                p.data.copy_(torch.randn(p.shape, generator=generator) * 0.01)
+        self.optimizer = make_optimizer(self.model, weight_decay=0.1)
+
+    def loss(self, batch: Batch, clock: Clock | None = None) -> tuple[Tensor, float]:
+        """Mean loss per supervised token, and the seconds until the hidden states were there."""
+        hidden = self.model.model(batch.tokens, batch.positions, batch.documents)
+        seconds = clock.lap() if clock else 0.0
+        total, count = supervised_loss(self.model, hidden, batch.targets)
+        return total / count, seconds
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(trainable_parameters(self.model).values())
+
+
+def random_model(config: Gemma2Config, dtype: torch.dtype, device: torch.device) -> Gemma2:
+    """Gemma-2 with noise for weights."""
+    # On "meta" the model has no memory of its own: each weight exists once.
+    with torch.device("meta"):
+        model = Gemma2(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, p in list(model.named_parameters()):  # a list: the loop replaces them
+        parent, _, leaf = name.rpartition(".")
+        value = random_tensor(tuple(p.shape), dtype, generator).to(device)
+        setattr(model.get_submodule(parent), leaf, torch.nn.Parameter(value))
+    model.tie()
+    return model
+
+
+def random_batch(args: argparse.Namespace, config: Gemma2Config) -> Batch:
+    """Packs of random tokens in which the last `share` of every document is supervised."""
+    generator = torch.Generator().manual_seed(1)
+    size = args.length // args.documents
+
+    def document() -> Example:
+        tokens = torch.randint(3, config.vocab_size - 8, (size,), generator=generator).tolist()
+        first = size - round(args.share * size)
+        return Example(tokens, [i >= first for i in range(size)])
+
+    batch = collate([[document() for _ in range(args.documents)] for _ in range(args.packs)], 0)
+    device = pick_device(args.device)
+    tensors = (batch.tokens, batch.positions, batch.documents, batch.targets)  # (B, T) each
+    return Batch(*(tensor.to(device) for tensor in tensors))
