@@ -114,11 +114,12 @@ class TiledMasks(MaskedAttention):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
+        *,
         window: int | None,
         scale: float,
         cap: float | None,
     ) -> Tensor:
-        mask = self.wide if window is None else self.narrow
+        mask = self.full if window is None else self.sliding
         parts = [slice(start, start + TILE) for start in range(0, query.shape[1], TILE)]
         return torch.cat(
             [
@@ -127,8 +128,8 @@ class TiledMasks(MaskedAttention):
                     keys[:, : t.stop],
                     values[:, : t.stop],
                     mask[:, :, t, : t.stop],
-                    scale,
-                    cap,
+                    scale=scale,
+                    cap=cap,
                 )
                 for t in parts
             ],

@@ -7,7 +7,7 @@ import torch
 from common.device import Precision, pick_precision
 from lora.ops import resolve_impl
 from model.config import Gemma2Config
-from model.recompute import pick_checkpointing
+from model.recompute import MicroBatch, pick_checkpointing
 
 
 def choose(
@@ -22,15 +22,14 @@ def choose(
         raise ValueError(f"--max-length: the model has {limit} positions, got {args.max_length}")
     precision = pick_precision(args.dtype, device, config.num_parameters)
     impl = resolve_impl(args.lora_impl, device, precision.dtype)
-    mode = pick_checkpointing(
-        args.checkpoint_activations,
+    micro_batch = MicroBatch(
         config,
         args.micro_batch * args.max_length,
-        precision,
-        device,
+        precision.dtype,
         copies=impl[0] == "reference",
         slices=num_ranks if args.shard else 1,
     )
+    mode = pick_checkpointing(args.checkpoint_activations, micro_batch, device)
     check_recomputed_dropout(args, mode[0], impl[0], device)
     if args.shard and (num_ranks == 1 or precision.needs_scaler):
         raise ValueError(
