@@ -1,31 +1,25 @@
 """A conversation -> token ids and, id for id, whether the model learns to write it.
 
-Gemma's turns, with control ids by number and all content through `Tokenizer.encode`, so that no text of a user, a tool or
-a tool's description can forge a turn or a tag. `parse_reply` and `parse_tool_calls` in `data/reply.py` are the inverse.
+Gemma's turns, with control ids by number and all content through `Tokenizer.encode`, so that no
+text of a user, a tool or a tool's description can forge a turn or a tag. `parse_reply` and
+`parse_tool_calls` in `data/reply.py` are the inverse.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.conversation import Conversation, Message, SystemPrompt
-from data.replies import Reply
-from data.reply import parse_reply, parse_tool_calls
+from data.conversation import DEFAULT_PROMPT, Conversation, Message, SystemPrompt, Tool
+from data.reply import Reply, parse_reply, parse_tool_calls
 from data.tokenizer import Tokenizer
-from data.tool_schema import write_tool
+from data.tool_schema import as_shape
+from data.wire import Piece, Tag, WireFormat
 
 __all__ = [
-    "Example",
-    "Reply",
-    "SystemPrompt",
-    "common_prompt",
-    "parse_reply",
-    "parse_tool_calls",
-    "render",
-    "render_prompt",
+    *["Example", "Reply", "SystemPrompt", "common_prompt", "parse_reply", "parse_tool_calls"],
+    *["render", "render_prompt", "start_conversation"],
 ]
 
 # What a piece of a conversation is: only the model's own pieces are ever trained
@@ -34,7 +28,6 @@ TRAINED: dict[str, frozenset[Kind]] = {
     "assistant": frozenset({"thinking", "content", "call", "end", "call_end"}),
     "tool-calls": frozenset({"thinking", "call", "call_end"}),
 }
-Piece = tuple[str | int, Kind]  # ordinary text, or a control id
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,9 @@ def render(
 ) -> Example:
     """Render a conversation for training.
 
-    The model's turn is trained from the first id after its header to its `<end_of_turn>`, which it must learn to
-    write; the header and the newline after the turn are given. With S for `<start_of_turn>` and E for `<end_of_turn>`:
+    The model's turn is trained from the first id after its header to its `<end_of_turn>`, which it
+    must learn to write; the header and the newline after the turn are given. With S for
+    `<start_of_turn>` and E for `<end_of_turn>`:
 
         input   <bos> S    user \\n   Hi   E    \\n   S     model \\n   Yo   E    \\n
         target  S     user \\n   Hi   E    \\n   S    model \\n    Yo   E    \\n   -
@@ -65,150 +59,135 @@ def render(
 
     A target is masked in where the flag of the token that it is, one to the right, is set.
 
-    Args:
-        train_on: "assistant", or "tool-calls" for thinking and calls alone (and the end of the turns that call).
-    Raises:
-        ValueError: an unknown `train_on`, or text that no tokenizer can encode.
+    `train_on` is "assistant", or "tool-calls" for thinking and calls alone (and the end of the
+    turns that call).
+
+    Raises: ValueError for an unknown `train_on`, or for text that no tokenizer can encode.
     """
     if train_on not in TRAINED:
         raise ValueError(f"train_on: expected {' or '.join(TRAINED)}, got {train_on!r}")
     tokens: list[int] = []
     trainable: list[bool] = []
 
-    def add(piece: str | int, is_trained: bool) -> None:
-        ids = [piece] if isinstance(piece, int) else tokenizer.encode(piece)
+    # The one place that appends: ids and flags cannot drift apart
+    def add(piece: Piece | int, is_trained: bool = False) -> None:
+        if isinstance(piece, int):
+            ids = [piece]
+        elif isinstance(piece, Tag):
+            ids = [tokenizer.tag_ids[piece.name]]
+        else:
+            ids = tokenizer.encode(piece)
         tokens.extend(ids)
         trainable.extend([is_trained] * len(ids))
 
-    add(tokenizer.bos_id, False)
+    add(tokenizer.bos_id)
     for number, message in enumerate(conversation.messages):
-        for piece, kind in _turn(conversation, number, tokenizer):
-            add(piece, message.trained and kind in TRAINED[train_on])
+        kinds = TRAINED[train_on] if message.trained else frozenset()
+        add(tokenizer.start_of_turn_id)
+        for piece, kind in _join_texts(_turn(conversation, number, tokenizer.wire)):
+            add(piece, kind in kinds)
+        is_end_trained = ("call_end" if message.calls else "end") in kinds
+        add(tokenizer.end_of_turn_id, message.role == "model" and is_end_trained)
+        add("\n")
     return Example(tokens, trainable, conversation.where)
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
     """Return the ids to generate from: an exact prefix of what `render` gives once the model's turn is there."""
-    return [
-        *render(conversation, tokenizer).tokens,
-        tokenizer.start_of_turn_id,
-        *tokenizer.encode("model\n"),
-    ]
+    tokens = render(conversation, tokenizer).tokens
+    return [*tokens, tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
 
 
-def _turn(conversation: Conversation, number: int, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield one turn; every text between two control ids is one piece, as a template's string would be tokenized."""
+def start_conversation(
+    tools: Sequence[Tool], messages: Sequence[Message], prompt: SystemPrompt | None = None
+) -> Conversation:
+    """Build the beginning of a chat, with the tools in the shape and between the words of `prompt`.
+
+    Nothing is checked: the turns are the program's own. `prompt` is usually `tokenizer.prompt`, the
+    wording of the training rows; None means the default wording. Rows of others go through
+    `data.schema`.
+    """
+    wording = prompt or DEFAULT_PROMPT
+    shaped = tuple(as_shape(tool, wording.shape) for tool in tools)
+    return Conversation(tuple(messages), shaped, wording if tools else None)
+
+
+def _turn(
+    conversation: Conversation, number: int, wire: WireFormat
+) -> Iterator[tuple[Piece, Kind]]:
+    """Yield what lies between the control tokens of one turn, from its header on."""
     message = conversation.messages[number]
-    yield tokenizer.start_of_turn_id, "prompt"
+    if message.role == "model":
+        yield from _model_turn(message, wire)
+        return
+    pieces: list[Piece] = [f"{message.role}\n"]
     if message.role == "user":
-        yield from _join_texts(_user(conversation, message, number, tokenizer))
-    elif message.role == "tool":
-        yield from _join_texts(_results(message, tokenizer))
-    else:
-        # A piece of its own, because generation starts after it: the model's text may begin with a newline
-        yield "model\n", "prompt"
-        yield from (_mistral_turn if tokenizer.format == "mistral" else _hermes_turn)(
-            message, tokenizer
-        )
-    yield (
-        tokenizer.end_of_turn_id,
-        ("prompt" if message.role != "model" else "call_end" if message.calls else "end"),
-    )
-    yield "\n", "prompt"
+        pieces += _system(conversation, wire) if number == 0 else []
+        pieces.append(message.content)
+    for result in message.results:
+        pieces += wire.result.around(wire.write_result(result))
+    for piece in pieces:
+        yield piece, "prompt"
 
 
-def _join_texts(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Join neighbouring texts of a prompt."""
-    text = ""
-    for piece, kind in pieces:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        if text:
-            yield text, kind
-        yield piece, kind
-        text = ""
-    if text:
-        yield text, "prompt"
+def _model_turn(message: Message, wire: WireFormat) -> Iterator[tuple[Piece, Kind]]:
+    """Yield thinking, prose and calls, each of its own kind, since each may be trained or not."""
+    # A text of its own, because generation starts after it: the model's text may begin with a
+    # newline
+    yield "model\n", "prompt"
+    if message.thinking:
+        for piece in wire.thinking.around(message.thinking):
+            yield piece, "thinking"
+    yield message.content, "content"
+    for body in wire.write_calls(message.calls):
+        for piece in wire.call.around(body):
+            yield piece, "call"
 
 
-def _user(
-    conversation: Conversation, message: Message, number: int, tokenizer: Tokenizer
-) -> Iterator[Piece]:
-    """Yield a user's turn; the first one begins with the system text and the tools."""
-    yield "user\n", "prompt"
-    if number == 0:
-        yield from _system(conversation, tokenizer)
-    yield message.content, "prompt"
+def _system(conversation: Conversation, wire: WireFormat) -> list[Piece]:
+    """Return what precedes the first question: the system text, the wording around the tools, and the tools.
 
-
-def _system(conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the system text, the wording around the tools, and the tools between their tags.
-
-    The operator wrote text and wording, so a tag in them is the tag itself, as it is for Transformers, which tokenizes
-    the chat template's string: an adapter is served the ids that it was trained on. The tools are only data.
+    The operator wrote text and wording, so a tag in them is the tag itself, as it is for
+    Transformers, which tokenizes the chat template's string: an adapter is served the ids that it
+    was trained on. The tools are only data.
     """
     prompt = conversation.prompt
-    yield from _with_tags(conversation.system, tokenizer)
+    pieces = _with_tags(conversation.system, wire)
     if prompt:
-        yield from _with_tags(("\n\n" if conversation.system else "") + prompt.before, tokenizer)
-        tools = dump([write_tool(tool) for tool in conversation.tools])
-        is_hermes = tokenizer.format == "hermes"
-        yield tokenizer.tag_ids["<tools>" if is_hermes else "[AVAILABLE_TOOLS]"], "prompt"
-        yield f"\n{tools}\n" if is_hermes else tools, "prompt"
-        yield tokenizer.tag_ids["</tools>" if is_hermes else "[/AVAILABLE_TOOLS]"], "prompt"
-        yield from _with_tags(prompt.after, tokenizer)
+        pieces += _with_tags(("\n\n" if conversation.system else "") + prompt.before, wire)
+        pieces += wire.tools.around(wire.write_tools(conversation.tools))
+        pieces += _with_tags(prompt.after, wire)
     if prompt or conversation.system:
-        yield "\n\n", "prompt"
+        pieces.append("\n\n")
+    return pieces
 
 
-def _with_tags(text: str, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield text with the format's tags in it as control ids; all other control tokens stay text."""
-    for part in re.split(f"({'|'.join(map(re.escape, tokenizer.tag_ids))})", text):
-        yield tokenizer.tag_ids.get(part, part), "prompt"
+def _with_tags(text: str, wire: WireFormat) -> list[Piece]:
+    """Cut text at the format's tags; all other control tokens in it stay text."""
+    parts = re.split(f"({'|'.join(map(re.escape, wire.tags))})", text)
+    return [Tag(part) if part in wire.tags else part for part in parts]
 
 
-def _hermes_turn(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield what the model writes: thinking, prose, then one pair of tags per call."""
-    tags = tokenizer.tag_ids
-    if message.thinking:
-        yield tags["<think>"], "thinking"
-        yield message.thinking, "thinking"
-        yield tags["</think>"], "thinking"
-    yield message.content, "content"
-    for call in message.calls:
-        yield tags["<tool_call>"], "call"
-        yield f"\n{dump({'name': call.name, 'arguments': call.arguments})}\n", "call"
-        yield tags["</tool_call>"], "call"
+def _join_texts(pieces: Iterable[tuple[Piece, Kind]]) -> Iterator[tuple[Piece, Kind]]:
+    """Join neighbouring texts of one kind: a text is tokenized as a whole, as a chat template's string would be.
 
-
-def _mistral_turn(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield thinking (which has no token in this format) as plain text, prose, then one list of all calls."""
-    if message.thinking:
-        yield f"<think>{message.thinking}</think>\n", "thinking"
-    yield message.content, "content"
-    if message.calls:
-        yield tokenizer.tag_ids["[TOOL_CALLS]"], "call"
-        yield (
-            dump([{"name": call.name, "arguments": call.arguments} for call in message.calls]),
-            "call",
-        )
-
-
-def _results(message: Message, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield a tool's turn: what the calls gave, each between its tags."""
-    is_hermes = tokenizer.format == "hermes"
-    yield "tool\n", "prompt"
-    for result in message.results:
-        yield tokenizer.tag_ids["<tool_response>" if is_hermes else "[TOOL_RESULTS]"], "prompt"
-        named = {"content": result.content} | ({"name": result.name} if result.name else {})
-        yield f"\n{result.content}\n" if is_hermes else dump(named), "prompt"
-        yield tokenizer.tag_ids["</tool_response>" if is_hermes else "[/TOOL_RESULTS]"], "prompt"
-
-
-def dump(value: object) -> str:
-    """The one spelling of JSON in tokens."""
-    return json.dumps(value, ensure_ascii=False)
+    Byte-pair merges cross the places where texts meet, so the same characters in two texts can have
+    other ids.
+    """
+    text, last_kind = "", None
+    for piece, kind in pieces:
+        if isinstance(piece, str) and kind == last_kind:
+            text += piece
+            continue
+        if text and last_kind:
+            yield text, last_kind
+        text, last_kind = "", None
+        if isinstance(piece, str):
+            text, last_kind = piece, kind
+        else:
+            yield piece, kind
+    if text and last_kind:
+        yield text, last_kind
 
 
 def common_prompt(conversations: Iterable[Conversation]) -> SystemPrompt | None:

@@ -1,6 +1,7 @@
 """The objects that every other file of this package speaks in: tools, calls, messages, conversations.
 
-Separate from `schema.py`, which fills them from rows, so that the parsers of single parts can return them too.
+Separate from `schema.py`, which fills them from rows, so that the parsers of single parts can
+return them too.
 """
 
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ class Tool:
     """One function on offer.
 
     Attributes:
-        parameters: always a JSON schema of an object, whatever the row's shape was.
-        shape: how the row wrote the tool and how `write_tool` writes it back: "openai" is {"type": "function",
-            "function": {...}}, "function" the inner object alone, "compact" the inner object with parameters
-            {argument: "string" | "integer?" | [allowed values] | schema}.
+        parameters: always a JSON schema of an object, whatever the row's shape was. shape: how the
+        row wrote the tool and how `write_tool` writes it back: "openai" is {"type": "function",
+            "function": {...}}, "function" the inner object alone, "compact" the inner object with
+            parameters {argument: "string" | "integer?" | [allowed values] | schema}.
         extras: unknown keys of the inner object, written back after the known ones.
         outer: unknown keys beside "type" and "function" in the shape "openai".
     """
@@ -81,8 +82,9 @@ class SystemPrompt:
     shape: Shape = "openai"
 
 
-# No literal tag in the wording: Transformers reads every tag in a prompt's text as the control token, so only a wording
-# without tags gives the same ids there and here. A data set's own wording may quote tags; here they stay plain text.
+# No literal tag in the wording: Transformers reads every tag in a prompt's text as the control
+# token, so only a wording without tags gives the same ids there and here. A data set's own wording
+# may quote tags; here they stay plain text.
 DEFAULT_PROMPT = SystemPrompt(
     before=(
         "You are a function calling AI model. You are provided with the signatures of the functions that you may call, "

@@ -98,7 +98,8 @@ def build_examples(
     """Render every conversation to at most `max_length` tokens.
 
     Args:
-        overlong: what happens to a longer one: "drop", "truncate" (the head is kept; if nothing supervised is left, it
+        overlong: what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
+        supervised is left, it
             is dropped), or "error".
         may_be_empty: allow a result without a supervised token, as held-out rows may have none.
     Raises:
@@ -162,8 +163,9 @@ def split(
 ) -> tuple[list[Conversation], list[Conversation]]:
     """Hold rows out: (training rows, held-out rows), each in its old order.
 
-    Up to half of the held-out rows are chosen by their tools: all rows that share a tool with them are held out too, so
-    no training row ever names these tools. The rest is drawn at random. Equal rows stay on one side.
+    Up to half of the held-out rows are chosen by their tools: all rows that share a tool with them
+    are held out too, so no training row ever names these tools. The rest is drawn at random. Equal
+    rows stay on one side.
 
     Raises:
         ValueError: a fraction outside [0, 1), or no row left on a side that should have one.

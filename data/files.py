@@ -19,12 +19,12 @@ _SHOWN = 5
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
     """Yield ("file:number", row) for every row of a file, of a folder's training files, or of a hub data set.
 
-    Numbers count lines of a JSONL file and rows of the others, from 1. Of a folder or a hub data set, the files with
-    "train" in their name are read, or all if no name says so.
+    Numbers count lines of a JSONL file and rows of the others, from 1. Of a folder or a hub data
+    set, the files with "train" in their name are read, or all if no name says so.
 
     Raises:
-        FileNotFoundError: nothing there, or no file of a known kind.
-        ValueError: an empty file, bytes that are not UTF-8, lines that are no JSON objects (the first ones are named).
+        FileNotFoundError: nothing there, or no file of a known kind. ValueError: an empty file,
+        bytes that are not UTF-8, lines that are no JSON objects (the first ones are named).
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
@@ -74,7 +74,8 @@ def _read_lines(file: Path, text: str) -> Iterable[Row]:
     """Read JSON lines. All lines are checked before the first is returned, so that a cut file is seen at once."""
     rows: list[Row] = []
     broken: list[str] = []
-    # split, not splitlines: JSON strings may hold U+2028 and other characters that Python takes for line ends
+    # split, not splitlines: JSON strings may hold U+2028 and other characters that Python takes for
+    # line ends
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

@@ -1,7 +1,8 @@
-"""Reading values that a model or a data set wrote: JSON first, Python literals second, nothing ever executed.
+"""Values that a model or a data set wrote: read as JSON first, as Python literals second, never executed.
 
-Separate because everything that touches untrusted text passes here: length, depth and number caps come before any
-parser, duplicate keys, NaN and Infinity are refused, and every leniency is named so that it can be counted.
+Separate because everything that touches untrusted text passes here: length, depth and number caps
+come before any parser, duplicate keys, NaN and Infinity are refused, and every leniency is named so
+that it can be counted.
 """
 
 import ast
@@ -18,7 +19,8 @@ MAX_CHARS = 200_000
 MAX_DEPTH = 64
 MAX_DIGITS = 64
 
-# A whole string (either quote), a bracket, or a quote that never closes. The possessive `*+` keeps the scan linear.
+# A whole string (either quote), a bracket, or a quote that never closes. The possessive `*+` keeps
+# the scan linear.
 _SCAN = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|[\[\]{}()"']""", re.DOTALL)
 _GAP = re.compile(r"[\s,;]*")
 _JSON_NAMES = {"true": True, "false": False, "null": None}
@@ -53,7 +55,8 @@ class LiteralError(ValueError):
 def find_end(text: str, start: int) -> int | None:
     """Return where the bracketed value that opens at `start` ends, or None if it never does.
 
-    Brackets and tags inside quoted strings do not count, so a string may hold `</tool_call>` or `]`.
+    Brackets and tags inside quoted strings do not count, so a string may hold `</tool_call>` or
+    `]`.
     """
     for position, depth in _depths(text, start):
         if depth == 0:
@@ -74,13 +77,13 @@ def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 
 def read_values(text: str) -> tuple[list[Any], list[str]]:
-    """Read the objects and lists that stand in `text`, usually exactly one.
+    """Read the objects and lists that `text` consists of, usually exactly one.
 
-    Returns:
-        The values, and the names of the repairs that were needed: "code_fence", "several_values",
-        "control_character" (a raw newline in a string) and "python_literal" (single quotes, True, a trailing comma).
-    Raises:
-        LiteralError: what stands there is no object or list, or breaks a cap.
+    Also returns the names of the repairs that were needed: "code_fence", "several_values",
+    "control_character" (a raw newline in a string) and "python_literal" (single quotes, True, a
+    trailing comma).
+
+    Raises: LiteralError for text that is no object or list, or that breaks a cap.
     """
     if len(text) > MAX_CHARS:
         raise LiteralError("too_long", f"expected at most {MAX_CHARS} characters, got {len(text)}")
@@ -90,53 +93,32 @@ def read_values(text: str) -> tuple[list[Any], list[str]]:
     if len(body) > 6 and body.startswith("```") and body.endswith("```"):
         body = body[3:-3].lstrip(ascii_letters).strip()
         repairs.append("code_fence")
+    # Before any parser: both of Python's recurse, and a few thousand brackets exhaust its stack
     if any(depth > MAX_DEPTH for _, depth in _depths(body, 0)):
         raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
     position = 0
     while position < len(body) or not values:
-        end = _value_end(body, position)
+        if body[position : position + 1] not in ("{", "["):
+            got = shorten(body[position:]) or "nothing"
+            raise LiteralError("not_an_object", f"expected a JSON object, got {got}")
+        end = find_end(body, position)
+        if end is None:
+            got = shorten(body[position:])
+            raise LiteralError("invalid_json", f"expected a complete JSON object, got {got}")
         value, repair = _read_one(body[position:end])
         values.append(value)
         repairs += [repair] if repair else []
-        position = _GAP.match(body, end).end()  # type: ignore[union-attr]  # the pattern matches the empty string
+        position = _GAP.match(body, end).end()  # type: ignore[union-attr]  # it matches the empty string
     if len(values) > 1:
         repairs.append("several_values")
     return values, repairs
 
 
-def _value_end(body: str, position: int) -> int:
-    """Return the end of the value at `position`, or say why there is none."""
-    if body[position : position + 1] not in ("{", "["):
-        raise LiteralError(
-            "not_an_object", f"expected a JSON object, got {shorten(body[position:]) or 'nothing'}"
-        )
-    end = find_end(body, position)
-    if end is None:
-        raise LiteralError(
-            "invalid_json", f"expected a complete JSON object, got {shorten(body[position:])}"
-        )
-    return end
-
-
-def _read_one(text: str) -> tuple[Any, str]:
-    """Read one value and the repair it needed, "" for none."""
-    value: Any = None
-    for strict, repair in ((True, ""), (False, "control_character")):
-        try:
-            value = load_json(text, strict)
-        except json.JSONDecodeError as error:
-            problem = error
-        else:
-            return value, repair
-    return _read_python(text, problem), "python_literal"
-
-
 def load_json(text: str, strict: bool = True) -> Any:
     """Load JSON, refusing duplicate keys, numbers without a finite value, over-long integers and half characters.
 
-    Raises:
-        LiteralError: valid JSON that is refused.
-        json.JSONDecodeError: no JSON.
+    Raises: LiteralError for valid JSON that is refused, json.JSONDecodeError for text that is no
+    JSON.
     """
     value = json.loads(
         text,
@@ -170,18 +152,16 @@ def _finite(number: float) -> float:
 def _bounded_int(digits: str) -> int:
     # int() is quadratic in the digits, and Python itself refuses more than 4,300
     if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise LiteralError(
-            "number_too_long",
-            f"expected at most {MAX_DIGITS} digits, got {len(digits.lstrip('-'))}",
-        )
+        got = len(digits.lstrip("-"))
+        raise LiteralError("number_too_long", f"expected at most {MAX_DIGITS} digits, got {got}")
     return int(digits)
 
 
 def check_value(value: Any) -> Any:
     """Return a value that can be rendered as JSON and encoded as tokens.
 
-    Raises:
-        LiteralError: half a surrogate pair (no tokenizer can encode it), NaN, or a type that JSON does not have.
+    Raises: LiteralError for half a surrogate pair (no tokenizer can encode it), NaN, or a type that
+    JSON lacks.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -199,7 +179,7 @@ def check_value(value: Any) -> Any:
 
 
 class _JsonNames(ast.NodeTransformer):
-    """Let `true`, `false` and `null` stand in an otherwise Pythonic dict."""
+    """Turns JSON's `true`, `false` and `null` inside an otherwise Pythonic dict into constants."""
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id not in _JSON_NAMES:
@@ -207,26 +187,31 @@ class _JsonNames(ast.NodeTransformer):
         return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
 
 
-def _read_python(text: str, problem: json.JSONDecodeError) -> Any:
-    """Read a Python literal; `problem` is what JSON said, which is the clearer message when this fails too."""
+def _read_one(text: str) -> tuple[Any, str]:
+    """Read one value and the repair it needed, "" for none: JSON, JSON with raw control characters, a Python literal."""
+    for strict, repair in ((True, ""), (False, "control_character")):
+        try:
+            return load_json(text, strict), repair
+        except json.JSONDecodeError as error:
+            problem = error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # an unknown escape such as "\d" is only a SyntaxWarning
+            # An unknown escape such as "\d" is only a SyntaxWarning, printed for each row
+            warnings.simplefilter("ignore")
             tree = ast.parse(text, mode="eval")
+        # literal_eval would let the last of two equal keys win in silence
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
-                _unique_keys(
-                    [(str(key.value), None) for key in node.keys if isinstance(key, ast.Constant)]
-                )
+                keys = [str(key.value) for key in node.keys if isinstance(key, ast.Constant)]
+                _unique_keys([(key, None) for key in keys])
         value = ast.literal_eval(_JsonNames().visit(tree).body)
     except LiteralError:
         raise
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        # JSON's error is the clearer one where Python's syntax does not fit either
         message = f"expected JSON, got {shorten(text)} ({problem.msg} at character {problem.pos})"
         raise LiteralError("invalid_json", message) from None
-    return check_value(_as_json(value))
+    return check_value(_as_json(value)), "python_literal"
 
 
 def _as_json(value: Any) -> Any:

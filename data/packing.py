@@ -1,6 +1,7 @@
 """Examples -> packs of at most `max_length` tokens -> batches of tensors with document ids.
 
-Letters: B batch, T positions. Separate from `dataset.py` because it is pure arithmetic on lengths and needs torch.
+Letters: B batch, T positions. Separate from `dataset.py` because it is pure arithmetic on lengths
+and needs torch.
 """
 
 import random
@@ -33,8 +34,8 @@ class Batch:
     documents    0   0   0   0    1   1   1   -1
     targets      a   b   c  -100  d   e  -100 -100
 
-    A target is the next token where that token is trainable and of the same document, else -100: a document's first
-    token is never asked of the document before it.
+    A target is the next token where that token is trainable and of the same document, else -100: a
+    document's first token is never asked of the document before it.
     """
 
     tokens: torch.Tensor
@@ -51,8 +52,9 @@ class Batch:
 def pack_examples(examples: Sequence[Example], max_length: int) -> Packing:
     """Pack by first-fit decreasing: the longest example first, each into the first pack that has room.
 
-    Deterministic: examples of one length keep their order. O(n log n): a tree holds the room of the packs.
-    Source: Johnson, "Near-optimal bin packing algorithms" (1973): at most 11/9 of the fewest packs, plus a constant.
+    Deterministic: examples of one length keep their order. O(n log n): a tree holds the room of the
+    packs. Source: Johnson, "Near-optimal bin packing algorithms" (1973): at most 11/9 of the fewest
+    packs, plus a constant.
 
     Raises:
         ValueError: an example longer than `max_length`.

@@ -1,17 +1,50 @@
-"""A model's reply -> thinking, prose, calls and errors: the inverse of rendering.
+"""A model's turn, as ids or as text -> thinking, prose, calls and errors: the inverse of rendering.
 
-Separate from `chat.py`, which writes; ids delimit here, never text, so the characters "</tool_call>" inside a JSON
-string stay data.
+Both are first cut into pieces, ordinary text and tags, and everything after that is shared. Among
+ids a tag is an id of its own, so the characters "</tool_call>" inside a JSON string stay data; text
+needs the rule of `split_text` for that.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 from data.conversation import Tool, ToolCall
-from data.replies import Reply, Segment, assemble, split_mistral, split_text
+from data.lenient_json import find_end, shorten
 from data.tokenizer import Tokenizer
-from data.tool_calls import read_calls
+from data.tool_calls import CallError, Outcome, error_for, read_calls
+from data.wire import HERMES, Piece, Tag, WireFormat
+
+_VALUE_GAP = re.compile(r"(?:[\s,;]|```[a-zA-Z]*)*")
+# Repairs that a reply survives but that a row of training data must not have: the model would learn
+# them.
+STRUCTURAL = {
+    "unclosed_think": "a <think> that never closes",
+    "stray_tag": "a tag that opens or closes nothing here",
+    "missing_end_tag": "a <tool_call> that never closes",
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a turn says. `outcomes` holds calls and errors in their order; `ended` is False if generation was cut."""
+
+    thinking: str = ""
+    content: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+    repairs: tuple[str, ...] = ()
+    ended: bool = True
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls that can be run."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, ToolCall))
+
+    @property
+    def errors(self) -> tuple[CallError, ...]:
+        """The calls that cannot."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, CallError))
 
 
 def parse_reply(
@@ -19,19 +52,21 @@ def parse_reply(
 ) -> Reply:
     """Read the ids that a model wrote after `<start_of_turn>model\\n`; never raises.
 
-    Args:
-        tokens: the ids, with the stop id if one came. Without it the turn counts as cut, and a call that was not
-            closed is the error "truncated". Everything from a stop id, a new turn or a tool's response on is ignored.
-        tools: tell whether a call without arguments lacks any.
-        lenient: take a turn that is nothing but the bare JSON of a call to one of `tools` as that call.
+    `tokens` include the stop id if one came. Without it the turn counts as cut, and a call that was
+    not closed is the error "truncated". Everything from a stop id, a new turn or a tool's result on
+    is ignored. A call without arguments is an error if its tool requires some. `lenient` takes a
+    turn that is nothing but the bare JSON of calls to `tools` as these.
     """
-    ids, ended = _cut_turn(tokens, tokenizer)
-    segments = (
-        _split_mistral_ids(ids, tokenizer, ended)
-        if tokenizer.format == "mistral"
-        else _split_ids(ids, tokenizer)
-    )
-    reply = assemble(segments, ended, tools)
+    ends = {*tokenizer.stop_ids, tokenizer.start_of_turn_id}
+    ends |= {tokenizer.tag_ids[tag] for tag in tokenizer.wire.turn_ends}
+    ids: list[int] = []
+    ended = False
+    for id in tokens:
+        if int(id) in ends:
+            ended = True
+            break
+        ids.append(int(id))
+    reply = read_pieces(tokenizer.pieces(ids), tokenizer.wire, tools, ended=ended)
     return _read_bare_call(reply, tools) if lenient else reply
 
 
@@ -40,17 +75,15 @@ def parse_tool_calls(
 ) -> list[ToolCall]:
     """Return the good calls of a reply; of a whole rendered conversation, those of all model turns, in order.
 
-    Never raises on what a model wrote. A conversation is told by its first id or characters, <bos> or <start_of_turn>.
+    What begins with <bos> or <start_of_turn> is a conversation. Ids need the tokenizer; text is in
+    its format, or in the Hermes format without one. Never raises on what a model wrote.
 
-    Args:
-        tokens_or_text: ids, delimited by ids, which need the tokenizer; or text, delimited by the tags in it.
-    Raises:
-        TypeError: ids without a tokenizer.
+    Raises: TypeError for ids without a tokenizer.
     """
     if isinstance(tokens_or_text, str):
-        format = tokenizer.format if tokenizer else "hermes"
-        turns = _model_turns(tokens_or_text)
-        return [call for turn in turns for call in assemble(split_text(turn, format)).calls]
+        wire = tokenizer.wire if tokenizer else HERMES
+        turns = [split_text(turn, wire) for turn in _model_turns(tokens_or_text)]
+        return [call for turn in turns for call in read_pieces(turn, wire).calls]
     if tokenizer is None:
         raise TypeError("expected a tokenizer with ids; give one, or give text")
     replies = _model_turn_ids([int(id) for id in tokens_or_text], tokenizer)
@@ -72,95 +105,165 @@ def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
         return [ids]
     header = tokenizer.encode("model\n")
     starts = [place + 1 for place, id in enumerate(ids) if id == tokenizer.start_of_turn_id]
+    # Each turn runs on to the end of all ids; `parse_reply` stops at the first id that ends it
     return [
         ids[start + len(header) :] for start in starts if ids[start : start + len(header)] == header
     ]
 
 
-def _cut_turn(tokens: Iterable[int], tokenizer: Tokenizer) -> tuple[list[int], bool]:
-    """Return the ids of the model's own turn, and whether it ended."""
-    responses = ("<tool_response>", "[TOOL_RESULTS]")
-    ends = {*tokenizer.stop_ids, tokenizer.start_of_turn_id}
-    ends |= {id for tag, id in tokenizer.tag_ids.items() if tag in responses}
-    ids: list[int] = []
-    for id in tokens:
-        if int(id) in ends:
-            return ids, True
-        ids.append(int(id))
-    return ids, False
-
-
-def _split_ids(ids: list[int], tokenizer: Tokenizer) -> list[Segment]:
-    """Cut at the tags' ids. The first end tag of the same kind closes; a call's id inside thinking is thinking."""
-    kinds: dict[int, tuple[Literal["think", "call"], int]] = {
-        tokenizer.tag_ids["<think>"]: ("think", tokenizer.tag_ids["</think>"]),
-        tokenizer.tag_ids["<tool_call>"]: ("call", tokenizer.tag_ids["</tool_call>"]),
-    }
-    segments: list[Segment] = []
-    run: list[int] = []
+def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
+    """Cut a turn that came as text at its tags. A tag inside a quoted string of a call is part of the string."""
+    any_tag = re.compile("|".join(map(re.escape, wire.tags)))
+    blocks = {wire.thinking.open: wire.thinking, wire.call.open: wire.call}
+    pieces: list[Piece] = []
     position = 0
-    while position < len(ids):
-        id = ids[position]
-        position += 1
-        if id not in tokenizer.control_ids:
-            run.append(id)
+    while match := any_tag.search(text, position):
+        pieces += [text[position : match.start()], Tag(match.group())]
+        start = position = match.end()
+        block = blocks.get(Tag(match.group()))
+        if block is None:
             continue
-        segments.append(Segment("text", tokenizer.decode(run)))
-        run = []
-        if id not in kinds:
-            segments.append(Segment("stray", tokenizer.decode([id])))
-            continue
-        kind, close = kinds[id]
-        end = ids.index(close, position) if close in ids[position:] else len(ids)
-        segments += _inner(kind, ids[position:end], end < len(ids), id, tokenizer)
-        position = end + 1
-    return [*segments, Segment("text", tokenizer.decode(run))]
+        if len(block.tags) < 2:
+            return [*pieces, text[start:]]  # nothing closes it but the end of the turn
+        # Values are skipped as wholes, so that the closing tag inside one of their strings does not
+        # count
+        while block is wire.call:
+            position = _VALUE_GAP.match(text, position).end()  # type: ignore[union-attr]  # matches ""
+            end = find_end(text, position) if text[position : position + 1] in ("{", "[") else None
+            if end is None:
+                break
+            position = end
+        close = block.tags[1]
+        if not text.startswith(close, position):
+            # After no value, or a broken one, the first closing tag counts
+            position = text.find(close, start)
+        if position < 0:
+            return [*pieces, text[start:]]
+        pieces += [text[start:position], Tag(close)]
+        position += len(close)
+    return [*pieces, text[position:]]
 
 
-def _inner(
-    kind: Literal["think", "call"], ids: list[int], closed: bool, opening: int, tokenizer: Tokenizer
-) -> list[Segment]:
-    """Return what stands between two tags.
+def split_thinking(text: str) -> list[Piece]:
+    """Cut text whose only structure is <think>...</think> at its beginning; all other tags in it stay text."""
+    if not (text.lstrip().startswith("<think>") and "</think>" in text):
+        return [text]
+    thinking, content = text.split("</think>", 1)
+    return [*HERMES.thinking.around(thinking.replace("<think>", "", 1)), content]
 
-    Where a call's tag opens again before it closes, complete calls in front of it count as calls of their own. Any
-    other control id inside a call makes it an error: the call was forged or garbled.
+
+def read_pieces(
+    pieces: Sequence[Piece],
+    wire: WireFormat = HERMES,
+    tools: Iterable[Tool] = (),
+    *,
+    ended: bool = True,
+) -> Reply:
+    """Put a turn's pieces together; never raises.
+
+    Prose from before, between and after calls is kept as one content. Calls inside thinking are
+    thinking.
     """
-    if kind == "think":
-        return [Segment(kind, tokenizer.decode(ids), closed)]
-    parts: list[list[int]] = [[]]
-    for id in ids:
-        if id == opening:
+    if not wire.thinking.tags:
+        pieces = _mark_thinking(pieces, wire)
+    thoughts: list[str] = []
+    prose: list[str] = []
+    outcomes: list[Outcome] = []
+    repairs: list[str] = []
+    position = 0
+    while position < len(pieces):
+        piece = pieces[position]
+        position += 1
+        if isinstance(piece, str):
+            if piece.strip():
+                prose.append(piece.strip())
+                repairs += ["text_after_call"] if outcomes else []
+            continue
+        if piece not in (HERMES.thinking.open, wire.call.open):
+            repairs.append("stray_tag")
+            continue
+        # The first end tag of the same kind closes
+        block = wire.call if piece == wire.call.open else HERMES.thinking
+        is_closed = block.close in pieces[position:]
+        end = pieces.index(block.close, position) if is_closed else len(pieces)
+        body = pieces[position:end]
+        position = end + 1
+        if block is wire.call:
+            # Only the end of the turn closes a block without a closing mark
+            is_closed = ended if block.close is None else is_closed
+            found, names = _read_call_block(body, wire, tools, is_closed=is_closed, ended=ended)
+            outcomes += found
+            repairs += names
+        else:
+            thought = "".join(map(str, body)).strip()
+            thoughts += [thought] if thought else []
+            repairs += [] if is_closed else ["unclosed_think"]
+    if len(thoughts) > 1:
+        repairs.append("several_thoughts")
+    return Reply("\n\n".join(thoughts), "\n\n".join(prose), tuple(outcomes), tuple(repairs), ended)
+
+
+def _mark_thinking(pieces: Sequence[Piece], wire: WireFormat) -> list[Piece]:
+    """Give thinking that a format writes as plain text before its calls the marks of thinking; skip stray tags there."""
+    start = pieces.index(wire.call.open) if wire.call.open in pieces else len(pieces)
+    before = "".join(piece for piece in pieces[:start] if isinstance(piece, str))
+    return [*split_thinking(before), *pieces[start:]]
+
+
+def _read_call_block(
+    body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
+) -> tuple[list[Outcome], list[str]]:
+    """Read what follows a call's tag, up to the one that closes it. A call that was cut is never completed by guessing."""
+    if any(isinstance(piece, Tag) for piece in body):
+        return _read_tags_in_call(body, wire, tools, is_closed=is_closed, ended=ended)
+    text = "".join(map(str, body))
+    if not is_closed and not ended:
+        got = shorten(text) or "nothing"
+        return [error_for("truncated", f"expected a complete call, got {got}")], []
+    outcomes, repairs = read_calls(text, tools)
+    if wire.call.close is None:
+        # Such a block is a list by rights, not by a slip
+        repairs = [repair for repair in repairs if repair != "list_of_calls"]
+    return outcomes, repairs + ([] if is_closed else ["missing_end_tag"])
+
+
+def _read_tags_in_call(
+    body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
+) -> tuple[list[Outcome], list[str]]:
+    """Read a call with a tag among its characters: an error, since the call was forged or garbled, but for one case.
+
+    Where the call's own tag opens again before it closes, complete calls in front of it count as
+    calls of their own.
+    """
+    parts: list[list[Piece]] = [[]]
+    for piece in body:
+        if piece == wire.call.open:
             parts.append([])
         else:
-            parts[-1].append(id)
-    *earlier, last = [_call_segment(part, True, tokenizer) for part in parts]
-    if not all(segment.clean and _is_complete(segment.text) for segment in earlier):
-        return [Segment(kind, tokenizer.decode(ids), closed, clean=False)]
-    stray = Segment("stray", tokenizer.decode([opening]))
-    return [item for segment in earlier for item in (segment, stray)] + [
-        dataclasses.replace(last, closed=closed)
-    ]
+            parts[-1].append(piece)
+    if len(parts) == 1 or wire.call.close is None or not all(map(_is_complete, parts[:-1])):
+        text = "".join(map(str, body))
+        if not is_closed and not ended:
+            problem = f"expected a complete call, got {shorten(text)}"
+            return [error_for("truncated", problem)], []
+        problem = f"expected plain text in the call, got {shorten(text)}"
+        return [error_for("control_token", problem)], []
+    outcomes: list[Outcome] = []
+    repairs: list[str] = []
+    for part in parts[:-1]:
+        found, names = read_calls("".join(map(str, part)), tools)
+        outcomes += found
+        repairs += [*names, "stray_tag"]
+    # What is left has one tag less
+    found, names = _read_call_block(parts[-1], wire, tools, is_closed=is_closed, ended=ended)
+    return outcomes + found, repairs + names
 
 
-def _call_segment(ids: list[int], closed: bool, tokenizer: Tokenizer) -> Segment:
-    return Segment(
-        "call", tokenizer.decode(ids), closed, clean=tokenizer.control_ids.isdisjoint(ids)
-    )
-
-
-def _is_complete(text: str) -> bool:
-    return all(isinstance(outcome, ToolCall) for outcome in read_calls(text)[0])
-
-
-def _split_mistral_ids(ids: list[int], tokenizer: Tokenizer, ended: bool) -> list[Segment]:
-    """Cut a Mistral turn at its [TOOL_CALLS]; the list of calls runs to the end of the turn."""
-    tag = tokenizer.tag_ids["[TOOL_CALLS]"]
-    start = ids.index(tag) if tag in ids else len(ids)
-    segments = split_mistral(tokenizer.decode(ids[:start], skip_control=True))
-    if start == len(ids):
-        return segments
-    calls = _call_segment(ids[start + 1 :], ended, tokenizer)
-    return [*segments, dataclasses.replace(calls, kind="calls")]
+def _is_complete(part: Sequence[Piece]) -> bool:
+    """True for the text of good calls and nothing else."""
+    outcomes, _ = read_calls("".join(map(str, part)))
+    is_plain = all(isinstance(piece, str) for piece in part)
+    return is_plain and all(isinstance(outcome, ToolCall) for outcome in outcomes)
 
 
 def _read_bare_call(reply: Reply, tools: Sequence[Tool]) -> Reply:
@@ -171,6 +274,5 @@ def _read_bare_call(reply: Reply, tools: Sequence[Tool]) -> Reply:
     names = {tool.name for tool in tools}
     if not all(isinstance(outcome, ToolCall) and outcome.name in names for outcome in outcomes):
         return reply
-    return dataclasses.replace(
-        reply, content="", outcomes=tuple(outcomes), repairs=(*reply.repairs, *repairs, "bare_json")
-    )
+    repairs = [*reply.repairs, *repairs, "bare_json"]
+    return dataclasses.replace(reply, content="", outcomes=tuple(outcomes), repairs=tuple(repairs))

@@ -1,13 +1,16 @@
 """Rows of any accepted form -> `Conversation`.
 
-Four forms, told apart by their keys: the course's `conversations` of {role, content}, ShareGPT's `conversations` of
-{from, value}, OpenAI's `messages` with `tool_calls`, and the Mistral API's `messages` with `function_call`. In the
-first two (Hermes) the tags <tools>, <think>, <tool_call> and <tool_response> are structure where the message's role
-gives them a meaning; everywhere else, and in every user's text, the same characters are text.
+A form's function brings a row to one plain list of messages as OpenAI's API writes them, and its
+tools; one reader makes a conversation of every such list. In the two Hermes forms (course and
+ShareGPT) the tags <tools>, <think>, <tool_call> and <tool_response> are structure where the
+message's role gives them a meaning; everywhere else, and in every user's text, the same characters
+are text.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from data.conversation import (
@@ -20,67 +23,145 @@ from data.conversation import (
     ToolCall,
     ToolResult,
 )
-from data.lenient_json import load_json, read_values, shorten
-from data.row_messages import content_of, read_call, read_model, read_results, split_system, text_of
-from data.tool_schema import as_shape, as_tools, read_tool, read_tools, write_tool
+from data.lenient_json import LiteralError, check_value, find_end, load_json, read_values, shorten
+from data.reply import STRUCTURAL, Reply, read_pieces, split_text, split_thinking
+from data.tool_calls import make_call, read_calls, read_tool, read_tools, split_at_tools
+from data.tool_schema import as_shape
+from data.wire import HERMES, Piece, Tag, dump
 
 ROLES = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "model": "model",
-    "assistant": "model",
-    "gpt": "model",
-    "function_call": "call",
-    "tool_call": "call",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
+    **{"system": "system", "developer": "system", "human": "user", "user": "user"},
+    **{"model": "model", "assistant": "model", "gpt": "model"},
+    **{"function_call": "call", "tool_call": "call"},
+    **{"tool": "tool", "observation": "tool", "function": "tool"},
+    **{"function_response": "tool", "tool_response": "tool"},
 }
-FOLLOWS = {"": ("user",), "user": ("model",), "model": ("user", "tool"), "tool": ("model",)}
+# Which roles may follow which; "" is the beginning. A call as a message of its own begins or
+# continues the model's turn
+NEXT = {
+    "": ("system", "user"),
+    "user": ("model", "call"),
+    "model": ("user", "tool", "call"),
+    "tool": ("model", "tool", "call"),
+}
+_OPEN, _CLOSE = HERMES.result.tags
+_BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
 
-__all__ = [
-    "DEFAULT_PROMPT",
-    "THINK_REQUEST",
-    "Conversation",
-    "Message",
-    "SystemPrompt",
-    "Tool",
-    "ToolCall",
-    "ToolResult",
-    "as_shape",
-    "conversation_from",
-    "parse_row",
-    "read_tool",
-    "read_tools",
-    "write_tool",
-]
+
+@dataclass(frozen=True)
+class PlainRow:
+    """What every form is brought to: messages with the keys of OpenAI's API, and the column of tools as it came.
+
+    Such a message has a role (any key of ROLES) and content, and may have tool_calls or
+    function_call (OpenAI's older key), reasoning_content, name, tool_call_id, and weight: 0 for a
+    message that is not to be learned.
+    """
+
+    messages: list[Any]
+    tools: Any = None
+    has_tags: bool = False  # are Hermes tags in the texts structure?
+
+
+def course(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
+    """The Agents Course: {"conversations": [{"role": "human", "content": text with tags}]}, tools in the first text."""
+    return PlainRow(messages, row.get("tools") or row.get("functions"), has_tags=True)
+
+
+def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
+    """ShareGPT: {"conversations": [{"from": "gpt", "value": text with tags}], "system": text, "tools": [...]}."""
+    renamed = []
+    for message in messages:
+        if isinstance(message, Mapping):
+            message = dict(message)
+            for key, name in (("from", "role"), ("value", "content")):
+                # Parquet gives every message all keys, with nulls
+                if message.get(name) is None:
+                    message[name] = message.get(key)
+        renamed.append(message)
+    has_tags = row.get("conversations") is not None
+    return PlainRow(renamed, row.get("tools") or row.get("functions"), has_tags)
+
+
+def openai(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
+    """OpenAI: {"messages": [{"role": "assistant", "tool_calls": [...]}], "tools": [...]}."""
+    return PlainRow(messages, row.get("tools") or None)
+
+
+def mistral(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
+    """Mistral: {"messages": [{"role": "assistant", "function_call": [...]}], "functions": [...]}."""
+    return PlainRow(messages, row.get("tools") or row.get("functions"))
+
+
+# The keys that give a form away, in the row or in one of its messages; the first form with one of
+# them reads the row. A new form is one function above and one line here.
+FORMS: tuple[tuple[set[str], Callable[[Mapping[str, Any], list[Any]], PlainRow]], ...] = (
+    ({"from", "value"}, sharegpt),
+    ({"conversations"}, course),
+    ({"function_call", "functions"}, mistral),
+    ({"messages"}, openai),
+)
 
 
 def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conversation:
     """Read one row, given as an object or as a line of JSON.
 
-    Raises:
-        ValueError: every problem of the row, one sentence a line; messages are numbered from 1.
+    Raises: ValueError for every problem of the row, one sentence a line; messages are numbered from
+    1.
     """
-    fields = _load_row(row, where)
-    key = next((key for key in ("conversations", "messages") if fields.get(key) is not None), None)
-    if key is None:
-        got = shorten(", ".join(map(str, fields))) or "no key"
+    if isinstance(row, str | bytes):
+        try:
+            row = load_json(row.decode() if isinstance(row, bytes) else row)
+        except (ValueError, RecursionError) as error:  # all errors of decoding are ValueErrors
+            raise ValueError(
+                f"{where}: expected one JSON object on the line, got {error}; repair the line"
+            ) from None
+    if not isinstance(row, Mapping):
+        got = shorten(repr(row))
+        raise ValueError(f"{where}: expected a JSON object, got {got}; wrap it in {{...}}")
+    columns = [name for name in ("conversations", "messages") if row.get(name) is not None]
+    if not columns:
+        got = shorten(", ".join(map(str, row))) or "no key"
         raise ValueError(
             f'{where}: expected the key "conversations" or "messages", got {got}; rename the column'
         )
-    reader = _RowReader(where, is_hermes=key == "conversations")
-    reader.read_tools(fields.get("tools") or fields.get("functions"))
-    reader.read_messages(_load_messages(fields[key], fields.get("system"), where))
+    messages = row[columns[0]]
+    if isinstance(messages, str):
+        messages = _load_list(messages, where)
+    if not isinstance(messages, list | tuple) or not messages:
+        got = shorten(repr(messages))
+        raise ValueError(f"{where}: expected a list of messages, got {got}; give two or more")
+    keys = {key for key in row if row[key] is not None}
+    for message in messages:
+        if isinstance(message, Mapping):
+            keys |= {key for key in message if message[key] is not None}
+    plain = next(read for signs, read in FORMS if signs & keys)(row, list(messages))
+    reader = _Reader(where, plain.has_tags)
+    try:
+        reader.tools = read_tools(plain.tools)
+    except ValueError as error:
+        reader.complain(f"tools: {error}; see the three shapes of data/tool_schema.py")
+    if reader.tools:
+        reader.prompt = dataclasses.replace(DEFAULT_PROMPT, shape=reader.tools[0].shape)
+    first = plain.messages[0]
+    first_role = str(first.get("role")) if isinstance(first, Mapping) else ""
+    if row.get("system") and ROLES.get(first_role) != "system":
+        # ShareGPT's column of system texts
+        plain.messages.insert(0, {"role": "system", "content": row["system"]})
+    reader.read(plain.messages)
     if not any(message.role == "model" for message in reader.messages):
         reader.complain(
             "expected a model's message, got none; there is nothing to learn from this row"
         )
     return reader.finish()
+
+
+def _load_list(text: str, where: str) -> Any:
+    """Load a column of messages that came as a string of JSON, or as Python's spelling of it."""
+    try:
+        values, _ = read_values(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected a list of messages, got a string: {error}") from None
+    return values[0] if len(values) == 1 else values
 
 
 def conversation_from(
@@ -89,222 +170,291 @@ def conversation_from(
     prompt: SystemPrompt | None = None,
     where: str = "messages",
 ) -> Conversation:
-    """Build a conversation to generate from, with the tools in the shape and between the words of `prompt`.
+    """Build a conversation to generate from out of foreign tools and messages.
 
-    Args:
-        messages: `Message` objects, or objects of OpenAI's form; a system message may come first.
-        prompt: usually `tokenizer.prompt`, the wording of the training rows.
-    Raises:
-        ValueError: as `parse_row`; but a model's message need not be there.
+    Messages are `Message` objects, or objects of OpenAI's form; a system message may come first.
+    The tools get the shape and the wording of `prompt`, usually `tokenizer.prompt`. A program's own
+    turns need no check: `chat.start_conversation`.
+
+    Raises: ValueError as `parse_row`; but there need not be a model's message.
     """
-    reader = _RowReader(where, is_hermes=False, wording=prompt or DEFAULT_PROMPT)
-    reader.tools = as_tools(tools, reader.wording.shape)
-    reader.prompt = reader.wording if tools else None
-    reader.read_messages(messages)
+    wording = prompt or DEFAULT_PROMPT
+    read = [tool if isinstance(tool, Tool) else read_tool(tool) for tool in tools]
+    reader = _Reader(where)
+    reader.tools = tuple(as_shape(tool, wording.shape) for tool in read)
+    reader.prompt = wording if tools else None
+    reader.read(messages)
     return reader.finish()
 
 
-def _load_row(row: Mapping[str, Any] | str | bytes, where: str) -> Mapping[str, Any]:
-    """Return the row's object; a line is decoded first."""
-    if isinstance(row, str | bytes):
-        try:
-            row = load_json(row.decode() if isinstance(row, bytes) else row)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # UnicodeDecodeError, JSONDecodeError and LiteralError alike
-            raise ValueError(
-                f"{where}: expected one JSON object on the line, got {error}; repair the line"
-            ) from None
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"{where}: expected a JSON object, got {shorten(repr(row))}; wrap it in {{...}}"
-        )
-    return row
+@dataclass
+class _Reader:
+    """Builds one conversation message by message, and collects the problems so that all are reported at once."""
 
-
-def _load_messages(value: Any, system: Any, where: str) -> list[Any]:
-    """Return the list of messages, which may itself be a JSON string; a `system` column becomes the first message."""
-    if isinstance(value, str):
-        try:
-            values, _ = read_values(value)
-        except ValueError as error:
-            raise ValueError(
-                f"{where}: expected a list of messages, got a string: {error}"
-            ) from None
-        value = values[0] if len(values) == 1 else values
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(
-            f"{where}: expected a list of messages, got {shorten(repr(value))}; give two or more"
-        )
-    has_system = isinstance(value[0], Mapping) and ROLES.get(_role_of(value[0])) == "system"
-    return ([] if has_system or not system else [{"role": "system", "content": system}]) + list(
-        value
-    )
-
-
-def _role_of(raw: Mapping[str, Any]) -> str:
-    return str(raw.get("role") if raw.get("role") is not None else raw.get("from"))
-
-
-class _RowReader:
-    """Builds one conversation message by message and collects the problems, so that all of them are told at once."""
-
-    def __init__(self, where: str, is_hermes: bool, wording: SystemPrompt = DEFAULT_PROMPT) -> None:
-        self.where, self.is_hermes, self.wording = where, is_hermes, wording
-        self.messages: list[Message] = []
-        self.tools: tuple[Tool, ...] = ()
-        self.prompt: SystemPrompt | None = None
-        self.system = ""
-        self.problems: list[str] = []
-        self.repairs: list[str] = []
+    where: str
+    has_tags: bool = False
+    tools: tuple[Tool, ...] = ()
+    prompt: SystemPrompt | None = None
+    system: str = ""
+    messages: list[Message] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
 
     def complain(self, problem: str, number: int = 0) -> None:
         """Add a problem of the row, or of its message `number`."""
         self.problems.append(f"{self.where}: {f'message {number}: ' if number else ''}{problem}")
 
-    def read_tools(self, value: Any) -> None:
-        """Read the row's own column of tools; they are written between the default words."""
-        try:
-            self.tools = read_tools(value)
-        except ValueError as error:
-            self.complain(f"tools: {error}; see the three shapes of data/tool_schema.py")
-        if self.tools:
-            self.prompt = dataclasses.replace(self.wording, shape=self.tools[0].shape)
-            self.tools = as_tools(self.tools, self.prompt.shape)
-
-    def read_messages(self, messages: Sequence[Message | Mapping[str, Any]]) -> None:
-        """Read every message; a broken one leaves a problem, and its place in the order is still checked."""
+    def read(self, messages: Sequence[Message | Mapping[str, Any]]) -> None:
+        """Read every message; the order after a broken one is still checked."""
         previous = ""
         for number, raw in enumerate(messages, start=1):
-            role = self._check_role(raw, number, previous)
-            if not role:
+            given = raw.get("role") if isinstance(raw, Mapping) else getattr(raw, "role", None)
+            role = ROLES.get(str(given), "")
+            is_late = role == "system" and number > 1
+            # After a broken message nobody knows whether it had the call that this result answers
+            is_lone = role == "tool" and previous == "model" and not self.problems
+            is_lone = is_lone and not self.messages[-1].calls
+            if role not in NEXT[previous] or is_late or is_lone:
+                self.complain(_explain_place(raw, role, previous), number)
+            if not role or is_late:
                 continue
             try:
                 message = raw if isinstance(raw, Message) else self._read_message(role, raw)
             except ValueError as error:
                 self.complain(str(error), number)
                 message = None
-            if message:
-                self._append(message, role)
+            last = self.messages[-1] if self.messages else None
+            if message and last and last.role == message.role and role in ("call", "tool"):
+                # Calls and results that came as messages of their own join the turn that they
+                # belong to
+                calls, results = last.calls + message.calls, last.results + message.results
+                self.messages[-1] = dataclasses.replace(last, calls=calls, results=results)
+            elif message:
+                self.messages.append(message)
             previous = {"system": previous, "call": "model"}.get(role, role)
 
-    def _check_role(self, raw: Any, number: int, previous: str) -> str:
-        """Return the message's role, or "" after complaining that it has none or comes at an impossible place."""
-        if not isinstance(raw, Message | Mapping):
-            self.complain(
-                f"expected an object with role and content, got {shorten(repr(raw))}", number
-            )
-            return ""
-        given = raw.role if isinstance(raw, Message) else _role_of(raw)
-        role = ROLES.get(given, "")
-        if not role:
-            self.complain(
-                f"expected a role out of {', '.join(ROLES)}, got {given!r}; rename it", number
-            )
-        elif role == "system":
-            if number > 1:
-                self.complain(
-                    f"expected the system text as the first message, got {given!r} here; move it up",
-                    number,
-                )
-                return ""
-        elif not self._may_follow(role, previous):
-            after = f"after a {previous} message" if previous else "as the first turn"
-            expected = " or ".join(FOLLOWS[previous])
-            remedy = "reorder or merge the messages"
-            if role == "tool" and previous == "model":
-                expected, remedy = "user", "give the call that this result answers"
-                after = "after a model message without a call"
-            self.complain(f"expected the role {expected} {after}, got {given!r}; {remedy}", number)
-        return role
-
-    def _may_follow(self, role: str, previous: str) -> bool:
-        if role == previous == "tool":
-            return True  # one message per call, as OpenAI's form has it
-        if role == "call":
-            return previous != ""
-        if role == "tool" and previous == "model":
-            return bool(self.problems) or bool(self.messages and self.messages[-1].calls)
-        return role in FOLLOWS[previous]
-
     def _read_message(self, role: str, raw: Mapping[str, Any]) -> Message | None:
-        """Return the turn; a system text is none, it is kept for the first user's turn."""
-        if role == "system":
-            self._read_system(text_of(content_of(raw)))
-            return None
-        if role == "user":
-            return Message("user", text_of(content_of(raw)))
+        """Return the turn; a system text is none, it precedes the first user's turn."""
         if role == "tool":
-            return read_results(raw, self.is_hermes)
-        message, repairs = (
-            read_call(raw, self.tools)
-            if role == "call"
-            else read_model(raw, self.is_hermes, self.tools)
-        )
-        self.repairs += repairs
-        return message
-
-    def _read_system(self, text: str) -> None:
-        before, tools, after = split_system(text) if self.is_hermes else (text, None, "")
+            return _read_results(raw, self.has_tags)
+        text = _plain_text(raw.get("content"))
+        if role == "user":
+            return Message("user", text)
+        if role != "system":
+            if role == "call" and HERMES.call.tags[0] not in text:
+                # ShareGPT's message of its own, whose whole text is a call or a list of calls
+                pieces: list[Piece] = [Tag("<tool_call>"), text, Tag("</tool_call>")]
+            elif role == "call" or self.has_tags:
+                pieces = split_text(text)
+            else:
+                pieces = split_thinking(text)
+            message, repairs = _read_model(raw, pieces, self.tools, is_call=role == "call")
+            self.repairs += repairs
+            return message
+        before, tools, after = split_at_tools(text) if self.has_tags else (text, None, "")
         if tools is None:
             self.system = text.strip()
-            return
-        # The block that the model will read counts, not a column that repeats it
-        shape = tools[0].shape if tools else "openai"
-        self.tools, self.prompt = (
-            as_tools(tools, shape),
-            SystemPrompt(before.lstrip(), after.rstrip(), shape),
-        )
-
-    def _append(self, message: Message, role: str) -> None:
-        """Add a message; calls and results that came as messages of their own join the turn that they belong to."""
-        last = self.messages[-1] if self.messages else None
-        if last and last.role == message.role and role in ("call", "tool"):
-            self.messages[-1] = dataclasses.replace(
-                last, calls=last.calls + message.calls, results=last.results + message.results
-            )
         else:
-            self.messages.append(message)
+            # The block that the model will read counts, not a column that repeats it
+            shape = tools[0].shape if tools else "openai"
+            self.tools, self.prompt = tools, SystemPrompt(before.lstrip(), after.rstrip(), shape)
+        return None
 
     def finish(self) -> Conversation:
-        """Return the conversation.
-
-        Raises:
-            ValueError: the problems that were collected, one a line.
-        """
+        """Return the conversation. Raises: ValueError for the problems that were collected, one a line."""
         messages, repairs, problems = _match_results(self.messages)
-        self.repairs += repairs
         for problem in problems:
             self.complain(problem)
         if self.problems:
             raise ValueError("\n".join(self.problems))
-        self._request_thinking()
-        return Conversation(
-            messages, self.tools, self.prompt, self.system, self.where, tuple(self.repairs)
-        )
+        # Where a turn thinks and the system text does not ask for it yet, it asks from now on
+        system, prompt = self.system, self.prompt
+        said = system + (prompt.before + prompt.after if prompt else "")
+        if THINK_REQUEST not in said and any(message.thinking for message in messages):
+            if prompt:
+                prompt = dataclasses.replace(prompt, after=f"{prompt.after}\n{THINK_REQUEST}")
+            else:
+                system = f"{system}\n{THINK_REQUEST}".lstrip()
+        repairs = [*self.repairs, *repairs]
+        return Conversation(messages, self.tools, prompt, system, self.where, tuple(repairs))
 
-    def _request_thinking(self) -> None:
-        """Ask for thinking in the system text where a turn thinks and the text does not ask yet."""
-        said = self.system + (self.prompt.before + self.prompt.after if self.prompt else "")
-        if THINK_REQUEST in said or not any(message.thinking for message in self.messages):
-            return
-        if self.prompt:
-            self.prompt = dataclasses.replace(
-                self.prompt, after=f"{self.prompt.after}\n{THINK_REQUEST}"
+
+def _explain_place(raw: Any, role: str, previous: str) -> str:
+    """Return what is wrong with a message's role, or with its place after a message of the role `previous`."""
+    if not isinstance(raw, Message | Mapping):
+        return f"expected an object with role and content, got {shorten(repr(raw))}"
+    given = raw.role if isinstance(raw, Message) else str(raw.get("role"))
+    if not role:
+        return f"expected a role out of {', '.join(ROLES)}, got {given!r}; rename it"
+    if role == "system":
+        return f"expected the system text as the first message, got {given!r} here; move it up"
+    if role in NEXT[previous]:
+        problem = f"expected the role user after a model message without a call, got {given!r}"
+        return f"{problem}; give the call that this result answers"
+    # Only the roles that every form has: a call as a message of its own is ShareGPT's
+    names = [
+        name for name in NEXT[previous] if name in ("user", "model", "tool") and name != previous
+    ]
+    expected = " or ".join(names)
+    after = f"after a {previous} message" if previous else "as the first turn"
+    return f"expected the role {expected} {after}, got {given!r}; reorder or merge the messages"
+
+
+def _plain_text(content: Any) -> str:
+    """Return a message's text: a string, null, or a list of {"type": "text", "text": ...} parts.
+
+    Raises: ValueError for any other content, or half of a surrogate pair.
+    """
+    texts = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        is_text_part = isinstance(part, Mapping) and part.get("type", "text") == "text"
+        text = part.get("text") if is_text_part else part
+        if not isinstance(text, str | None):
+            got = shorten(repr(part))
+            raise ValueError(f"expected text, got {got}; only text parts can be trained on")
+        texts.append(text or "")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "expected whole characters, got half of a surrogate pair; repair the encoding"
+        ) from None
+    return "".join(texts)
+
+
+def _read_model(
+    raw: Mapping[str, Any], pieces: Sequence[Piece], tools: Sequence[Tool], *, is_call: bool
+) -> tuple[Message, list[str]]:
+    """Read a model's message from the pieces of its text and its calls, and name the repairs that it took.
+
+    Raises: ValueError for a broken call, a tag that is not closed or at a wrong place, or nothing
+    at all.
+    """
+    reply = read_pieces(pieces, HERMES, tools)
+    calls = [outcome for outcome in reply.outcomes if isinstance(outcome, ToolCall)]
+    if len(calls) < len(reply.outcomes) or not STRUCTURAL.keys().isdisjoint(reply.repairs):
+        raise ValueError(_explain_problems(reply))
+    repairs = list(reply.repairs)
+    if is_call:
+        return Message("model", reply.content, reply.thinking, tuple(calls)), repairs
+    for key in ("tool_calls", "function_call"):
+        if raw.get(key):
+            found, names = _read_api_calls(raw[key], tools)
+            calls += found
+            repairs += names
+    thinking = _plain_text(raw.get("reasoning_content") or raw.get("reasoning")).strip()
+    thinking = thinking or reply.thinking
+    is_trained = raw.get("weight") != 0 and raw.get("train") is not False
+    message = Message("model", reply.content, thinking, tuple(calls), trained=is_trained)
+    if not (message.content or message.thinking or message.calls):
+        raise ValueError(
+            "expected text, thinking or a call, got an empty model message; remove the message"
+        )
+    return message, repairs
+
+
+def _explain_problems(reply: Reply) -> str:
+    """Return what in a reply the model must not learn to write."""
+    problems = [f"{error.message}; {error.hint}" for error in reply.errors]
+    for repair in dict.fromkeys(reply.repairs):
+        if repair in STRUCTURAL:
+            got = STRUCTURAL[repair]
+            problems.append(f"expected balanced tags, got {got}; close or remove it")
+    return " / ".join(problems)
+
+
+def _read_api_calls(value: Any, tools: Sequence[Tool]) -> tuple[list[ToolCall], list[str]]:
+    """Read a column of calls: JSON, one call, or a list of {"id", "function": {"name", "arguments"}} or inner objects.
+
+    Raises: ValueError for a broken call.
+    """
+    if isinstance(value, str) and value.strip():
+        outcomes, repairs = read_calls(value, tools)
+        reply = Reply(outcomes=tuple(outcomes))
+        if reply.errors:
+            raise ValueError(_explain_problems(reply))
+        return list(reply.calls), repairs
+    calls: list[ToolCall] = []
+    repairs = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        spec = item.get("function") if isinstance(item, Mapping) else None
+        spec = spec if isinstance(spec, Mapping) else item
+        if (
+            not isinstance(spec, Mapping)
+            or not isinstance(spec.get("name"), str)
+            or not spec["name"]
+        ):
+            got = shorten(repr(item))
+            raise ValueError(
+                f"expected a call with a function's name, got {got}; give name and arguments"
             )
-        else:
-            self.system = f"{self.system}\n{THINK_REQUEST}".lstrip()
+        try:
+            # Arguments as a string of JSON are normal here, not a repair
+            call, names = make_call(spec["name"], spec.get("arguments"), tools, _label(item, "id"))
+        except LiteralError as error:
+            raise ValueError(f"{error}; {error.hint}") from None
+        calls.append(call)
+        repairs += names
+    return calls, repairs
+
+
+def _label(raw: Mapping[str, Any], key: str) -> str | None:
+    """Return a name or an id. Raises: ValueError for anything but text or null."""
+    value = raw.get(key)
+    if not isinstance(value, str | None):
+        got = shorten(repr(value))
+        raise ValueError(f"expected text under {key!r}, got {got}; write it as a string")
+    return value
+
+
+def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
+    """Read a tool's message: one result for each pair of tags, or without tags the whole content as one result.
+
+    Tags inside a result stay text. A result ends at the tag that closes the message or is followed
+    by the next opening tag, so that a lone `</tool_response>` in the middle of a result does not
+    end it.
+    """
+    content = raw.get("content")
+    is_parts = False
+    if isinstance(content, list | tuple) and content:
+        is_parts = all(isinstance(p, Mapping) and p.get("type") == "text" for p in content)
+    if not (content is None or isinstance(content, str) or is_parts):
+        content = dump(check_value(content))  # a result that came as data
+    text = _plain_text(content)
+    keys = ["name", "tool_call_id"] + ([] if raw.get("tool_call_id") else ["id"])
+    labels = {key: _label(raw, key) for key in keys if raw.get(key) is not None}
+    name, id = labels.get("name"), labels.get(keys[-1])
+    stripped = text.strip()
+    if not (has_tags and stripped.startswith(_OPEN)):
+        return Message("tool", results=(ToolResult(text, name, id),))
+    if not stripped.endswith(_CLOSE):
+        got = shorten(stripped[-40:])
+        raise ValueError(f"expected </tool_response> at the end, got {got}; close the tag")
+    texts: list[str] = []
+    position = 0
+    while position < len(stripped):
+        start = position + len(_OPEN)
+        # A bracketed value is skipped whole, tags in its strings too
+        value = start + len(stripped[start:]) - len(stripped[start:].lstrip())
+        end = find_end(stripped, value) if stripped[value : value + 1] in ("{", "[") else None
+        gap = _BETWEEN_RESULTS.search(stripped, end or start)
+        stop = gap.start() if gap else len(stripped) - len(_CLOSE)
+        texts.append(stripped[start:stop].strip())
+        position = gap.end() - len(_OPEN) if gap else len(stripped)
+    if len(texts) > 1:
+        name = id = None  # they belong to one call, and which one is not said
+    return Message("tool", results=tuple(ToolResult(text, name, id) for text in texts))
 
 
 def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[str], list[str]]:
     """Put results into the order of their calls, by id, and give those without a name the name of their call.
 
-    The Hermes format has neither ids nor names, so order alone tells the model which result belongs to which call. Where
-    ids are absent, a result's place counts if there are as many results as calls.
+    The Hermes format has neither ids nor names, so order alone tells the model which result belongs
+    to which call. Where ids are absent, a result's place counts if there are as many results as
+    calls.
 
-    Returns:
-        The messages, the repairs, and the problems: an id that no call of the turn before has, or one that came twice.
+    Also returns the repairs, and the problems: an id that no call of the turn before has, or one
+    that came twice.
     """
     matched: list[Message] = []
     repairs: list[str] = []
@@ -313,25 +463,22 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         calls = matched[-1].calls if matched and message.role == "tool" else ()
         places = {call.id: place for place, call in enumerate(calls) if call.id}
         ids = [result.id for result in message.results if result.id] if places else []
-        unknown = [id for id in ids if id not in places] + [
-            id for id in dict.fromkeys(ids) if ids.count(id) > 1
-        ]
-        if unknown:
-            wanted = ", ".join(map(repr, places))
+        wrong = [id for id in ids if id not in places]
+        wrong += [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        if wrong:
+            known = ", ".join(map(repr, places))
             problems.append(
-                f"expected one result for each call id out of {wanted}, got {unknown[0]!r}; correct the id"
+                f"expected one result for each call id out of {known}, got {wrong[0]!r}; correct the id"
             )
-        results = message.results
-        if len(ids) == len(results) and not unknown:
-            results = tuple(sorted(results, key=lambda result: places[result.id or ""]))
-            repairs += ["reordered_results"] if results != message.results else []
+        results = list(message.results)
+        if len(ids) == len(results) and not wrong:
+            results.sort(key=lambda result: places[result.id or ""])
+            repairs += ["reordered_results"] if results != [*message.results] else []
         by_id = {call.id: call.name for call in calls if call.id}
-        names = [by_id.get(result.id or "") for result in results]
-        if len(calls) == len(results):
-            names = [name or call.name for name, call in zip(names, calls, strict=True)]
-        named = tuple(
-            dataclasses.replace(r, name=r.name or name)
-            for r, name in zip(results, names, strict=True)
-        )
-        matched.append(dataclasses.replace(message, results=named))
+        for place, result in enumerate(results):
+            name = result.name or by_id.get(result.id or "")
+            if not name and len(calls) == len(results):
+                name = calls[place].name
+            results[place] = dataclasses.replace(result, name=name)
+        matched.append(dataclasses.replace(message, results=tuple(results)))
     return tuple(matched), repairs, problems

@@ -1,13 +1,14 @@
 """The chat template that Transformers and vLLM read: Jinja that writes what `data/chat.py` renders.
 
-Separate because it is a second spelling of the same format in another language; a test holds the two together. What
-it cannot do: keep content apart from control. A user's "<tool_call>" becomes the control token there (unless the caller
-sanitizes), but stays text in `data/chat.py`.
+Separate because it is a second spelling of the same format in another language; a test compares the
+two. One thing it cannot do: separate content from control. A user's "<tool_call>" becomes the
+control token there (unless the caller sanitizes), but stays text in `data/chat.py`.
 """
 
 import re
 
 from data.conversation import DEFAULT_PROMPT, SystemPrompt
+from data.wire import Block, WireFormat
 
 _MACROS = """\
 {%- macro text(content) -%}
@@ -42,6 +43,8 @@ _MACROS = """\
 {%- endmacro -%}
 """
 
+# The list of tools, by the shape in which the prompt shows them. `tojson` is json.dumps, as in
+# `data/wire.py`
 _TOOLS = {
     "openai": "{{- tools | tojson -}}",
     "function": "{{- '[' -}}{%- for tool in tools -%}{{- (tool.function or tool) | tojson -}}"
@@ -57,31 +60,32 @@ _THINKING = """\
       {%- set thinking = thinking or (content.split('</think>')[0][7:] | trim) -%}
       {%- set content = content.split('</think>')[1:] | join('</think>') | trim -%}
     {%- endif -%}
-    {%- if thinking -%}{{- '<think>' + thinking + @END_OF_THINKING@ -}}{%- endif -%}
+    {%- if thinking -%}{{- @THINKING_OPEN@ + thinking + @THINKING_CLOSE@ -}}{%- endif -%}
     {{- content -}}
 """
 
+# Arguments may come as a string of JSON, OpenAI's way, which must not be quoted a second time
 _CALL = """\
 {%- set call = call.function or call -%}
 {{- '{"name": ' + (call.name | tojson) + ', "arguments": ' -}}
 {{- (call.arguments if call.arguments is string else (call.arguments | tojson)) + '}' -}}
 """
 
-_HERMES_CALLS = (
-    "{%- for call in message.tool_calls or [] -%}{{- '<tool_call>\\n' -}}"
+# The calls of a turn and one result, by the name of the wire format
+_CALLS = {
+    "hermes": "{%- for call in message.tool_calls or [] -%}{{- @CALL_OPEN@ -}}"
     + _CALL
-    + "{{- '\\n</tool_call>' -}}{%- endfor -%}"
-)
-_MISTRAL_CALLS = (
-    "{%- for call in message.tool_calls or [] -%}{{- '[TOOL_CALLS][' if loop.first else ', ' -}}"
+    + "{{- @CALL_CLOSE@ -}}{%- endfor -%}",
+    "mistral": "{%- for call in message.tool_calls or [] -%}{{- @CALL_OPEN@ + '[' if loop.first else ', ' -}}"
     + _CALL
-    + "{{- ']' if loop.last else '' -}}{%- endfor -%}"
-)
-_HERMES_RESULT = "{{- '<tool_response>\\n' + text(message.content) + '\\n</tool_response>' -}}"
-_MISTRAL_RESULT = (
-    "{{- '[TOOL_RESULTS]{\"content\": ' + (text(message.content) | tojson) -}}"
-    "{%- if message.name -%}{{- ', \"name\": ' + (message.name | tojson) -}}{%- endif -%}{{- '}[/TOOL_RESULTS]' -}}"
-)
+    + "{{- ']' if loop.last else '' -}}{%- endfor -%}",
+}
+_RESULT = {
+    "hermes": "{{- @RESULT_OPEN@ + text(message.content) + @RESULT_CLOSE@ -}}",
+    "mistral": "{{- @RESULT_OPEN@ + '{\"content\": ' + (text(message.content) | tojson) -}}"
+    "{%- if message.name -%}{{- ', \"name\": ' + (message.name | tojson) -}}{%- endif -%}"
+    "{{- '}' + @RESULT_CLOSE@ -}}",
+}
 
 _BODY = """\
 {{- bos_token -}}
@@ -94,9 +98,9 @@ _BODY = """\
     {%- if loop.index0 == 0 or (loop.index0 == 1 and chat.system) -%}
       {{- chat.system -}}
       {%- if tools -%}
-        {{- ('\\n\\n' if chat.system else '') + @BEFORE@ + @OPEN@ -}}
+        {{- ('\\n\\n' if chat.system else '') + @BEFORE@ + @TOOLS_OPEN@ -}}
         @TOOLS@
-        {{- @CLOSE@ + @AFTER@ -}}
+        {{- @TOOLS_CLOSE@ + @AFTER@ -}}
       {%- endif -%}
       {{- '\\n\\n' if chat.system or tools else '' -}}
     {%- endif -%}
@@ -117,28 +121,23 @@ _BODY = """\
 """
 
 
-def chat_template(format: str, prompt: SystemPrompt | None) -> str:
+def chat_template(wire: WireFormat, prompt: SystemPrompt | None) -> str:
     """Return the Jinja template for a wire format, with the wording and the tool shape of `prompt`."""
     prompt = prompt or DEFAULT_PROMPT
-    is_hermes = format == "hermes"
-    parts = {
-        "BEFORE": quote(prompt.before),
-        "AFTER": quote(prompt.after),
-        "OPEN": quote("<tools>\n" if is_hermes else "[AVAILABLE_TOOLS]"),
-        "CLOSE": quote("\n</tools>" if is_hermes else "[/AVAILABLE_TOOLS]"),
-        "TOOLS": _TOOLS[prompt.shape],
-        "THINKING": _THINKING.replace(
-            "@END_OF_THINKING@", quote("</think>" if is_hermes else "</think>\n")
-        ),
-        "CALLS": _HERMES_CALLS if is_hermes else _MISTRAL_CALLS,
-        "RESULT": _HERMES_RESULT if is_hermes else _MISTRAL_RESULT,
-    }
-    # One pass: a placeholder's name inside the wording is left alone
-    return _MACROS + re.sub(r"@([A-Z]+)@", lambda match: parts[match.group(1)], _BODY)
+    body = _BODY.replace("@THINKING@", _THINKING).replace("@TOOLS@", _TOOLS[prompt.shape])
+    body = body.replace("@CALLS@", _CALLS[wire.name]).replace("@RESULT@", _RESULT[wire.name])
+    words = {"BEFORE": prompt.before, "AFTER": prompt.after}
+    for name in ("tools", "thinking", "call", "result"):
+        block: Block = getattr(wire, name)
+        words[f"{name.upper()}_OPEN"] = f"{block.open}{block.gap}"
+        words[f"{name.upper()}_CLOSE"] = f"{block.gap}{block.close or ''}"
+    # One pass over the words: a placeholder's name inside the wording is left alone
+    return _MACROS + re.sub(r"@([A-Z_]+)@", lambda match: quote(words[match.group(1)]), body)
 
 
 def quote(text: str) -> str:
     """Write a Jinja string literal."""
+    # The backslash first: it would escape the escapes
     for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(character, escape)
     return f"'{text}'"

@@ -1,9 +1,11 @@
 """Text to ids and back, with content and control kept apart by construction.
 
-The ids that structure a chat (turns, tags) exist only as numbers: the tokenizer that encodes content does not know
-them, so no text can produce one. Source of the file format: the `tokenizers` library's `tokenizer.json`.
+The ids that structure a chat (turns, tags) exist only as numbers: the tokenizer that encodes
+content does not know them, so no text can produce one. Source of the file format: the `tokenizers`
+library's `tokenizer.json`.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -12,10 +14,11 @@ from typing import Any, Literal
 
 import tokenizers
 
+from common.atomic import write_text
 from common.hub import fetch
 from data.conversation import SystemPrompt
-from data.replies import MISTRAL_TAGS, TAGS
 from data.template import chat_template
+from data.wire import FORMATS, HERMES, Piece, Tag
 
 Format = Literal["hermes", "mistral"]
 NAMED = {
@@ -27,22 +30,18 @@ NAMED = {
 }
 META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
-# Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and spaces, its HTML tags
+# Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and
+# spaces, its HTML tags
 _HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 blockquote strong em b i u s sub sup code"
 _TEXT_TOKEN = re.compile(rf"[{META}\s]+|</?(?:{'|'.join(_HTML.split())})>")
+# How `tokenizer.json` describes a tag that is appended to the vocabulary
+_SPECIAL = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {
+    "special": True
+}
 
 
 class Tokenizer:
-    """A `tokenizer.json` with a wire format's tags.
-
-    Attributes:
-        format: "hermes" or "mistral", the wire format.
-        tag_ids: the format's tags -> ids; absent ones are appended to the vocabulary in their fixed order.
-        base_size: the first id of the tags that end the vocabulary, which is the size of the base model's vocabulary.
-        control_ids: every id that content can never produce, however it is spelled.
-        prompt: the wording around the tools that training used, if a training run saved this tokenizer.
-        stop_ids: the ids that end a reply.
-    """
+    """A `tokenizer.json` with a wire format's tags."""
 
     pad_id: int
     eos_id: int
@@ -59,43 +58,54 @@ class Tokenizer:
     ) -> None:
         """Read the text of a `tokenizer.json` and the object of a `tokenizer_config.json`.
 
-        Raises:
-            ValueError: no byte-complete BPE tokenizer, or one of Gemma's five control tokens is absent.
+        Raises: ValueError for anything but a byte-complete BPE tokenizer with Gemma's five control
+        tokens.
         """
         self._source, self._config, self._where = source, config, where
         data = self._load(source)
         added = {entry["content"]: int(entry["id"]) for entry in data["added_tokens"]}
-        self.format: str = self._choose_format(format, added)
+        if format is not None and format not in FORMATS:
+            raise ValueError(f"format: expected {' or '.join(FORMATS)}, got {format!r}")
+        # A vocabulary with all tags of a format was made for it
+        complete = [wire for wire in FORMATS.values() if all(tag in added for tag in wire.tags)]
+        self.wire = FORMATS[format] if format else [HERMES, *complete][-1]
+        # Tags that the vocabulary lacks are appended, in the format's fixed order
         size = max([*data["model"]["vocab"].values(), *added.values()]) + 1
-        self._absent = [tag for tag in TAGS[self.format] if tag not in added]
+        self._absent = [tag for tag in self.wire.tags if tag not in added]
         added |= {tag: size + offset for offset, tag in enumerate(self._absent)}
         self._size = size + len(self._absent)
-        self.tag_ids = {tag: added[tag] for tag in TAGS[self.format]}
+        self.tag_ids = {tag: added[tag] for tag in self.wire.tags}
+        # The size of the base model's vocabulary: where the tags that end this one begin
         self.base_size = self._size
         while self.base_size - 1 in self.tag_ids.values():
             self.base_size -= 1
-        control = {entry["content"] for entry in data["added_tokens"] if not _is_text(entry)} | set(
-            self.tag_ids
-        )
-        self._control_text = {added[content]: content for content in control}
-        self.control_ids = frozenset(self._control_text)
-        self._name_ids(added)
-        self.stop_ids = (self.eos_id, self.end_of_turn_id)
+        control = {entry["content"] for entry in data["added_tokens"] if not _is_text(entry)}
+        control |= set(self.tag_ids)
+        self._control = {added[content]: Tag(content) for content in control}
+        # Every id that content can never produce, however it is spelled
+        self.control_ids = frozenset(self._control)
+        absent = [content for content in NAMED.values() if content not in added]
+        if absent:
+            got = f"got none named {', '.join(absent)}"
+            raise ValueError(f"{self._where}: expected Gemma's control tokens, {got}")
+        for name, content in NAMED.items():
+            setattr(self, name, added[content])
+        self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
         self._content = self._content_tokenizer(data, control)
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
         self._check_lossless()
+        # The wording around the tools that training used, if a training run saved this tokenizer
         self.prompt = _read_prompt(config.get("tool_prompt"), where)
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, format: str | None = None) -> "Tokenizer":
         """Load from a folder, a `tokenizer.json`, or a hub id.
 
-        Args:
-            format: None means the one that a training run saved with the tokenizer, else "mistral" if the file holds
-                all five Mistral tags, else "hermes".
-        Raises:
-            FileNotFoundError: no such folder, repository or file.
-            ValueError: a gated repository, or a file that is no usable tokenizer.
+        Without a `format`, the one counts that a training run saved with the tokenizer; else
+        "mistral" if the file has all five Mistral tags; else "hermes".
+
+        Raises: FileNotFoundError for a folder, repository or file that does not exist, ValueError
+        for a gated repository or a file that is no usable tokenizer.
         """
         path = fetch(path_or_repo, ["tokenizer.json", "tokenizer_config.json"])
         path = path / "tokenizer.json" if path.is_dir() else path
@@ -108,6 +118,11 @@ class Tokenizer:
         config = _load_object(_read_text(config_path), config_path) if config_path.is_file() else {}
         return cls(source, config, format or config.get("tool_format"), str(path))
 
+    @property
+    def format(self) -> str:
+        """The name of the wire format, "hermes" or "mistral"."""
+        return self.wire.name
+
     def __len__(self) -> int:
         """The size of the vocabulary with the tags: the rows that the model's embedding must have."""
         return self._size
@@ -115,17 +130,18 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Encode as ordinary text: "<tool_call>", "<bos>" or "<unused7>" become pieces that spell them, never control.
 
-        `decode` gives the text back unchanged. Gemma writes a space as U+2581, so its own pieces cannot tell that
-        character from a space; it is spelled by its three byte pieces, which decode to it exactly.
+        `decode` gives the text back unchanged. Gemma writes a space as U+2581, so its own pieces
+        cannot tell that character from a space; it is spelled by its three byte pieces, which
+        decode to it exactly.
 
-        Raises:
-            ValueError: the text holds half of a surrogate pair, which is no character.
+        Raises: ValueError for half of a surrogate pair, which is no character.
         """
         if self._meta_ids and META in text:
             first, *rest = text.split(META)
-            return self._encode(first) + [
-                id for part in rest for id in (*self._meta_ids, *self._encode(part))
-            ]
+            ids = self._encode(first)
+            for part in rest:
+                ids += [*self._meta_ids, *self._encode(part)]
+            return ids
         return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
@@ -137,20 +153,29 @@ class Tokenizer:
             ) from None
         return self._content.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
-        """Decode; control ids appear as their names ("<tool_call>"), or not at all with `skip_control`."""
-        texts: list[str] = []
+    def pieces(self, ids: Iterable[int]) -> list[Piece]:
+        """Decode each run of content between control ids to its text, and each control id to its tag."""
+        pieces: list[Piece] = []
         run: list[int] = []
+        # Runs are decoded as wholes: one character may take several byte pieces
         for id in ids:
             if id not in self.control_ids:
                 run.append(int(id))
                 continue
-            texts.append(self._content.decode(run, skip_special_tokens=False) if run else "")
-            texts.append("" if skip_control else self._control_text[id])
+            if run:
+                pieces.append(self._content.decode(run, skip_special_tokens=False))
+            pieces.append(self._control[id])
             run = []
-        return "".join(texts) + (
-            self._content.decode(run, skip_special_tokens=False) if run else ""
-        )
+        if run:
+            pieces.append(self._content.decode(run, skip_special_tokens=False))
+        return pieces
+
+    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
+        """Decode; control ids appear as their names ("<tool_call>"), or not at all with `skip_control`."""
+        pieces = self.pieces(ids)
+        if skip_control:
+            pieces = [piece for piece in pieces if isinstance(piece, str)]
+        return "".join(map(str, pieces))
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
@@ -159,63 +184,49 @@ class Tokenizer:
     def save(self, directory: str | Path, prompt: SystemPrompt | None = None) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, as Transformers reads them.
 
-        Args:
-            prompt: the wording that the chat template and inference use; None keeps `self.prompt`.
+        The chat template and inference use the wording of `prompt`; None means that of
+        `self.prompt`.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         prompt = prompt or self.prompt
         data = json.loads(self._source)
-        data["added_tokens"] += [
-            {"id": self.tag_ids[tag], "content": tag, **_SPECIAL} for tag in self._absent
-        ]
+        for tag in self._absent:
+            data["added_tokens"].append({"id": self.tag_ids[tag], "content": tag, **_SPECIAL})
         for entry in data["added_tokens"]:
             if entry["content"] in self.tag_ids:
                 entry["special"] = True
-        _write_text(folder / "tokenizer.json", json.dumps(data, ensure_ascii=False))
-        config = json.dumps(
-            self._saved_config(data["added_tokens"], prompt), ensure_ascii=False, indent=2
-        )
-        _write_text(folder / "tokenizer_config.json", config + "\n")
-        _write_text(folder / "chat_template.jinja", chat_template(self.format, prompt))
+        config = self._saved_config(data["added_tokens"], prompt)
+        write_text(folder / "tokenizer.json", json.dumps(data, ensure_ascii=False))
+        config_text = json.dumps(config, ensure_ascii=False, indent=2)
+        write_text(folder / "tokenizer_config.json", config_text + "\n")
+        write_text(folder / "chat_template.jinja", chat_template(self.wire, prompt))
 
     def _saved_config(
         self, added_tokens: list[dict[str, Any]], prompt: SystemPrompt | None
     ) -> dict[str, Any]:
-        """The old config with the tags; its own template goes, since `chat_template.jinja` beside it replaces it."""
-        config = {
-            key: value
-            for key, value in self._config.items()
-            if key not in ("chat_template", "tool_prompt")
-        }
-        config["added_tokens_decoder"] = {
-            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
-            for entry in added_tokens
-        }
-        known = (
-            config.pop("additional_special_tokens", None)
-            or config.pop("extra_special_tokens", None)
-            or []
-        )
+        """The old config with the tags; `chat_template.jinja` beside it replaces its own template."""
+        config = dict(self._config)
+        for key in ("chat_template", "tool_prompt"):
+            config.pop(key, None)
+        decoder = {}
+        for entry in added_tokens:
+            decoder[str(entry["id"])] = {k: value for k, value in entry.items() if k != "id"}
+        config["added_tokens_decoder"] = decoder
+        # Older and newer versions of Transformers have different names for this list
+        known = config.pop("additional_special_tokens", None)
+        known = known or config.pop("extra_special_tokens", None) or []
         known = list(known) or [NAMED["start_of_turn_id"], NAMED["end_of_turn_id"]]
-        config["additional_special_tokens"] = known + [
-            tag for tag in self.tag_ids if tag not in known
-        ]
-        config |= {
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "tool_format": self.format,
-        }
-        # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as it is
+        tags = [tag for tag in self.tag_ids if tag not in known]
+        config["additional_special_tokens"] = known + tags
+        config |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+        config["tool_format"] = self.format
+        # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as
+        # it is
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
         if prompt:
-            config["tool_prompt"] = {
-                "before": prompt.before,
-                "after": prompt.after,
-                "shape": prompt.shape,
-            }
+            config["tool_prompt"] = dataclasses.asdict(prompt)
         return config
 
     def _load(self, source: str) -> dict[str, Any]:
@@ -223,52 +234,33 @@ class Tokenizer:
         model = data.get("model")
         kind = model.get("type") if isinstance(model, dict) else None
         if kind != "BPE" or not isinstance(data.get("added_tokens"), list):
-            raise ValueError(
-                f"{self._where}: expected a BPE tokenizer with added tokens, got the model type {kind!r}"
-            )
+            got = f"got the model type {kind!r}"
+            raise ValueError(f"{self._where}: expected a BPE tokenizer with added tokens, {got}")
         return data
-
-    def _choose_format(self, format: str | None, added: dict[str, int]) -> str:
-        if format is None:
-            return "mistral" if all(tag in added for tag in MISTRAL_TAGS) else "hermes"
-        if format not in TAGS:
-            raise ValueError(f"format: expected {' or '.join(TAGS)}, got {format!r}")
-        return format
-
-    def _name_ids(self, added: dict[str, int]) -> None:
-        absent = [content for content in NAMED.values() if content not in added]
-        if absent:
-            raise ValueError(
-                f"{self._where}: expected Gemma's control tokens, got none named {', '.join(absent)}"
-            )
-        for name, content in NAMED.items():
-            setattr(self, name, added[content])
 
     def _content_tokenizer(self, data: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
         """Build the tokenizer for content: the same pieces and merges without a single control token.
 
-        Taken out of the added tokens, the vocabulary and the merges alike; `encode_special_tokens` would still let the
-        non-special ones through (<unused0>, <mask>, [@BOS@]).
+        Taken out of the added tokens, the vocabulary and the merges alike; `encode_special_tokens`
+        would still let the non-special ones through (<unused0>, <mask>, [@BOS@]).
         """
         model = dict(data["model"])
         model["vocab"] = {piece: id for piece, id in model["vocab"].items() if piece not in control}
-        model["merges"] = [
-            merge
-            for merge in model["merges"]
-            if (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge))
-            not in control
-        ]
+        merges = []
+        for merge in model["merges"]:
+            # Two spellings of the file format: "a b" and ["a", "b"]
+            merged = merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
+            if merged not in control:
+                merges.append(merge)
+        model["merges"] = merges
         if model.get("unk_token") in control:
             model["unk_token"] = None
         added = [entry for entry in data["added_tokens"] if entry["content"] not in control]
         # Without the vocabulary's word for their ids, the library would number them anew
         model["vocab"] |= {entry["content"]: entry["id"] for entry in added}
-        bare = {
-            **data,
-            "model": model,
-            "added_tokens": added,
-            **dict.fromkeys(("post_processor", "truncation", "padding")),
-        }
+        bare = {**data, "model": model, "added_tokens": added}
+        # A post-processor would add <bos>, which is a control token
+        bare |= dict.fromkeys(("post_processor", "truncation", "padding"))
         try:
             return tokenizers.Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
         except Exception as error:  # the library raises bare Exception for every fault of the file
@@ -280,14 +272,14 @@ class Tokenizer:
         """The byte pieces of the space mark, where the tokenizer would confuse it with a space."""
         pieces = [f"<0x{byte:02X}>" for byte in META.encode()]
         is_exact = self.decode(self._encode(META)) == META
-        return (
-            []
-            if is_exact or not all(piece in vocab for piece in pieces)
-            else [vocab[piece] for piece in pieces]
-        )
+        if is_exact or not all(piece in vocab for piece in pieces):
+            return []
+        return [vocab[piece] for piece in pieces]
 
     def _check_lossless(self) -> None:
         """Refuse a tokenizer that changes text: every byte, spaces at both ends, and a piece that looks like a byte."""
+        # All of ASCII and every continuation byte, then one character for each first byte of
+        # UTF-8's longer forms
         spans = (
             range(0xC0),
             range(0xC0, 0x800, 0x40),
@@ -298,17 +290,9 @@ class Tokenizer:
         for probe in ("".join(letters), "  " + " ".join(letters) + "\n\n ", "<0x22>a\u200b"):
             if self.decode(self.encode(probe)) != probe:
                 raise ValueError(
-                    f"{self._where}: expected a tokenizer that gives every text back, got one that does not"
+                    f"{self._where}: expected a tokenizer that gives every text back, "
+                    f"got one that does not"
                 )
-
-
-_SPECIAL = {
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": False,
-    "special": True,
-}
 
 
 def _is_text(entry: dict[str, Any]) -> bool:
@@ -332,9 +316,8 @@ def _load_object(text: str, where: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected JSON, got {error}; download the file again") from None
     if not isinstance(data, dict):
-        raise ValueError(
-            f"{where}: expected a JSON object, got {type(data).__name__}; download the file again"
-        )
+        got = type(data).__name__
+        raise ValueError(f"{where}: expected a JSON object, got {got}; download the file again")
     return data
 
 
@@ -343,10 +326,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, got {error}; download the file again") from None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write in one step, so that a stop leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,17 +1,40 @@
-"""Tool calls from what stands between two tags: the good ones, and a structured error for each broken one.
+"""Tools and calls from the JSON that data sets and models write: good ones, and an error for each broken call.
 
-Separate because rows and a model's replies share it: a row with an error is refused, a reply hands the error back to
-the model.
+Separate because rows and a model's replies share it: a row with an error is refused, while the
+error of a reply goes back to the model as a result.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.conversation import Tool, ToolCall
-from data.lenient_json import HINTS, LiteralError, check_value, read_values, shorten
+from data.conversation import Shape, Tool, ToolCall
+from data.lenient_json import (
+    HINTS,
+    LiteralError,
+    check_value,
+    find_end,
+    load_json,
+    read_values,
+    shorten,
+)
+from data.tool_schema import JSON_TYPES, as_shape, is_optional
 
 MAX_CALLS = 64
+# Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
+TYPE_NAMES = {
+    **{"dict": "object", "float": "number", "tuple": "array", "list": "array"},
+    **{"str": "string", "int": "integer", "bool": "boolean"},
+}
+# Anthropic's API calls the schema input_schema, MCP inputSchema; both are written back as
+# parameters
+PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
+_SCHEMA_KEYS = {"type", "properties", "required", "additionalProperties"}
+_SCHEMA_KEYS |= {"description", "title", "$schema"}
+# Only a tag in front of a list or an object opens the block: prompts also speak of "<tools></tools>
+# XML tags".
+_TOOLS_BLOCK = re.compile(r"<tools>\s*(?=\[|\{\s*[\"'])")
 
 
 @dataclass(frozen=True)
@@ -37,12 +60,10 @@ def error_for(code: str, message: str, name: str | None = None) -> CallError:
 
 
 def read_calls(body: str, tools: Iterable[Tool] = ()) -> tuple[list[Outcome], list[str]]:
-    """Read what stands inside one pair of tags, usually one {"name": ..., "arguments": {...}}; never raises.
+    """Read the text of a call, usually one {"name": ..., "arguments": {...}}, into outcomes and repairs; never raises.
 
-    Args:
-        tools: where a call gives no arguments, these tell whether it needs any.
-    Returns:
-        Calls and errors in their order, and the names of the repairs that were needed.
+    The outcomes are calls and errors in their order, the repairs the names of what had to be
+    mended. A call without arguments is an error if its tool is among `tools` and requires some.
     """
     try:
         values, repairs = read_values(body)
@@ -60,9 +81,8 @@ def read_calls(body: str, tools: Iterable[Tool] = ()) -> tuple[list[Outcome], li
         outcomes.append(outcome)
         repairs += repair
     if len(items) > MAX_CALLS:
-        outcomes.append(
-            error_for("too_many_calls", f"expected at most {MAX_CALLS} calls, got {len(items)}")
-        )
+        problem = f"expected at most {MAX_CALLS} calls, got {len(items)}"
+        outcomes.append(error_for("too_many_calls", problem))
     return outcomes, repairs
 
 
@@ -74,9 +94,10 @@ def _read_call(value: Any, tools: Iterable[Tool]) -> tuple[Outcome, list[str]]:
     if not isinstance(name, str) or not name:
         return error_for("missing_name", f"expected a tool's name, got {shorten(repr(name))}"), []
     if "arguments" not in value and "parameters" in value:
-        return error_for(
-            "missing_arguments", 'expected the key "arguments", got "parameters"', name
-        ), []
+        # A common slip. It is not repaired: the key is the name of the tool's schema, which may
+        # have been copied
+        problem = 'expected the key "arguments", got "parameters"'
+        return error_for("missing_arguments", problem, name), []
     arguments = value.get("arguments")
     try:
         call, repairs = make_call(name, arguments, tools)
@@ -89,10 +110,9 @@ def _read_call(value: Any, tools: Iterable[Tool]) -> tuple[Outcome, list[str]]:
 def make_call(
     name: str, arguments: Any, tools: Iterable[Tool] = (), id: str | None = None
 ) -> tuple[ToolCall, list[str]]:
-    """Build a call from arguments that are an object, a string that holds one, or absent.
+    """Build a call from arguments that are an object, a string that holds one, or absent; and name the repairs.
 
-    Raises:
-        LiteralError: they are anything else, or absent although the tool requires some.
+    Raises: LiteralError for any other arguments, or for none where the tool requires some.
     """
     repairs: list[str] = []
     tool = next((tool for tool in tools if tool.name == name), None)
@@ -101,38 +121,192 @@ def make_call(
         arguments = values[0] if len(values) == 1 else values
     if arguments is None or arguments == "":
         if tool and tool.required:
-            raise LiteralError(
-                "missing_arguments",
-                f"{name}: expected {', '.join(tool.required)}, got no arguments",
-            )
+            problem = f"{name}: expected {', '.join(tool.required)}, got no arguments"
+            raise LiteralError("missing_arguments", problem)
         arguments, repairs = {}, [*repairs, "no_arguments"]
     if not isinstance(arguments, dict):
-        raise LiteralError(
-            "arguments_not_object", f"{name}: expected an object, got {shorten(repr(arguments))}"
-        )
-    kept = {
-        key: value
-        for key, value in arguments.items()
-        if value is not None or _may_be_null(tool, key)
-    }
-    if len(kept) < len(arguments):
+        problem = f"{name}: expected an object, got {shorten(repr(arguments))}"
+        raise LiteralError("arguments_not_object", problem)
+    given = {}
+    for key, value in arguments.items():
+        if value is not None or _may_be_null(tool, key):
+            given[key] = value
+    if len(given) < len(arguments):
         repairs = [*repairs, "stray_null"]
-    return ToolCall(name, check_value(kept), id), repairs
+    return ToolCall(name, check_value(given), id), repairs
 
 
 def _may_be_null(tool: Tool | None, argument: str) -> bool:
-    """False for a null that says nothing: Parquet fills in the arguments of other rows, and optional ones left out."""
+    """False for a null without a meaning: Parquet fills in the arguments of other rows, and optional ones left out."""
     if tool is None or argument in tool.required:
         return True
     schema = tool.parameters.get("properties", {}).get(argument)
     if schema is None:
         return False
-    kinds = [
-        option.get("type") for option in schema.get("anyOf", ()) if isinstance(option, Mapping)
-    ]
-    kinds += (
-        [schema.get("type")]
-        if isinstance(schema.get("type"), str)
-        else list(schema.get("type") or ())
-    )
+    options = [option for option in schema.get("anyOf", ()) if isinstance(option, Mapping)]
+    kinds = [option.get("type") for option in options]
+    # JSON schema's type is one name or a list of names
+    own = schema.get("type")
+    kinds += [own] if isinstance(own, str) else list(own or ())
     return "null" in kinds or None in (schema.get("enum") or ()) or schema.get("nullable") is True
+
+
+def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
+    """Cut a Hermes system text into the words before its block of tools, the tools (None without a block), and the rest.
+
+    Raises: ValueError for a block that is broken, if no other is whole.
+    """
+    problem: ValueError | None = None
+    for tag in _TOOLS_BLOCK.finditer(text):
+        start = position = tag.end()
+        try:
+            # The block is one list, or one object after the other
+            while text[position : position + 1] in ("[", "{"):
+                end = find_end(text, position)
+                if end is None:
+                    got = shorten(text[position:])
+                    raise ValueError(
+                        f"expected a complete list of tools, got {got}; close every bracket"
+                    )
+                position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+            if not text.startswith("</tools>", position):
+                got = shorten(text[position:]) or "the end"
+                raise ValueError(f"expected </tools> after the tools, got {got}; close it")
+            tools = read_tools(text[start:position])
+        except ValueError as error:
+            problem = problem or error
+        else:
+            return text[: tag.start()], tools, text[position + len("</tools>") :]
+    if problem:
+        raise problem
+    return text, None, ""
+
+
+def read_tools(value: Any) -> tuple[Tool, ...]:
+    """Read a list of tools, all in the shape of the first; a JSON string, a single tool and None (no tools) will do.
+
+    Raises: ValueError for all broken tools in one message.
+    """
+    if isinstance(value, str):
+        # `read_values` also takes Python literals and one object after the other
+        is_empty = value.strip() in ("", "null")
+        values = [None] if is_empty else read_values(value)[0]
+        value = values[0] if len(values) == 1 else values
+    if value is None:
+        return ()
+    tools, problems = [], []
+    for number, item in enumerate(value if isinstance(value, list | tuple) else [value], start=1):
+        try:
+            tools.append(read_tool(item))
+        except ValueError as error:
+            problems.append(f"tool {number}: {error}")
+    names = [tool.name for tool in tools]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.append(f"tool {name!r}: expected one definition, got several")
+    if problems:
+        raise ValueError("; ".join(problems))
+    # A prompt writes all its tools alike; few rows mix shapes
+    if any(tool.shape != tools[0].shape for tool in tools):
+        tools = [as_shape(tool, tools[0].shape) for tool in tools]
+    return tuple(tools)
+
+
+def read_tool(value: Any) -> Tool:
+    """Read one tool in any of the three shapes. Raises: ValueError with what was expected and what came."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected an object with name and parameters, got {shorten(repr(value))}")
+    check_value(dict(value))
+    shape: Shape = "function"
+    spec, outer = value, {}
+    if isinstance(value.get("function"), Mapping):
+        shape, spec = "openai", value["function"]
+        outer = {key: item for key, item in value.items() if item is not None}
+        outer = {key: item for key, item in outer.items() if key not in ("type", "function")}
+    name, description = spec.get("name"), spec.get("description")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"expected a name, got {shorten(repr(name))} in {shorten(repr(value))}")
+    if not isinstance(description, str | None):
+        got = shorten(repr(description))
+        raise ValueError(f"{name}: expected a description in words, got {got}")
+    key = next((key for key in PARAMETER_KEYS if spec.get(key) is not None), "parameters")
+    parameters, is_compact = _read_parameters(name, spec.get(key))
+    if is_compact and shape == "function":
+        shape = "compact"
+    known = ("name", "description", *PARAMETER_KEYS)
+    extras = {key: item for key, item in spec.items() if key not in known and item is not None}
+    return Tool(name, description or "", parameters, shape, extras, outer)
+
+
+def _read_parameters(name: str, value: Any) -> tuple[dict[str, Any], bool]:
+    """Return the JSON schema of a tool's parameters, and whether they came in the compact form."""
+    if isinstance(value, str):
+        value = load_json(value) if value.strip() else None
+    if not value:
+        return {"type": "object", "properties": {}}, False
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected parameters as an object, got {shorten(repr(value))}")
+    # Compact parameters may be NAMED type or title, so the type alone does not make it a schema
+    is_object = value.get("type") in ("object", "dict") and set(value) <= _SCHEMA_KEYS
+    if not (is_object or isinstance(value.get("properties"), Mapping)):
+        return _read_compact(name, value), True
+    if not isinstance(value.get("properties") or {}, Mapping):
+        got = shorten(repr(value["properties"]))
+        raise ValueError(f"{name}: expected properties as an object of schemas by name, got {got}")
+    schema = {"type": "object", "properties": {}, **_normalise(value)}
+    required = schema.get("required", [])
+    is_list = isinstance(required, list | tuple)
+    if not is_list or not all(isinstance(argument, str) for argument in required):
+        got = shorten(repr(required))
+        raise ValueError(f"{name}: expected required as a list of names, got {got}")
+    # Only the outermost level is checked; deeper levels are passed on
+    for argument, item in schema["properties"].items():
+        if not isinstance(item, Mapping):
+            got = shorten(repr(item))
+            raise ValueError(f"{name}: parameter {argument!r}: expected a schema, got {got}")
+    return schema, False
+
+
+def _read_compact(name: str, words: Mapping[str, Any]) -> dict[str, Any]:
+    """Read compact parameters, each a type, a list of allowed values, or a schema."""
+    properties: dict[str, Any] = {}
+    for argument, word in words.items():
+        kind = word.removesuffix("?") if isinstance(word, str) else ""
+        kind = TYPE_NAMES.get(kind, kind)
+        if isinstance(word, Mapping):
+            properties[argument] = _normalise(word)
+        elif isinstance(word, list | tuple) and word:
+            is_text = all(isinstance(item, str) for item in word)
+            properties[argument] = {"type": "string"} if is_text else {}
+            properties[argument]["enum"] = list(word)
+        elif kind in JSON_TYPES:
+            properties[argument] = {"type": kind}
+        else:
+            choices = f"{', '.join(JSON_TYPES)}, a list of allowed values or a schema"
+            got = shorten(repr(word))
+            raise ValueError(
+                f"{name}: parameter {argument!r}: expected one of {choices}, got {got}"
+            )
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    if required := [argument for argument, word in words.items() if not is_optional(word)]:
+        schema["required"] = required
+    return schema
+
+
+def _normalise(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a schema the type names of JSON schema, recursing only through keywords: parameters may be NAMED type."""
+    result = dict(schema)
+    if isinstance(result.get("type"), str):
+        result["type"] = TYPE_NAMES.get(result["type"], result["type"])
+    if isinstance(result.get("properties"), Mapping):
+        properties = {}
+        for key, item in result["properties"].items():
+            # Parquet fills the keys of other rows in with nulls, which are no schemas
+            if item is not None:
+                properties[key] = _normalise(item) if isinstance(item, Mapping) else item
+        result["properties"] = properties
+    if isinstance(result.get("items"), Mapping):
+        result["items"] = _normalise(result["items"])
+    # A default or const of null is a value; any other null came from Parquet
+    nullable = ("default", "const")
+    return {key: item for key, item in result.items() if item is not None or key in nullable}

@@ -10,7 +10,8 @@ import pytest
 
 from agent import toolbox as functions
 from agent.toolbox import ToolBox, check_arguments
-from data.schema import conversation_from, write_tool
+from data.schema import conversation_from
+from data.tool_schema import write_tool
 
 SOURCE = '''
 import asyncio

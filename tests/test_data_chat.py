@@ -13,8 +13,9 @@ from test_data_tokenizer import gemma_tokenizer, hostile, needs_gemma, small_tok
 from data.chat import Example, common_prompt, parse_reply, parse_tool_calls, render, render_prompt
 from data.conversation import Conversation, Message, SystemPrompt, ToolCall, ToolResult
 from data.masks import GIVEN_STYLE, TRAINED_STYLE, mask_text
-from data.schema import read_tool, write_tool
 from data.tokenizer import Tokenizer
+from data.tool_calls import read_tool
+from data.tool_schema import write_tool
 
 TOOL = {
     "type": "function",

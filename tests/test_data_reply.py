@@ -10,8 +10,8 @@ from test_data_chat import HERMES_TEXT, PARIS, PARIS_JSON, ROME, ROME_JSON, TOOL
 from test_data_tokenizer import small_tokenizer
 
 from data.chat import parse_reply, parse_tool_calls
-from data.schema import read_tool
 from data.tokenizer import Tokenizer
+from data.tool_calls import read_tool
 
 GOOD = f"<tool_call>\n{PARIS_JSON}\n</tool_call>"
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.conversation import SystemPrompt
-from data.replies import HERMES_TAGS, MISTRAL_TAGS
+from data.wire import HERMES, MISTRAL
 from data.tokenizer import META, Tokenizer
 
+HERMES_TAGS, MISTRAL_TAGS = HERMES.tags, MISTRAL.tags
 GEMMA = Path(__file__).resolve().parents[2] / "shared" / "gemma-2-tokenizer"
 needs_gemma = pytest.mark.skipif(
     not GEMMA.is_dir(), reason="needs ../shared/gemma-2-tokenizer beside the repository"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from test_data_schema import OPENAI_TOOL, SPEC
 
-from data.tool_schema import as_shape, read_tool, read_tools, write_tool
+from data.tool_calls import read_tool, read_tools
+from data.tool_schema import as_shape, write_tool
 
 SHAPES = [
     OPENAI_TOOL,
