@@ -9,7 +9,7 @@ from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, read_config
 from model.config import Gemma2Config
 from model.embedding import new_rows, resize_embedding
-from model.loader import load_gemma2, resolve_folder
+from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
 EMBEDDED = "embedded"  # the name of the shipped base in adapter_config.json
@@ -18,7 +18,7 @@ EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 def model_folder(name: str | Path | None) -> Path:
     """The folder of a base, downloaded where the name is a hub id; None is the embedded base."""
-    return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else resolve_folder(str(name))
+    return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else checkpoint_folder(str(name))
 
 
 def load_model(

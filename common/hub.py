@@ -1,6 +1,7 @@
-"""A folder of this machine or a repository of the Hugging Face hub, as a local path.
+"""A file or folder of this machine, or a repository of the Hugging Face hub, as a local path.
 
-Separate because tokenizers and data sets are looked up alike, with the same one-sentence errors.
+The one place that downloads: models, tokenizers and data sets are looked up alike, with the same
+one-sentence errors.
 """
 
 import re
@@ -8,22 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+Kind = Literal["model", "dataset"]
 
 
-def fetch(
-    name: str | Path, patterns: list[str], kind: Literal["model", "dataset"] = "model"
-) -> Path:
-    """Return the local file or folder `name`, or the folder that holds the hub repository's files.
+def fetch(name: str | Path, patterns: list[str], kind: Kind = "model") -> Path:
+    """The local file or folder `name`, or the folder of the downloaded hub repository.
 
-    Args:
-        patterns: the files to download from the hub, such as "*.parquet"; a local folder is taken as it is.
-    Raises:
-        FileNotFoundError: neither a path nor a repository.
-        ValueError: the repository is gated, or the hub cannot be reached.
+    patterns: the files to download, such as "*.parquet"; a local folder is taken as it is.
+    Raises: FileNotFoundError for neither a path nor a repository; ValueError for a repository that
+    is gated or cannot be downloaded.
     """
     path = Path(name).expanduser()
     if path.exists():
         return path
+    # A Path is never a hub id, nor is a name such as ../weights, whatever the pattern says.
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name) or name.startswith("."):
         raise FileNotFoundError(
             f"{name}: no such file or folder; give a path, or a hub id such as owner/name"
@@ -31,8 +30,8 @@ def fetch(
     return _download(name, patterns, kind)
 
 
-def _download(name: str, patterns: list[str], kind: Literal["model", "dataset"]) -> Path:
-    # Imported here: a local path, the usual case in tests and offline, needs none of it
+def _download(name: str, patterns: list[str], kind: Kind) -> Path:
+    # Imported here: a local path, the usual case in tests and offline, needs none of it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -44,20 +43,26 @@ def _download(name: str, patterns: list[str], kind: Literal["model", "dataset"])
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=patterns))
-    except GatedRepoError:
+    # The order matters: a gated repository is a RepositoryNotFoundError too, and all of them but
+    # the name's validation are OSErrors.
+    except GatedRepoError as error:
         raise ValueError(
-            f"{name}: the repository is gated; accept its licence at {page} and log in with `hf auth login`"
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
+            f"{name}: the repository is gated; accept its licence at {page}, "
+            "then log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
-            f"{name}: no such folder, and no repository that you may read at {page}; check the name, "
-            f"or log in with `hf auth login` if it is private"
-        ) from None
-    except LocalEntryNotFoundError:
+            f"{name}: no such folder here, and no repository that you may read at {page}; "
+            "check the name, or log in with `hf auth login` if it is private or gated"
+        ) from error
+    except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{name}: no such folder, not in the download cache, and the hub cannot be reached; download {page} first"
-        ) from None
+            f"{name}: no such folder here, not in the download cache, and the hub cannot be "
+            f"reached; see {page} for the files and the licence"
+        ) from error
     except OSError as error:
+        # The kind of error alone: its text may have several lines.
         raise ValueError(
-            f"{name}: {page} could not be downloaded ({error}); check the connection and try again"
-        ) from None
+            f"{name}: {page} could not be downloaded ({type(error).__name__}); "
+            "check the connection and try again"
+        ) from error

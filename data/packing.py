@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from common.constants import IGNORED
 from data.chat import Example
 
-IGNORED = -100  # cross_entropy's ignore_index
 PADDING_DOCUMENT = -1
 
 

@@ -83,6 +83,7 @@ class TiledMasks:
         query: Tensor,  # (B, T, H, d)
         keys: Tensor,  # (B, T, Hkv, d)
         values: Tensor,
+        *,
         window: int | None,
         scale: float,
         cap: float | None,
@@ -93,7 +94,7 @@ class TiledMasks:
             rows, end = slice(start, start + TILE), start + TILE
             # No query sees a later key: nearly half of the products are never computed.
             seen = keys[:, :end], values[:, :end], mask[:, :, rows, :end]
-            parts.append(attend(query[:, rows], *seen, scale, cap))
+            parts.append(attend(query[:, rows], *seen, scale=scale, cap=cap))
         return torch.cat(parts, dim=1)  # (B, T, H, d)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.device import has_fast_matmul
 from lora.fused import fused_linears
 from lora.kernels.tiles import supported
 from lora.reference import lora_linear_reference
@@ -56,7 +57,7 @@ def _triton(device: torch.device) -> tuple[bool, str]:
 
 
 def _has_cpu_matmul(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_fast_matmul(torch.empty(0, dtype=dtype))
 
 
 def lora_linear(

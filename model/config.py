@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from common.atomic import write_text
+
 REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -19,6 +21,7 @@ REQUIRED = (
     "head_dim",
 )
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+UNSUPPORTED = ("attention_bias", "use_bidirectional_attention")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Gemma2Config:
             )
         if self.hidden_activation != "gelu_pytorch_tanh":
             raise ValueError(
-                f"config: hidden_activation must be gelu_pytorch_tanh, got {self.hidden_activation!r}"
+                "config: hidden_activation must be gelu_pytorch_tanh, "
+                f"got {self.hidden_activation!r}"
             )
 
     @property
@@ -68,25 +72,24 @@ class Gemma2Config:
     @property
     def num_parameters(self) -> int:
         """Number of weights, a tied head counted once."""
-        attention = (
-            2
-            * (self.num_attention_heads + self.num_key_value_heads)
-            * self.head_dim
-            * self.hidden_size
-        )
+        heads = self.num_attention_heads + self.num_key_value_heads
+        attention = 2 * heads * self.head_dim * self.hidden_size  # q and o, k and v
         block = attention + 3 * self.hidden_size * self.intermediate_size + 4 * self.hidden_size
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         return tables + self.num_hidden_layers * block + self.hidden_size
 
     def is_sliding(self, layer: int) -> bool:
-        """True for the even layers, which see only the last `sliding_window` keys, the query's own included."""
+        """True for the even layers, whose queries see the last `sliding_window` keys alone.
+
+        The query's own key is one of them.
+        """
         return layer % 2 == 0
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Gemma2Config":
         """Reads `config.json`, or the one inside the folder `path`.
 
-        Raises: FileNotFoundError without such a file; ValueError if it is not a Gemma-2 configuration.
+        Raises: FileNotFoundError without such a file; ValueError if it is not Gemma-2's.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
@@ -108,7 +111,8 @@ class Gemma2Config:
     def _from_dict(cls, raw: dict[str, Any], where: str) -> "Gemma2Config":
         if raw.get("model_type", "gemma2") != "gemma2":
             raise ValueError(
-                f"{where}: model_type is {raw['model_type']!r}, but only gemma2 checkpoints are supported"
+                f"{where}: model_type is {raw['model_type']!r}, "
+                "but only gemma2 checkpoints are supported"
             )
         missing = [name for name in REQUIRED if name not in raw]
         if missing:
@@ -129,7 +133,7 @@ class Gemma2Config:
         return cls(**values)
 
     def to_json(self, path: str | Path, dtype: str | None = None) -> None:
-        """Writes a `config.json` that Transformers' Gemma2ForCausalLM reads; `dtype` is the weights', as "bfloat16"."""
+        """Writes a `config.json` as Transformers reads it; `dtype` as in "bfloat16"."""
         values = asdict(self) | {
             "architectures": ["Gemma2ForCausalLM"],
             "model_type": "gemma2",
@@ -139,20 +143,19 @@ class Gemma2Config:
         }
         if dtype is not None:
             values["torch_dtype"] = dtype
-        Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(values, indent=2) + "\n")
 
 
 def _rotary_base(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """rope_theta, which newer Transformers releases nest in rope_parameters, once or per kind of layer."""
+    """rope_theta, which newer Transformers nests in rope_parameters, once or per kind of layer."""
     nested = raw.get("rope_parameters") or {}
     if not isinstance(nested, dict):
         raise ValueError(f"{where}: rope_parameters must be an object, got {nested!r}")
     tables = [value for value in nested.values() if isinstance(value, dict)] or [nested]
     kinds = {table.get("rope_type", "default") for table in tables}
     if kinds != {"default"} or raw.get("rope_scaling"):
-        raise ValueError(
-            f"{where}: scaled rotary embeddings are not supported: {nested or raw.get('rope_scaling')!r}"
-        )
+        scaling = nested or raw.get("rope_scaling")
+        raise ValueError(f"{where}: scaled rotary embeddings are not supported: {scaling!r}")
     bases = {table["rope_theta"] for table in tables if table.get("rope_theta")}
     if len(bases) > 1:
         raise ValueError(
@@ -168,13 +171,10 @@ def _check_variant(raw: dict[str, Any], where: str) -> None:
     ]
     if raw.get("layer_types") not in (None, expected):
         raise ValueError(
-            f"{where}: layer_types must alternate sliding_attention, full_attention, got {raw['layer_types']}"
+            f"{where}: layer_types must alternate sliding_attention, full_attention, "
+            f"got {raw['layer_types']}"
         )
-    odd = [
-        f"{name}={raw[name]!r}"
-        for name in ("attention_bias", "use_bidirectional_attention")
-        if raw.get(name)
-    ]
+    odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
     if odd:
         raise ValueError(f"{where}: not supported: {', '.join(odd)}")
 
@@ -182,19 +182,18 @@ def _check_variant(raw: dict[str, Any], where: str) -> None:
 def _check_numbers(values: dict[str, Any], where: str) -> None:
     whole = (*REQUIRED, "sliding_window", "max_position_embeddings")
     real = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", *SOFTCAPS)
-    bad = [
-        f"{n}={values[n]!r} (whole)"
-        for n in whole
-        if n in values and not _is_positive(values[n], int)
-    ]
-    bad += [
-        f"{n}={values[n]!r}"
-        for n in real
-        if values.get(n) is not None and not _is_positive(values[n], int, float)
-    ]
+    bad = []
+    for name in whole:
+        if name in values and not _is_positive(values[name], int):
+            bad.append(f"{name}={values[name]!r} (whole)")
+    for name in real:
+        value = values.get(name)  # None is a softcap that is switched off
+        if value is not None and not _is_positive(value, int, float):
+            bad.append(f"{name}={value!r}")
     if bad:
         raise ValueError(f"{where}: expected positive numbers, got {', '.join(bad)}")
 
 
 def _is_positive(value: Any, *kinds: type) -> bool:
+    # Not isinstance: True is an int, and no size.
     return type(value) in kinds and value > 0

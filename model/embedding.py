@@ -1,8 +1,9 @@
 """Room for new tokens: the rows that they start from, and the resize itself.
 
 Shapes: V vocabulary, D model width, n new tokens.
-Transformers draws new rows from N(mean, 1e-9 * covariance): in bf16 they come out as n nearly identical copies of the
-mean row. Here each row starts at the mean of its own tag's pieces, and the noise is far above bf16's resolution.
+Transformers draws new rows from N(mean, 1e-9 * covariance): in bf16 they come out as n nearly
+identical copies of the mean row. Here each row starts at the mean of its own tag's pieces, and the
+noise is far above bf16's resolution.
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ NOISE = 0.25
 
 
 def new_rows(model: Gemma2, sub_tokens: list[list[int]], seed: int) -> Tensor:
-    """Starting rows (n, D), in the embedding's dtype and device: mean of each tag's pieces plus seeded noise.
+    """Starting rows (n, D) like the embedding's: mean of each tag's pieces plus seeded noise.
 
     sub_tokens: for each tag, the ids of the ordinary pieces that spell it.
     Raises: ValueError for a tag without pieces or a piece outside the vocabulary.
@@ -28,11 +29,11 @@ def new_rows(model: Gemma2, sub_tokens: list[list[int]], seed: int) -> Tensor:
             raise ValueError(
                 f"new token: pieces {ids} are not ids of a vocabulary of {weight.shape[0]} entries"
             )
-    means = torch.stack(
-        [weight[torch.tensor(ids, device=weight.device)].float().mean(0) for ids in sub_tokens]
-    )
+    pieces = [torch.tensor(ids, device=weight.device) for ids in sub_tokens]
+    means = torch.stack([weight[ids].float().mean(0) for ids in pieces])  # (n, D)
     # Drawn on the CPU: the same seed gives the same rows on every device.
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed)).to(means.device)
+    # Some 4,096 rows are enough for a standard deviation; in float32 all would be a second copy.
     sample = weight[:: max(1, weight.shape[0] // 4096)].float()
     return (means + NOISE * sample.std() * noise).to(weight.dtype)
 
@@ -43,20 +44,18 @@ def resize_embedding(model: Gemma2, new_rows: Tensor) -> None:
     Raises: ValueError if the rows are not D wide, or if the model carries LoRA already.
     """
     width = model.config.hidden_size
-    if not isinstance(model.model.embed_tokens, nn.Embedding) or not isinstance(
-        model.lm_head, nn.Linear
-    ):
+    embedding, head = model.model.embed_tokens, model.lm_head
+    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise ValueError("embedding or head already carries LoRA; resize the plain model first")
     if new_rows.dim() != 2 or new_rows.shape[1] != width:
         raise ValueError(f"new rows: expected shape (n, {width}), got {tuple(new_rows.shape)}")
-    embedding, head = model.model.embed_tokens, model.lm_head
     embedding.weight = _append(embedding.weight, new_rows)
     embedding.num_embeddings = embedding.weight.shape[0]
     if not model.config.tie_word_embeddings:
         head.weight = _append(head.weight, new_rows)
     head.out_features = embedding.num_embeddings
     model.replace_config(replace(model.config, vocab_size=embedding.num_embeddings))
-    model.tie()
+    model.tie()  # the embedding's Parameter is a new one, which a tied head must share again
 
 
 def _append(weight: Tensor, rows: Tensor) -> nn.Parameter:

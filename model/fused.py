@@ -1,7 +1,9 @@
-"""The operators of a block that do almost no arithmetic, with their backward passes: RMSNorm, rotary embedding, GeGLU.
+"""What a block computes with almost no arithmetic: RMSNorm, rotary embedding, GeGLU, softcap.
 
-What they cost is passes over memory. Each pass is one plain function here; on CUDA torch.compile makes one kernel of it,
-elsewhere it runs as it stands. Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
+Their cost is memory traffic, so each has its backward pass by hand, which saves less than autograd
+would and reads it fewer times. Each pass is one plain function; on CUDA torch.compile makes one
+kernel of it, elsewhere it runs as written.
+Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 """
 
 from collections.abc import Callable
@@ -10,14 +12,20 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# The outputs of o_proj and down_proj of a trained Gemma-2 exceed 65,504, where float16 ends. In
+# float16 their inputs are therefore multiplied by this (`Attention`, `MLP`), a power of two, so
+# exactly, and the norm that follows (`ResidualNorm`) takes the factor out again.
+FP16_SHRINK = 2.0**-6
+
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` of tensors without gradients, as one kernel where a training pass runs it on a CUDA device."""
+    """`function` of tensors without gradients, one kernel where a pass over a text runs on CUDA."""
+    # Filled at the first call on a GPU: compiling at import would slow every start.
     compiled: list[Callable[..., R]] = []
 
     @wraps(function)
@@ -35,47 +43,38 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], run)
 
 
-def tanh_(x: Tensor) -> Tensor:
-    """tanh of a float32 x, in place. On a CPU as 2 sigmoid(2 x) - 1: PyTorch's own takes six times as long as its sigmoid.
-
-    Within 2e-7, two units in the last place below 1; near 0 this is an absolute error, as logits take it.
-    """
-    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0) if x.device.type == "cpu" else x.tanh_()
-
-
 def _can_compile(x: Tensor) -> bool:
-    """True for activations (B, T, ...) of a pass over a text, on a GPU that Triton supports; decoding is one token long."""
-    return (
-        x.is_cuda
-        and x.dim() > 1
-        and x.shape[1] > 1
-        and torch.cuda.get_device_capability(x.device) >= (7, 0)
-    )
+    """True for activations (B, T, ...) with T > 1, so not in decoding, on a GPU with Triton."""
+    if not x.is_cuda or x.dim() < 2 or x.shape[1] < 2:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (7, 0)
 
 
 @fused
 def _norm(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    wide = x.float()
-    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
-    normed = (wide * rstd).mul_(1.0 + weight.float()).to(dtype)
+    x = x.float()
+    rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)  # (..., 1)
+    # Gemma multiplies by the weight in float32 and rounds after that; Llama rounds first.
+    normed = (x * rstd).mul_(1.0 + weight.float()).to(dtype)
     return normed if residual is None else residual + normed, rstd
 
 
 @fused
 def _norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    # In place on new tensors: outside a compiled kernel each float32 copy is memory that the cache has to fetch.
-    g, normed = dy * (1.0 + weight.float()), x * rstd  # at least float32, as the factors are
+    # In place on new tensors: outside a compiled kernel the cache has to fetch each float32 copy.
+    g, normed = dy * (1.0 + weight.float()), x * rstd  # float32, as one factor of each is
     along = (g * normed).mean(-1, keepdim=True)  # (..., 1)
     return g.sub_(normed.mul_(along)).mul_(rstd).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = residual + n (1 + w) with n = x rstd, rstd = 1 / sqrt(mean(x^2) + eps), in float32. Saves x in its dtype, rstd.
+    """y = residual + n (1 + w) with n = x rstd, rstd = 1 / sqrt(mean(x^2) + eps), in float32.
 
     With g = dy (1 + w):  dx = rstd (g - n mean(g n)),  dw = sum over rows of dy n.
-    Autograd would keep two float32 copies of x for each of a block's four norms; `benchmarks/LOG.md` has the effect.
+    Saves x in its own dtype and rstd. Autograd would keep two float32 copies of x for each of a
+    block's four norms; `benchmarks/LOG.md` has the effect.
     """
 
     @staticmethod
@@ -89,42 +88,79 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
         x, weight, rstd = ctx.saved_tensors
-        d_x = _norm_backward(grads[0], x, weight, rstd) if ctx.needs_input_grad[0] else None
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (
-                (grads[0].float() * x.float() * rstd).sum_to_size(weight.shape).to(weight.dtype)
-            )
-        return (
-            d_x,
-            d_weight,
-            None if ctx.residual_dtype is None else grads[0].to(ctx.residual_dtype),
-            None,
-            None,
-        )
+        d_x = d_weight = d_residual = None
+        if ctx.needs_input_grad[0]:
+            d_x = _norm_backward(dy, x, weight, rstd)
+        if ctx.needs_input_grad[1]:  # never in a LoRA run, where the norms are frozen
+            d_weight = (dy.float() * x.float() * rstd).sum_to_size(weight.shape).to(weight.dtype)
+        if ctx.residual_dtype is not None:
+            d_residual = dy.to(ctx.residual_dtype)
+        return d_x, d_weight, d_residual, None, None
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """x / rms(x) * (1 + w) in `dtype`, added to `residual` where there is one: x (..., D), weight (D,).
+    """x / rms(x) * (1 + w), computed in float32, in `dtype`, plus `residual`: x (..., D), w (D,).
 
-    Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is Gemma's.
+    `dtype` is by default the weight's, not that of x: float16 keeps its residual stream in float32.
+    Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is
+    Gemma's.
     """
-    y: Tensor = _RMSNorm.apply(x, weight, residual, eps, dtype)
+    y: Tensor = _RMSNorm.apply(x, weight, residual, eps, dtype or weight.dtype)
     return y
+
+
+class RMSNorm(nn.Module):
+    """The norm before a branch, and the last one: x (..., D) -> (..., D) in the weight's dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, eps=self.eps)
+
+
+class ResidualNorm(RMSNorm):
+    """The norm after a branch, and the sum with the residual stream: two (..., D) -> (..., D)."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        # A float16 x comes multiplied by FP16_SHRINK. With c x and c^2 eps the norm is that of x
+        # with eps; with eps as it is, rows with a small mean square would come out too small.
+        eps = self.eps * FP16_SHRINK**2 if x.dtype == torch.float16 else self.eps
+        return rms_norm(x, self.weight, eps=eps, dtype=residual.dtype, residual=residual)
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, T, 1, d) in float32 for positions (B, T).
+
+    Source: "RoFormer" (arXiv:2104.09864), section 3.4.2, with the half-split layout of Gemma's
+    checkpoints: component i turns together with i + d / 2, not with i + 1 as in the paper.
+    """
+    even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)  # (d / 2,)
+    angles = positions[:, :, None, None].float() * (1.0 / theta ** (even / head_dim))
+    angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
+    return angles.cos(), angles.sin()
 
 
 @fused
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # (B, T, H, d / 2) each
     turned = torch.cat((-second, first), dim=-1)
     return x * cos.to(x.dtype) + turned * (sin * sign).to(x.dtype)
 
 
 class _Rotation(torch.autograd.Function):
-    """A rotation by the positions' angles; its transpose is the rotation back. Saves the tables only."""
+    """A rotation by the positions' angles; its transpose is the rotation back. Saves the tables."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -138,7 +174,10 @@ class _Rotation(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding of x (B, T, H, d); tables (B, T, 1, d), float32, cast to x's dtype first, as Gemma does."""
+    """The rotary embedding of x (B, T, H, d), with the float32 tables cast to x's dtype first.
+
+    Source of the cast: Gemma's reference implementation.
+    """
     y: Tensor = _Rotation.apply(x, cos, sin)
     return y
 
@@ -155,7 +194,7 @@ def _geglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tenso
 
 
 class _GeGLU(torch.autograd.Function):
-    """gelu_tanh(gate) * up, of which only gate and up are saved: gelu is computed again in the backward pass."""
+    """gelu_tanh(gate) * up; saves gate and up alone, and backward computes the gelu again."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -171,3 +210,19 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu_tanh(gate) * up, (..., F). Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
     y: Tensor = _GeGLU.apply(gate, up)
     return y
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap); without a cap the logits. Source: arXiv:2408.00118, section 2."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """tanh of a float32 x, in place, within 2e-7: two units in the last place below 1.
+
+    Near 0 that is an absolute error, which logits can take.
+    """
+    if x.device.type != "cpu":
+        return x.tanh_()
+    # 2 sigmoid(2 x) - 1: on a CPU PyTorch's tanh takes six times as long as its sigmoid.
+    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)

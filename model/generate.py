@@ -1,7 +1,8 @@
-"""The decode loop, on ids only: prefill once, then one token per row and step through the key-value cache.
+"""The decode loop, on ids only: prefill once, then one token per row and step through the cache.
 
-Shapes: B rows, T prompt positions, V vocabulary. Rows of different lengths are padded on the right: a padded entry of
-the cache lies in the future of its row's last token, so the causal mask hides it until a new token overwrites it.
+Shapes: B rows, T prompt positions, V vocabulary. Rows of different lengths are padded on the right:
+a padded entry of the cache lies in the future of its row's last token, so the causal mask hides it
+until a new token overwrites it.
 """
 
 import math
@@ -14,18 +15,21 @@ from torch import Tensor
 from model.attention import KVCache
 from model.transformer import Gemma2
 
-# Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would overflow.
+# Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would
+# overflow.
 MIN_TEMPERATURE = 1e-6
-# Ended rows leave the batch once at most this share of it goes on. Not at once, for leaving copies the cache.
+# Ended rows leave the batch once at most this share of it goes on. Not at once, for leaving copies
+# the cache.
 SHRINK = 0.75
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: temperature 0 takes the most probable one; top_p keeps the smallest set that holds p.
+    """How a token is chosen: temperature 0 takes the most probable one.
 
-    `forbidden` ids are never produced. Source of top_p: "The Curious Case of Neural Text Degeneration"
-    (arXiv:1904.09751), section 3.1.
+    `top_p` keeps the smallest set of tokens that has this probability. `forbidden` ids are never
+    produced. Source of top_p: "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751),
+    section 3.1.
     Raises: ValueError for a negative or infinite temperature or a top_p outside (0, 1].
     """
 
@@ -47,6 +51,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         logits = logits.index_fill(
             -1, torch.tensor(sampling.forbidden, device=logits.device), float("-inf")
         )
+    # Without a softmax: it would round two close logits to the same probability.
     if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(-1)
     probabilities, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(
@@ -67,7 +72,7 @@ def decode(
     stop_ids: Sequence[int],
     sampling: Sampling | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yields, step by step, one new id per prompt; None for a row that has ended. The stop id itself is yielded.
+    """Yields, step by step, one new id per prompt, the stop id too; None for a row that has ended.
 
     Raises: ValueError for an empty prompt or one that leaves no room below max_position_embeddings.
     """
@@ -78,14 +83,11 @@ def decode(
     device = weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature else None
     cache = KVCache(model.config, len(prompts), max(lengths) + max_new_tokens, device, weight.dtype)
-    padded = [
-        list(prompt) + [model.config.pad_token_id] * (max(lengths) - len(prompt))
-        for prompt in prompts
-    ]
+    pad = model.config.pad_token_id
+    padded = [[*prompt, *[pad] * (max(lengths) - len(prompt))] for prompt in prompts]
+    # Only each row's last state is needed: the head on all of them would be (B, T, V) logits.
     hidden = model.hidden(torch.tensor(padded, device=device), cache=cache)  # (B, T, D)
-    position = torch.tensor(lengths, device=device)[
-        :, None
-    ]  # (B, 1): where each row's next token stands
+    position = torch.tensor(lengths, device=device)[:, None]  # (B, 1), of each row's next token
     hidden = hidden[torch.arange(len(prompts), device=device), position[:, 0] - 1]  # (B, D)
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
     running = set(rows)  # those of them that have not ended
@@ -97,12 +99,11 @@ def decode(
         if not running or step + 1 == max_new_tokens:
             return
         if len(running) <= SHRINK * len(rows):
-            kept = torch.tensor(
-                [index for index, row in enumerate(rows) if row in running], device=device
-            )
+            places = [place for place, row in enumerate(rows) if row in running]
+            kept = torch.tensor(places, device=device)
             rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]
             cache.keep(kept)
-        hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]
+        hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]  # (B, D)
         position = position + 1
 
 
@@ -130,6 +131,6 @@ def _check_lengths(lengths: list[int], max_new_tokens: int, model: Gemma2) -> No
     limit = model.config.max_position_embeddings
     if max(lengths) + max_new_tokens > limit:
         raise ValueError(
-            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the model's {limit} positions; "
-            "shorten the conversation or lower --max-new-tokens"
+            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the model's "
+            f"{limit} positions; shorten the conversation or lower --max-new-tokens"
         )

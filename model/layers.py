@@ -1,27 +1,76 @@
-"""The small modules of a block: linear, embedding, RMSNorm, gated MLP; softcap and the rotary tables.
+"""The layers inside a block: linear maps, attention with its projections, the gated MLP.
 
-Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
-Source of the numerics: Gemma's reference implementation, github.com/google/gemma_pytorch, gemma/model.py.
+Shapes: B batch, T query positions, S key positions, H query heads, Hkv key/value heads, d head
+width, D model width, F MLP width; in a linear map K in, N out.
+Source of the numerics: Gemma's reference implementation, github.com/google/gemma_pytorch,
+gemma/model.py.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.device import has_fast_matmul
-from model.fused import geglu, rms_norm
+from model.attention import Attend, KVCache
+from model.config import Gemma2Config
+from model.fused import FP16_SHRINK, geglu, rotate
 from model.recompute import recomputed
 
-# Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at D = 2304.
+# Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at
+# D = 2304.
 UPCAST_ROWS = 8192
-# Below this many rows of x a 16-bit product is a memory-bound matrix-vector product that PyTorch does well everywhere.
+# Below this many rows of x a 16-bit product is a memory-bound matrix-vector product that PyTorch
+# does well everywhere.
 UPCAST_MIN_ROWS = 32
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What the blocks of one forward pass share; `Decoder.forward` makes it."""
+
+    attend: Attend
+    rotary: tuple[Tensor, Tensor]  # cos and sin, (B, T, 1, d) each, float32
+    positions: Tensor  # (B, T), where a cache stores the new keys and values
+    cache: KVCache | None
+    recompute: bool  # True: backward computes the norms and the gated product again
+
+
+@runtime_checkable
+class JointLinear(Protocol):
+    """A linear that can compute several linears of the same x at once, as LoRA's does."""
+
+    def forward_group(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
+        """The outputs of all `linears`, of which this is one, in their order."""
+        ...
+
+
+@runtime_checkable
+class TokenHead(Protocol):
+    """A frozen head in which trained rows replace those of some tokens."""
+
+    def replaced_rows(self) -> tuple[tuple[int, ...], Tensor]:
+        """The tokens' ids and their rows (n, D)."""
+        ...
+
+
+class Linear(nn.Linear):
+    """y = x W^T without bias: x (..., K), weight (N, K) -> (..., N), in x's dtype."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if has_fast_matmul(x) or self.weight.requires_grad or x[..., 0].numel() < UPCAST_MIN_ROWS:
+            return F.linear(x, self.weight)
+        return _UpcastLinear.apply(x, self.weight)
+
+
 class _UpcastLinear(torch.autograd.Function):
-    """y = x W^T for a frozen 16-bit W on a CPU without 16-bit matrix units: float32 products, W in row slices.
+    """y = x W^T for a frozen 16-bit W on a CPU without 16-bit products: in float32, W by slices.
 
     dx = dy W. Nothing in float32 is saved; W gets no gradient.
     """
@@ -37,90 +86,57 @@ class _UpcastLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        dy = grads[0].reshape(-1, weight.shape[0])
+        dy = grads[0].reshape(-1, weight.shape[0])  # (B * T, N)
         dx = torch.zeros(dy.shape[0], weight.shape[1], dtype=torch.float32)
-        for part, slice_dy in zip(
-            weight.split(UPCAST_ROWS), dy.split(UPCAST_ROWS, dim=1), strict=True
-        ):
-            dx.addmm_(slice_dy.float(), part.float())
+        slices = zip(weight.split(UPCAST_ROWS), dy.split(UPCAST_ROWS, dim=1), strict=True)
+        for weight_part, dy_part in slices:
+            dx.addmm_(dy_part.float(), weight_part.float())
         return dx.to(dy.dtype).view(*grads[0].shape[:-1], weight.shape[1]), None
 
 
-class Linear(nn.Linear):
-    """y = x W^T without bias: x (..., K), weight (N, K) -> (..., N), in x's dtype."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if has_fast_matmul(x) or self.weight.requires_grad or x[..., 0].numel() < UPCAST_MIN_ROWS:
-            return F.linear(x, self.weight)
-        return _UpcastLinear.apply(x, self.weight)
-
-
 def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
-    """The outputs of linears that read the same x. One that knows a joint way for all (`forward_group`) computes them."""
+    """The outputs of linears that read the same x, at once if one of them knows how."""
     for linear in linears:
-        joint = getattr(linear, "forward_group", None)
-        if joint is not None:
-            outputs: list[Tensor] = joint(x, linears)
-            return outputs
+        # Any of them: LoRA may be on the values alone, and it knows how to compute plain ones too.
+        if isinstance(linear, JointLinear):
+            return linear.forward_group(x, linears)
     return [linear(x) for linear in linears]
 
 
-class Embedding(nn.Embedding):
-    """Token ids (B, T) -> vectors (B, T, D) times sqrt(D), the factor rounded to the weight's dtype as Gemma does."""
+class Attention(nn.Module):
+    """Grouped-query attention: x (B, T, D) -> (B, T, D), in float16 times FP16_SHRINK."""
 
-    @property
-    def scale(self) -> Tensor:
-        # A fill on the device: torch.tensor would copy from the host at every call.
-        return torch.full(
-            (), self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight) * self.scale
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + w), in float32, cast back after the product. x (..., D). See `rms_norm`."""
-
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, config: Gemma2Config, layer: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim))
-        self.eps = eps
+        width = config.head_dim
+        self.layer, self.head_dim = layer, width
+        self.window = config.sliding_window if config.is_sliding(layer) else None
+        # Not always head_dim: in the 27B model it is hidden_size / num_attention_heads.
+        self.scale = config.query_pre_attn_scalar**-0.5
+        self.cap = config.attn_logit_softcapping
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * width)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * width)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * width)
+        self.o_proj = Linear(config.num_attention_heads * width, config.hidden_size)
 
-    def forward(
-        self,
-        x: Tensor,
-        dtype: torch.dtype | None = None,
-        shrunk: float = 1.0,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """The norm in `dtype`, by default x's own, of x before it was multiplied by `shrunk`; plus `residual`."""
-        return rms_norm(x, self.weight, self.eps * shrunk**2, dtype or x.dtype, residual)
-
-
-def softcap(logits: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(logits / cap), or the logits themselves without a cap. Source: arXiv:2408.00118, section 2."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (B, T, 1, d) in float32 for positions (B, T).
-
-    Source: "RoFormer" (arXiv:2104.09864), section 3.4.2, with the half-split layout of Gemma's checkpoints.
-    """
-    exponents = (
-        torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    )
-    angles = positions[:, :, None, None].float() * (1.0 / theta**exponents)  # (B, T, 1, d / 2)
-    angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
-    return angles.cos(), angles.sin()
+    def forward(self, x: Tensor, call: Pass) -> Tensor:
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        # (B, T, H, d), and twice (B, T, Hkv, d).
+        query, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)
+        # Before the cache: a stored key never turns again, only distances to it matter.
+        query, keys = rotate(query, *call.rotary), rotate(keys, *call.rotary)
+        if call.cache is not None:
+            keys, values = call.cache.update(self.layer, call.positions, keys, values)
+        window, scale, cap = self.window, self.scale, self.cap
+        mixed = call.attend(query, keys, values, window=window, scale=scale, cap=cap)
+        mixed = mixed.flatten(2)  # (B, T, H * d)
+        if mixed.dtype == torch.float16:
+            mixed = mixed * FP16_SHRINK
+        return self.o_proj(mixed)  # (B, T, D)
 
 
 class MLP(nn.Module):
-    """down(gelu_tanh(gate(x)) * up(x)): (..., D) -> (..., D), times `shrink` where float16 might overflow."""
+    """down(gelu_tanh(gate(x)) * up(x)): (..., D) -> (..., D), in float16 times FP16_SHRINK."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -128,13 +144,14 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
 
-    def forward(self, x: Tensor, shrink: float = 1.0, selective: bool = False) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        if shrink != 1.0:
-            up = up * shrink
+    def forward(self, x: Tensor, call: Pass) -> Tensor:
+        gate, up = project(x, self.gate_proj, self.up_proj)  # (B, T, F) each
+        if up.dtype == torch.float16:
+            up = up * FP16_SHRINK
         product = geglu(gate, up)
-        if not selective:
-            return self.down_proj(product)
+        if not call.recompute:
+            return self.down_proj(product)  # (B, T, D)
+        # geglu keeps gate and up anyway; the product, as large as each of them, need not be kept.
         gate, up = gate.detach(), up.detach()
         with recomputed(product, lambda: geglu(gate, up)):
             return self.down_proj(product)

@@ -1,31 +1,42 @@
-"""Gemma-2: token ids (B, T) to logits (B, T, V). Module names are the checkpoint's, so parameter names match it.
+"""Gemma-2, token ids (B, T) to logits (B, T, V): embedding, blocks, head.
 
+Module names are the checkpoint's, so that parameter names match it.
 Shapes: B batch, T query positions, S key positions, D model width, V vocabulary.
 Source: arXiv:2408.00118.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Attend, Attention, KVCache, MaskedAttention, attention_mask
+from common.device import has_fast_matmul
+from model.attention import Attend, KVCache, MaskedAttention, attention_mask
 from model.attention_tiles import TiledAttention, document_spans
 from model.config import Gemma2Config
-from model.layers import MLP, Embedding, Linear, RMSNorm, rotary_tables, softcap
+from model.fused import ResidualNorm, RMSNorm, rotary_tables, softcap
+from model.layers import MLP, Attention, Linear, Pass
 from model.recompute import recomputed
 
-# A power of two, so exact: float16 ends at 65,504, which outputs of o_proj and down_proj exceed. The norm that follows
-# takes the factor out again.
-FP16_SHRINK = 2.0**-6
+
+class Embedding(nn.Embedding):
+    """Token ids (B, T) -> vectors (B, T, D) times sqrt(D), rounded to the weight's dtype."""
+
+    @property
+    def scale(self) -> Tensor:
+        """sqrt(D) as Gemma was trained with it: for D = 3584 in bfloat16 59.75, not 59.87."""
+        weight = self.weight
+        # A fill on the device: torch.tensor would copy from the host at every call.
+        return torch.full((), self.embedding_dim**0.5, dtype=weight.dtype, device=weight.device)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight) * self.scale
 
 
 class Block(nn.Module):
-    """One layer: attention and gated MLP, each with a norm before and a norm after, both residual."""
+    """One layer: attention and gated MLP, each between two norms, each added to its input."""
 
     def __init__(self, config: Gemma2Config, layer: int) -> None:
         super().__init__()
@@ -33,48 +44,30 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(width, config.intermediate_size)
         self.input_layernorm = RMSNorm(width, eps)
-        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = ResidualNorm(width, eps)
         self.pre_feedforward_layernorm = RMSNorm(width, eps)
-        self.post_feedforward_layernorm = RMSNorm(width, eps)
+        self.post_feedforward_layernorm = ResidualNorm(width, eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        look: Attend,
-        positions: Tensor,
-        cache: KVCache | None,
-        selective: bool = False,
-    ) -> Tensor:
-        dtype = self.input_layernorm.weight.dtype
-        shrink = FP16_SHRINK if dtype == torch.float16 else 1.0
-        with _recomputed_norm(self.input_layernorm, x, dtype, selective) as normed:
-            attended = self.self_attn(normed, rotary, look, positions, cache, shrink)
-        x = self.post_attention_layernorm(attended, x.dtype, shrink, residual=x)
-        with _recomputed_norm(self.pre_feedforward_layernorm, x, dtype, selective) as normed:
-            changed = self.mlp(normed, shrink, selective)
-        return self.post_feedforward_layernorm(changed, x.dtype, shrink, residual=x)
+    def forward(self, x: Tensor, call: Pass) -> Tensor:
+        """The residual stream x (B, T, D) -> the same, with what the two branches add to it."""
+        norm = self.input_layernorm
+        normed = norm(x)
+        with _not_kept(normed, norm, x) if call.recompute else nullcontext():
+            attended = self.self_attn(normed, call)
+        x = self.post_attention_layernorm(attended, residual=x)
+        norm = self.pre_feedforward_layernorm
+        normed = norm(x)
+        with _not_kept(normed, norm, x) if call.recompute else nullcontext():
+            changed = self.mlp(normed, call)
+        return self.post_feedforward_layernorm(changed, residual=x)
 
 
-@contextmanager
-def _recomputed_norm(
-    norm: RMSNorm, x: Tensor, dtype: torch.dtype, selective: bool
-) -> Iterator[Tensor]:
-    """The norm of x in `dtype`; with `selective` what is saved of it inside is computed again from x."""
-    normed = norm(x, dtype)
-    if not selective:
-        yield normed
-        return
+def _not_kept(normed: Tensor, norm: RMSNorm, x: Tensor) -> AbstractContextManager[None]:
+    """Inside, the backward pass gets no normed = norm(x) to keep, but computes it again from x."""
+    # x is in memory anyway, for the norm's own backward pass. Detached, so that the closure does
+    # not keep the graph of all layers before alive.
     source = x.detach()
-    with recomputed(normed, lambda: norm(source, dtype)):
-        yield normed
-
-
-@cache
-def _has_flex(device: torch.device) -> bool:
-    from model.attention_flex import can_run
-
-    return can_run(device)
+    return recomputed(normed, lambda: norm(source))
 
 
 class Decoder(nn.Module):
@@ -84,43 +77,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        # Even layers see a window, odd ones everything (`Gemma2Config.is_sliding`).
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        # What the backward pass computes again instead of keeping it: "none"; "selective", norms and the gated product;
-        # "full", each block (arXiv:1604.06174).
+        # What the backward pass computes again instead of keeping it: "none"; "selective", norms
+        # and the gated product; "full", each block (arXiv:1604.06174).
         self.checkpoint_activations = "none"
-
-    def choose_attention(
-        self,
-        positions: Tensor,
-        documents: Tensor | None,
-        cache: KVCache | None,
-        is_whole: bool = False,
-    ) -> Attend:
-        """How this pass attends: through masks with a cache, else document by document, in a fused kernel if it can be.
-
-        `is_whole`: the tokens stand at 0 .. T - 1, whatever the cache held before.
-        """
-        batch, length = positions.shape
-        if cache is None and positions.is_cuda and _has_flex(positions.device):
-            from model.attention_flex import (
-                FlexAttention,
-            )  # imported only where it runs: it brings a compiler
-
-            documents = torch.zeros_like(positions) if documents is None else documents
-            return FlexAttention.of(
-                documents.to(positions.device, non_blocking=True), self.config.sliding_window
-            )
-        if cache is None or is_whole:  # with a cache: all keys are the prompt's own
-            if cache is not None:
-                cache.reserve(length, visible=length)
-            return TiledAttention(document_spans(documents, batch, length))
-        cache.reserve(int(positions.max()) + 1)
-        keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)
-        wide = attention_mask(positions, keys, None, None, None)
-        return MaskedAttention(
-            wide, attention_mask(positions, keys, None, None, self.config.sliding_window)
-        )
 
     def forward(
         self,
@@ -130,62 +92,70 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         if cache is not None and documents is not None:
-            raise ValueError(
-                "documents and a cache exclude one another: a cache does not keep documents"
-            )
-        is_whole = positions is None
+            raise ValueError("documents and a cache exclude each other: a cache keeps no documents")
+        is_whole = positions is None  # no token but these is to be seen
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        look = self.choose_attention(positions, documents, cache, is_whole)
+        # Without gradients, as in decoding, nothing is kept that could be computed again.
+        recompute = self.checkpoint_activations if torch.is_grad_enabled() else "none"
+        call = Pass(
+            attend=self.choose_attention(positions, documents, cache, is_whole),
+            rotary=rotary_tables(positions, self.config.head_dim, self.config.rope_theta),
+            positions=positions,
+            cache=cache,
+            recompute=recompute == "selective",
+        )
         x = self.embed_tokens(tokens)  # (B, T, D)
         if x.dtype == torch.float16:
             x = x.float()  # the residual stream of a trained Gemma-2 outgrows float16
-        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
-            arguments: tuple[Any, ...] = (x, rotary, look, positions, cache)
-            if self.checkpoint_activations == "full" and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
+            if recompute == "full":
+                # The reentrant kind would lose the gradients behind a frozen embedding's output.
+                x = checkpoint(layer, x, call, use_reentrant=False)
             else:
-                x = layer(
-                    *arguments,
-                    self.checkpoint_activations == "selective" and torch.is_grad_enabled(),
-                )
-        return self.norm(x, self.norm.weight.dtype)
+                x = layer(x, call)
+        return self.norm(x)
+
+    def choose_attention(
+        self,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: KVCache | None,
+        is_whole: bool = False,
+    ) -> Attend:
+        """How this pass attends. `is_whole`: positions are 0 .. T - 1, whatever the cache held."""
+        batch, length = positions.shape
+        window = self.config.sliding_window
+        if cache is None and positions.is_cuda:
+            # Imported only where it may run: it brings a compiler.
+            from model.attention_flex import FlexAttention, can_run
+
+            if can_run(positions.device):
+                documents = torch.zeros_like(positions) if documents is None else documents
+                return FlexAttention.of(documents.to(positions.device, non_blocking=True), window)
+        if cache is None or is_whole:
+            if cache is not None:  # a prompt sees only itself, so its keys are the visible ones
+                cache.reserve(length, visible=length)
+            upcast = not has_fast_matmul(self.norm.weight)
+            return TiledAttention(document_spans(documents, batch, length), upcast)
+        # Decoding. An entry's index is its position: the masks hide what a row has not written.
+        cache.reserve(int(positions.max()) + 1)
+        keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)
+        return MaskedAttention(
+            full=attention_mask(positions, keys, None, None, None),
+            sliding=attention_mask(positions, keys, None, None, window),
+        )
 
 
 class Gemma2(nn.Module):
-    """The language model. The head shares the embedding's weight when `config.tie_word_embeddings`."""
+    """The language model. The head shares the embedding's weight if `tie_word_embeddings`."""
 
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        self.tie()
-
-    def tie(self) -> None:
-        """Makes head and embedding one parameter, where the configuration says so."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
-    def replace_config(self, config: Gemma2Config) -> None:
-        """Sets a changed configuration (vocabulary, tying) on the model and its decoder."""
-        self.config = self.model.config = config
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm; the arguments are those of `forward`."""
-        states: Tensor = self.model(tokens, positions, documents, cache)
-        return states
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) -> softcapped float32 logits (..., V)."""
-        return softcap(self.lm_head(hidden).float(), self.config.final_logit_softcapping)
+        self.tie()  # named_parameters then lists the shared weight once, as the embedding's
 
     def forward(
         self,
@@ -196,8 +166,34 @@ class Gemma2(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V), float32, softcapped.
 
-        tokens, positions, documents: int64 (B, T). Positions default to 0..T-1. Tokens of different documents do not
-        see one another. With a cache, positions say where the new tokens stand and all that is stored before is seen.
-        Raises: ValueError for documents together with a cache, or for positions past the cache's end.
+        tokens, positions, documents: int64 (B, T). Positions are by default 0..T-1. Tokens of
+        different documents do not see one another. With a cache, positions say where the new tokens
+        belong, and they see all that is stored before them.
+        Raises: ValueError for documents together with a cache, or for positions past its end.
         """
         return self.logits(self.hidden(tokens, positions, documents, cache))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm, for the arguments of `forward`."""
+        states: Tensor = self.model(tokens, positions, documents, cache)
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> softcapped float32 logits (..., V)."""
+        # Cast first: a softcap in 16 bits would merge logits that differ.
+        return softcap(self.lm_head(hidden).float(), self.config.final_logit_softcapping)
+
+    def tie(self) -> None:
+        """Makes head and embedding one parameter, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def replace_config(self, config: Gemma2Config) -> None:
+        """Sets a changed configuration (vocabulary, tying) on the model and its decoder."""
+        self.config = self.model.config = config

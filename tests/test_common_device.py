@@ -20,9 +20,6 @@ from common.device import (
     seed_everything,
     set_rng_state,
 )
-from model import recompute
-from model.config import Gemma2Config
-from model.recompute import CHECKPOINTING, pick_checkpointing
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 LARGE = 2_600_000_000
@@ -128,40 +125,6 @@ def test_precision_by_name() -> None:
     ]
     with pytest.raises(ValueError, match="--dtype"):
         pick_precision("float16", CPU, 1)
-
-
-def test_checkpointing_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma-2-2B: more is recomputed the more tokens there are and the less memory is free."""
-    config, bf16, fp32 = (
-        Gemma2Config(),
-        pick_precision("bf16", CUDA, 1),
-        pick_precision("fp32", CPU, 1),
-    )
-    free: dict[str, int] = {}
-    monkeypatch.setattr(recompute, "available_memory_bytes", lambda device: free[device.type])
-    free |= {"cuda": 80 * 10**9, "cpu": 80 * 10**9, "mps": 80 * 10**9}
-    assert pick_checkpointing("auto", config, 1500, bf16, CUDA)[0] == "none"
-    free["cuda"] = 12 * 10**9
-    mode, reason = pick_checkpointing("auto", config, 1500, bf16, CUDA)
-    assert mode == "selective" and "of 12.0 GB free" in reason
-    assert pick_checkpointing("auto", config, 1500, bf16, CUDA, copies=True)[0] == "full"
-    order = [
-        CHECKPOINTING.index(pick_checkpointing("auto", config, n, fp32, CPU)[0])
-        for n in range(64, 30_000, 64)
-    ]
-    assert order == sorted(order) and set(order) == {0, 1, 2}
-    on_mps = [
-        CHECKPOINTING.index(pick_checkpointing("auto", config, n, bf16, MPS)[0])
-        for n in range(64, 30_000, 64)
-    ]
-    assert on_mps.index(1) > order.index(1)  # half the bytes, more tokens
-
-
-def test_checkpointing_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recompute, "available_memory_bytes", lambda device: 0)
-    bf16 = pick_precision("bf16", CPU, 1)
-    for name in CHECKPOINTING:
-        assert pick_checkpointing(name, Gemma2Config(), 10**6, bf16, CPU) == (name, "asked for")
 
 
 def test_memory_is_read_from_the_card(monkeypatch: pytest.MonkeyPatch) -> None:

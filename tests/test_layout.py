@@ -22,8 +22,8 @@ PACKAGES = tuple(FLOORS)
 # The reading order. A file that is listed imports only listed files above it; for the others it is
 # enough that there is no cycle. A subpackage stands as one entry.
 ORDER = {
-    "model": """config kernels fused recompute layers attention_tiles attention attention_flex transformer loss loader
-                embedding generate""".split(),
+    "model": """config kernels fused recompute attention attention_tiles attention_flex layers
+                transformer loss loader embedding generate""".split(),
     "lora": "config reference steps kernels fused ops layer inject adapter".split(),
 }
 HARDWARE = (

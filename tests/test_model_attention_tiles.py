@@ -1,13 +1,17 @@
 """Attention tile by tile inside documents against masks over all keys: values and gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 import model.attention_tiles as module
+from common.device import has_fast_matmul
 from model.attention import attend, attention_mask
 from model.attention_tiles import TiledAttention, document_spans, tiles
 
+Relative = Callable[[Tensor, Tensor], float]
 B, T, H, HKV, D = 2, 29, 4, 2, 12
 DOCUMENTS = torch.tensor([[7] * 11 + [3] * 1 + [9] * 17, [0] * 25 + [-1] * 4])
 POSITIONS = torch.tensor([[*range(11), 0, *range(17)], [*range(25), *range(4)]])
@@ -25,19 +29,28 @@ def with_gradients(out: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 
 def dense(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tensor]:
     mask = attention_mask(POSITIONS, POSITIONS, DOCUMENTS, DOCUMENTS, window)
-    return with_gradients(attend(*qkv, mask, 0.3, cap), qkv)
+    query, keys, values = qkv
+    return with_gradients(attend(query, keys, values, mask, scale=0.3, cap=cap), qkv)
 
 
 def tiled(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tensor]:
-    look = TiledAttention(document_spans(DOCUMENTS, B, T))
-    return with_gradients(look(*qkv, window, 0.3, cap), qkv)
+    query, keys, values = qkv
+    tiled = TiledAttention(document_spans(DOCUMENTS, B, T), upcast=not has_fast_matmul(query))
+    return with_gradients(tiled(query, keys, values, window=window, scale=0.3, cap=cap), qkv)
 
 
 @pytest.mark.parametrize("tile", [1, 4, 128])
 @pytest.mark.parametrize("window", [None, 2, 5, 16])
 @pytest.mark.parametrize("cap", [2.0, 50.0, None])
 @pytest.mark.parametrize("earlier", [3, 512])
-def test_it_equals_masked_attention(monkeypatch, relative, tile, window, cap, earlier):
+def test_it_equals_masked_attention(
+    monkeypatch: pytest.MonkeyPatch,
+    relative: Relative,
+    tile: int,
+    window: int | None,
+    cap: float | None,
+    earlier: int,
+) -> None:
     monkeypatch.setattr(module, "TILE", tile)
     monkeypatch.setattr(module, "EARLIER", earlier)
     qkv = inputs(torch.float32)
@@ -46,7 +59,9 @@ def test_it_equals_masked_attention(monkeypatch, relative, tile, window, cap, ea
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bits_are_as_close_to_the_truth(monkeypatch, dtype):
+def test_16_bits_are_as_close_to_the_truth(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(module, "TILE", 4)
     qkv = inputs(dtype)
     wide = [x.detach().float().requires_grad_() for x in qkv]
@@ -57,7 +72,7 @@ def test_16_bits_are_as_close_to_the_truth(monkeypatch, dtype):
         assert (ours.float() - truth).norm() <= 1.5 * (naive.float() - truth).norm()
 
 
-def test_tiles_cover_each_query_once_and_no_key_of_another_document():
+def test_tiles_cover_each_query_once_and_no_key_of_another_document() -> None:
     spans = document_spans(DOCUMENTS, B, T)
     assert spans == [(0, 0, 11), (0, 11, 12), (0, 12, 29), (1, 0, 25), (1, 25, 29)]
     for window in (None, 6):
@@ -72,11 +87,15 @@ def test_tiles_cover_each_query_once_and_no_key_of_another_document():
             assert window is None or tile.first_key >= tile.start - window + 1
 
 
-def test_nothing_of_the_size_of_the_scores_is_saved():
+def test_nothing_of_the_size_of_the_scores_is_saved() -> None:
     qkv = inputs(torch.float32)
     saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: saved.append(t.numel()) or t, lambda t: t
-    ):
-        TiledAttention(document_spans(DOCUMENTS, B, T))(*qkv, None, 0.3, 2.0)
+
+    def count(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        tiled = TiledAttention(document_spans(DOCUMENTS, B, T))
+        tiled(*qkv, window=None, scale=0.3, cap=2.0)
     assert sum(saved) == 2 * B * T * (H + HKV) * D  # queries, keys, values and the result

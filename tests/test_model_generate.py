@@ -1,4 +1,4 @@
-"""Decoding through the cache against full forward passes, and sampling against the probabilities it should follow."""
+"""Decoding through the cache against full forward passes; sampling against its probabilities."""
 
 import math
 
@@ -29,7 +29,7 @@ def greedy(model, prompt, steps):
 
 @pytest.mark.parametrize("window", [3, 5, 40])
 def test_a_batch_equals_each_prompt_alone_and_full_forward_passes(make_model, window):
-    """12 steps from lengths 2 to 12: every row crosses the window's edge, some while others are still inside."""
+    """12 steps from lengths 2 to 12: every row crosses the window's edge, at different steps."""
     model = make_model(seed=SEED, sliding_window=window, **UNTIED)
     truth = [greedy(model, prompt, 12) for prompt in PROMPTS]
     assert generate(model, PROMPTS, 12, ()) == truth

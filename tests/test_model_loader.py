@@ -1,16 +1,16 @@
-"""Strict loading: everything that can be wrong with a folder or a hub id, and what loading costs in memory."""
+"""Strict loading: what can be wrong with a folder or a hub id, and what loading costs in memory."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-import model.loader as loader
 from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 
@@ -151,18 +151,22 @@ def test_newer_transformers_configuration_loads(folder):
     assert load_gemma2(folder).config.rope_theta == 1234.0
 
 
+PUBLISHED = """{
+"architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+"attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
+"eos_token_id": [1, 107], "final_logit_softcapping": 30.0, "head_dim": 256,
+"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
+"initializer_range": 0.02, "intermediate_size": 9216, "max_position_embeddings": 8192,
+"model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26,
+"num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+"rope_theta": 10000.0, "sliding_window": 4096, "torch_dtype": "bfloat16", "use_cache": true,
+"vocab_size": 256000
+}"""
+
+
 def test_the_real_models_published_configuration_loads(tmp_path):
     """google/gemma-2-2b-it's config.json, whose null and absent fields mean different things."""
-    (tmp_path / "config.json").write_text(
-        '{"architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, '
-        '"attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 107],'
-        '"final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": '
-        '"gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 9216, '
-        '"max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26, '
-        '"num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, '
-        '"rope_theta": 10000.0, "sliding_window": 4096, "torch_dtype": "bfloat16", "use_cache": true, '
-        '"vocab_size": 256000}'
-    )
+    (tmp_path / "config.json").write_text(PUBLISHED)
     assert Gemma2Config.from_json(tmp_path) == Gemma2Config()
     edit_config(tmp_path, attn_logit_softcapping=None)
     assert Gemma2Config.from_json(tmp_path).attn_logit_softcapping is None
@@ -177,9 +181,15 @@ class FakeResponse:
 
 
 @pytest.mark.parametrize(
-    "kind", [GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError, ConnectionError]
+    ("kind", "expected"),
+    [
+        (GatedRepoError, ValueError),
+        (RepositoryNotFoundError, FileNotFoundError),
+        (LocalEntryNotFoundError, FileNotFoundError),
+        (ConnectionError, ValueError),
+    ],
 )
-def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, kind):
+def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, kind, expected):
     def refuse(*args, **kwargs):
         is_http = issubclass(kind, RepositoryNotFoundError)
         raise (
@@ -188,8 +198,8 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, 
             else kind("no\nnetwork")
         )
 
-    monkeypatch.setattr(loader, "snapshot_download", refuse)
-    with pytest.raises(ValueError) as caught:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(expected) as caught:
         load_gemma2("google/gemma-2-2b-it")
     message = str(caught.value)
     assert "https://huggingface.co/google/gemma-2-2b-it" in message
@@ -202,8 +212,13 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, 
     "name", ["/no/such/folder", "./missing", "gemma", "a/b/c", "some folder/gemma 2"]
 )
 def test_what_can_be_no_hub_id_is_a_missing_folder(name):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_gemma2(name)
+
+
+def test_a_file_where_a_folder_is_expected(folder: Path) -> None:
+    with pytest.raises(ValueError, match="expected a folder with config.json .* got a file"):
+        load_gemma2(folder / "config.json")
 
 
 def test_dtype_conversion_and_evaluation_mode(folder):
@@ -220,7 +235,7 @@ def test_dtype_conversion_and_evaluation_mode(folder):
 
 
 def test_saving_over_the_folder_that_is_loaded_keeps_it_whole(folder, make_model):
-    """The weights are the mapped file itself; changing between one file and shards must leave no stale one behind."""
+    """The weights are the mapped file itself; a save in another form leaves no stale file."""
     tokens = torch.arange(8)[None]
     expected = make_model()(tokens)
     for limit in (5_000_000_000, 30_000, 20_000, 5_000_000_000):
@@ -242,7 +257,8 @@ def anonymous():
 load_gemma2(sys.argv[1])  # what PyTorch itself allocates on first use
 before = anonymous()
 loaded = load_gemma2(sys.argv[2])
-print(anonymous() - before, sum(p.nbytes for p in loaded.parameters()), loaded.lm_head.weight.sum().item() != 0)
+size = sum(p.nbytes for p in loaded.parameters())
+print(anonymous() - before, size, loaded.lm_head.weight.sum().item() != 0)
 """
 
 

@@ -1,4 +1,4 @@
-"""The chunked loss against F.cross_entropy on whole logits: values, every gradient, and what it keeps in memory."""
+"""The chunked loss against F.cross_entropy on whole logits: values, gradients, and memory."""
 
 import gc
 
@@ -20,14 +20,11 @@ HEADS = {
 
 @pytest.fixture
 def problem(make_model, randomized, monkeypatch):
-    """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, of which every third is supervised."""
-    monkeypatch.setattr(
-        loss_module, "CHUNK_BYTES", 4 * 60 * 4
-    )  # four rows: the last chunk is not full
+    """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, a third supervised."""
+    # Four rows and seven columns: neither the last chunk nor the last block is full.
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)
     monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
-    monkeypatch.setitem(
-        loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4
-    )  # seven columns: neither is the last block
+    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)
 
     def make(head, dtype=torch.float32, **changes):
         model = make_model(dtype=dtype, **changes)
@@ -98,7 +95,7 @@ def test_confident_logits_at_the_cap_stay_finite(problem, relative):
 @pytest.mark.parametrize("head", ["plain", "rows, tied"])
 @pytest.mark.parametrize("confidence", [1.0, 5.0])
 def test_a_confident_bf16_gradient_does_not_drown_in_rounding(problem, head, confidence):
-    """Against the exact gradient at the same bf16 logits; at 5.0 the targets have a probability above 0.99."""
+    """Against the exact gradient at the same bf16 logits; at 5.0 the targets' mean p is over 0.99."""
     model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=30.0)
     weight = effective_weight(model)
     targets = torch.arange(30).view(2, 15) + 30  # the replaced rows 50 and 59 among them
@@ -139,11 +136,10 @@ def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, dtype):
-    """fp16 on a CPU goes through the upcast product, whose result the token rows are written into."""
+    """fp16 on a CPU goes through the upcast product, into whose result token rows are written."""
     model, hidden, targets = problem(head, dtype)
-    targets = torch.randint(
-        0, 60, (4, 15)
-    )  # 60 rows in chunks of 40: more than the upcast's least number
+    # 60 rows in chunks of 40: more than the upcast's least number.
+    targets = torch.randint(0, 60, (4, 15))
     loss_module.CHUNK_BYTES = 40 * 60 * 4
     hidden = torch.randn(4, 15, 32).mul(2).to(dtype).requires_grad_()
     wide, _, _ = problem(head)
@@ -194,7 +190,7 @@ def test_no_logits_stay_alive_after_the_forward(problem, head):
     ):
         loss, _ = supervised_loss(model, hidden, targets)
     assert vocabulary_wide_tensors() == before
-    # The 10 supervised rows in chunks of 4: autograd keeps no (rows, V) tensor even while a chunk lasts.
+    # The 10 supervised rows in chunks of 4: even during a chunk autograd keeps no (rows, V) tensor.
     assert inside and not {(10, 60), (4, 60), (2, 60)} & set(inside)
     assert [tuple(t.shape) for t in loss.grad_fn.saved_tensors] == [(10, 32), *params]
 
@@ -205,7 +201,12 @@ def test_evaluation_takes_no_gradient(problem, relative, monkeypatch, head):
     asked, modes = [], []
     handle = model.lm_head.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     sweep = loss_module._sweep
-    monkeypatch.setattr(loss_module, "_sweep", lambda *args: asked.append(args[-1]) or sweep(*args))
+
+    def recording(*args):
+        asked.append(args[-1].needs_grad)
+        return sweep(*args)
+
+    monkeypatch.setattr(loss_module, "_sweep", recording)
     with torch.no_grad():
         loss, _ = supervised_loss(model, hidden, targets)
     handle.remove()

@@ -1,4 +1,4 @@
-"""Gemma-2 against Transformers, through files in both directions; cached against uncached; packed against separate."""
+"""Gemma-2 against Transformers, through files both ways; cached and packed against plain passes."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ import torch
 from model.attention import KVCache
 from model.attention_flex import FlexAttention
 from model.attention_tiles import TiledAttention, document_spans
-from model.layers import RMSNorm
+from model.config import Gemma2Config
+from model.fused import RMSNorm
 from model.loader import load_gemma2, save_gemma2
+from model.transformer import Embedding, Gemma2
 
 transformers = pytest.importorskip("transformers")
 
@@ -168,6 +170,33 @@ def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(make_mode
     assert relative(packed[:, : separate.shape[1]], separate) < 1e-5
 
 
+def test_the_embeddings_factor_is_rounded_as_in_transformers() -> None:
+    """sqrt(3584) is 59.87, in bfloat16 59.75; that of the 2B model, 48, would hide an error."""
+    shape = {"hidden_size": 3584, "vocab_size": 50, "intermediate_size": 4, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2}
+    ours = Gemma2(Gemma2Config(**shape)).bfloat16()
+    theirs = transformers.Gemma2Model(transformers.Gemma2Config(**shape)).bfloat16()
+    weight, tokens = ours.model.embed_tokens.weight.detach(), torch.arange(50)[None]
+    with torch.no_grad():
+        theirs.embed_tokens.weight.copy_(weight)
+        embedded = ours.model.embed_tokens(tokens)
+        first = theirs(tokens, output_hidden_states=True).hidden_states[0]
+    assert torch.equal(embedded, first)
+    assert torch.equal(embedded[0], weight * torch.tensor(59.75, dtype=torch.bfloat16))
+    unrounded = (weight.float() * 3584**0.5).bfloat16()
+    assert (embedded[0] != unrounded).float().mean() > 0.2
+    # In float32 nothing is lost, and a changed dtype takes its own factor along.
+    assert Embedding(2, 3584).scale.item() == pytest.approx(3584**0.5, rel=1e-7)
+
+
+def test_the_attention_of_a_pass_multiplies_in_what_the_device_is_fast_at(make_model) -> None:
+    """float16 has no product on a CPU; only the decoder asks, once for all layers."""
+    positions = torch.arange(4)[None]
+    for dtype, upcast in ((torch.float32, False), (torch.float16, True)):
+        attend = make_model(dtype=dtype).model.choose_attention(positions, None, None)
+        assert isinstance(attend, TiledAttention) and attend.upcast == upcast
+
+
 def test_rms_norm_gradients_equal_autograds(relative):
     norm = RMSNorm(24, 1e-3)
     torch.nn.init.normal_(norm.weight)
@@ -184,7 +213,7 @@ def test_rms_norm_gradients_equal_autograds(relative):
 
 
 def test_float16_survives_outputs_and_residuals_beyond_its_range(make_model, relative):
-    """o_proj and down_proj give more than 65,504 before their norms, and the residual stream grows past it too."""
+    """o_proj and down_proj give more than 65,504, and the residual stream grows past it too."""
     model = make_model(final_logit_softcapping=None)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -217,7 +246,7 @@ def outputs_of(model, *names_and_tokens):
 
 @pytest.mark.parametrize("window", [5, 40])
 def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relative, window):
-    """Softcap, window, documents and grouped heads, uncompiled on a CPU, where it has no backward pass; all on a GPU."""
+    """Uncompiled on a CPU, where it has no backward pass; all of it on a GPU."""
     model = make_model(sliding_window=window, head_dim=16)
     documents = torch.tensor([[0] * 9 + [1] * 8, [0] * 3 + [1] * 12 + [-1] * 2])
     positions = torch.cat(
@@ -234,18 +263,14 @@ def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relati
     )
     model.requires_grad_(device == "cuda")
     spans, results = document_spans(documents, 2, 17), []
-    for look in (
-        TiledAttention(spans),
-        FlexAttention.of(documents, window, is_compiled=device == "cuda"),
-    ):
-        model.model.choose_attention = lambda *_, look=look: look
+    flex = FlexAttention.of(documents, window, is_compiled=device == "cuda")
+    for attend in (TiledAttention(spans), flex):
+        model.model.choose_attention = lambda *_, attend=attend: attend
         logits = model(tokens, positions, documents)
         parameters = [p for p in model.model.layers.parameters() if p.requires_grad]
-        results.append(
-            [
-                logits,
-                *(torch.autograd.grad(logits.square().sum(), parameters) if parameters else []),
-            ]
-        )
+        gradients = ()
+        if parameters:
+            gradients = torch.autograd.grad(logits.square().sum(), parameters)
+        results.append([logits, *gradients])
     for ours, theirs in zip(*results, strict=True):
         assert relative(ours, theirs) < (1e-5 if device == "cpu" else 1e-2)

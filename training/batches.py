@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from common.constants import IGNORED
 from data.chat import Example
-from data.packing import IGNORED, Batch, collate, epoch_order
+from data.packing import Batch, collate, epoch_order
 from training.ranks import Ranks
 
 Pack = list[Example]

@@ -7,7 +7,7 @@ import torch
 from common.device import Precision, pick_precision
 from lora.ops import resolve_impl
 from model.config import Gemma2Config
-from model.recompute import pick_checkpointing
+from model.recompute import MicroBatch, pick_checkpointing
 
 
 def choose(
@@ -23,15 +23,14 @@ def choose(
     # In this order: each choice depends on the ones before it.
     precision = pick_precision(args.dtype, device, config.num_parameters)
     impl = resolve_impl(args.lora_impl, device, precision.dtype)
-    mode = pick_checkpointing(
-        args.checkpoint_activations,
+    micro_batch = MicroBatch(
         config,
         args.micro_batch * args.max_length,
-        precision,
-        device,
+        precision.dtype,
         copies=impl[0] == "reference",  # its float32 copies count as activations
         slices=num_ranks if args.shard else 1,
     )
+    mode = pick_checkpointing(args.checkpoint_activations, micro_batch, device)
     # Refused here and not where it would go wrong: loading a large model takes minutes.
     check_recomputed_dropout(args, mode[0], impl[0], device)
     # FSDP2's gradients are 16-bit where its weights are, and a GradScaler refuses fp16 gradients.
