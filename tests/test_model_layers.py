@@ -42,7 +42,7 @@ def test_loras_modules_are_what_the_model_looks_for(make_model: Callable[..., Ge
 
 
 def test_a_block_is_one_graph(make_model: Callable[..., Gemma2]) -> None:
-    """What the pretraining compiles: the shared `Pass` and the look for a joint way break nothing."""
+    """What the pretraining compiles: neither `Pass` nor the protocols break it."""
     torch._dynamo.reset()
     model = make_model()
     tokens = torch.randint(0, 60, (2, 15))
