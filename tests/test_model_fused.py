@@ -20,7 +20,6 @@ from model.fused import (
     tanh_,
 )
 
-
 Relative = Callable[[Tensor, Tensor], float]
 Function = Callable[..., Tensor]
 Case = tuple[Function, Function, list[Tensor]]
