@@ -66,9 +66,7 @@ class Block(nn.Module):
 
 def _not_kept(normed: Tensor, norm: RMSNorm, x: Tensor) -> AbstractContextManager[None]:
     """Inside, autograd saves no normed = norm(x): the backward pass computes it again from x."""
-    # x is in memory anyway, for the norm's own backward pass. Detached, so that the closure does
-    # not keep the graph of all layers before alive.
-    source = x.detach()
+    source = x.detach()  # or the closure would keep the graph of all earlier layers alive
     return recomputed(normed, lambda: norm(source))
 
 
@@ -125,7 +123,7 @@ class Decoder(nn.Module):
         cache: KVCache | None,
         is_whole: bool = False,
     ) -> Attend:
-        """How this pass attends. `is_whole`: positions are 0 .. T - 1, the cache's are of no use."""
+        """How this pass attends. `is_whole`: positions are 0 .. T - 1, and no others are seen."""
         batch, length = positions.shape
         window = self.config.sliding_window
         if cache is None and positions.is_cuda:
