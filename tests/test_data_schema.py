@@ -1,4 +1,4 @@
-"""Rows of all four forms give the same conversation; what is broken is told with its place, all of it at once."""
+"""Rows of all four forms give the same conversation; what is broken is reported with its place."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,8 @@ OPENAI_TOOL = {"type": "function", "function": SPEC}
 SYSTEM = (
     "You are given signatures within <tools></tools> XML tags. Here they are:<tools> "
     + json.dumps([OPENAI_TOOL])
-    + ' </tools>Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
+    + " </tools>Call within <tool_call></tool_call> tags:\n"
+    + '<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
 )
 CALLS = (ToolCall("get_weather", {"city": "Paris"}), ToolCall("get_weather", {"city": "Rome"}))
 HERMES_REPLY = (
@@ -250,7 +251,8 @@ def test_tags_inside_the_strings_of_calls_and_results_are_data() -> None:
         f"<tool_call>{json.dumps({'name': 'f', 'arguments': {'city': city}})}</tool_call>"
     )
     row["conversations"][3]["content"] = (
-        '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response><tool_response>2</tool_response>'
+        '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response>'
+        "<tool_response>2</tool_response>"
     )
     conversation = parse_row(row)
     assert conversation.messages[1].calls == (ToolCall("f", {"city": city}),)
@@ -334,7 +336,8 @@ def call_row(body: str) -> dict[str, Any]:
         (
             openai("user x", "model z", "tool 1"),
             [
-                "f:7: message 3: expected the role user after a model message without a call, got 'tool'"
+                "f:7: message 3: expected the role user after a model message without a call, "
+                "got 'tool'"
             ],
         ),
         (
