@@ -47,7 +47,7 @@ class CallError:
     name: str | None = None
 
     def as_result(self) -> dict[str, dict[str, str]]:
-        """What the model reads in place of a tool's result: {"error": {"code", "message", "hint"}}."""
+        """What the model reads in place of a result: {"error": {"code", "message", "hint"}}."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
 
