@@ -38,8 +38,8 @@ from data.packing import IGNORED, Batch, Packing, collate, epoch_order, pack_exa
 from data.tokenizer import Tokenizer
 from lora.adapter import save_adapter
 from lora.config import LINEARS, LoRAConfig, parse_targets
+from lora.implementations import IMPLEMENTATIONS, resolve_impl
 from lora.inject import add_lora, trainable_parameters
-from lora.ops import IMPLEMENTATIONS, resolve_impl
 from model import recompute as recomputation
 from model.config import Gemma2Config
 from model.loss import supervised_loss
@@ -431,7 +431,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     model = load_base(
         folder, tokenizer, torch.device("cpu") if args.shard else device, precision.dtype, args.seed
     )
-    add_lora(model, config, args.seed, args.lora_impl)
+    add_lora(model, config, args.seed, impl, device=device)
     model.model.checkpoint_activations = recompute
     if args.shard:
         processes.shard(model, ranks, device)

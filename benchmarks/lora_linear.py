@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Clock, kept_bytes, quantiles, take_turns, write_rows
 from common.device import DTYPES, pick_device
+from lora.implementations import resolve_impl
 from lora.layer import LoRALinear
-from lora.ops import resolve_impl
 from model.layers import Linear, project
 
 # Name -> in, out, of Gemma-2-2B; the names in one inner tuple read the same x.

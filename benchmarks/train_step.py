@@ -28,8 +28,8 @@ from common.device import DTYPES, describe, peak_memory_bytes, pick_device
 from data.chat import Example
 from data.packing import Batch, collate
 from lora.config import LoRAConfig
+from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
-from lora.ops import IMPLEMENTATIONS
 from model.config import Gemma2Config
 from model.loss import supervised_loss
 from model.transformer import Gemma2

@@ -15,53 +15,47 @@ With `adapt="rows"` the rows are in PEFT's own file, and the first line alone is
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.atomic import write_tensors, write_text
 from common.sharding import unsharded
 from lora.config import EMBEDDING, HEAD, LoRAConfig
+from lora.embedding import ROWS_KEY
 from lora.inject import add_lora
-from lora.layer import LoRAEmbedding, LoRALinear, NewTokensEmbedding, NewTokensHead
+from lora.wrapped import WrappedLayer
 
-CONFIG, WEIGHTS, NEW_ROWS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "new_rows.safetensors",
-)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NEW_ROWS = "new_rows.safetensors"
 PREFIX = "base_model.model."
-ROWS = ".token_adapter.trainable_tokens_delta"
 # Copies of whole base matrices that PEFT may add for embedding and head, after the module's name.
 BASE_COPIES = (".base_layer.weight", ".weight", ".token_adapter.base_layer.weight")
-MERGE_ROWS = (
-    8192  # rows of a weight merged at a time: bounds the float32 temporary of a 256,000-row matrix
-)
+
+
+def _wrapped_layers(model: nn.Module) -> Iterator[tuple[str, WrappedLayer]]:
+    # A list first: merging replaces modules while the caller is still in its loop.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, WrappedLayer):
+            yield name, module
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every trained tensor under PEFT's key. Rows that a tied head shares stand once, under the embedding."""
+    """Every trained tensor under PEFT's key. Rows that a tied head shares appear once, under the embedding."""
     tensors: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
-        key = PREFIX + name
-        if isinstance(module, LoRALinear):
-            tensors |= {
-                f"{key}.lora_A.weight": module.lora_A,
-                f"{key}.lora_B.weight": module.lora_B,
-            }
-        elif isinstance(module, LoRAEmbedding):
-            tensors |= {
-                f"{key}.lora_embedding_A": module.lora_A,
-                f"{key}.lora_embedding_B": module.lora_B,
-            }
-        elif isinstance(module, NewTokensEmbedding | NewTokensHead):
-            if not any(module.trained.rows is seen for seen in tensors.values()):
-                tensors[key + ROWS] = module.trained.rows
+    seen: set[int] = set()
+    for name, layer in _wrapped_layers(model):
+        for key, parameter in layer.peft_tensors(PREFIX + name).items():
+            # By identity, not by value: two rows that start equal are still two.
+            if id(parameter) not in seen:
+                tensors[key] = parameter
+            seen.add(id(parameter))
     return tensors
 
 
@@ -86,24 +80,16 @@ def save_adapter(
     if config.adapt == "course" and config.token_ids:
         ids = torch.tensor(config.token_ids)
         rows = {name: unsharded(_base_weight(model, name)).cpu()[ids] for name in (EMBEDDING, HEAD)}
+    # Only after the last `unsharded`: a rank that left earlier would leave the others waiting for its slices.
     if not writes:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    _write(tensors, directory / WEIGHTS)
+    write_tensors(directory / WEIGHTS, tensors, metadata={"format": "pt"})
     (directory / NEW_ROWS).unlink(missing_ok=True)  # of an earlier adapter in this folder
     if rows:
-        _write({"ids": ids, **rows}, directory / NEW_ROWS)
+        write_tensors(directory / NEW_ROWS, {"ids": ids, **rows}, metadata={"format": "pt"})
     content = config.to_peft(tied=model.config.tie_word_embeddings)
-    partial = directory / (CONFIG + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / CONFIG)
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors makes a file that only its owner can read
-    partial.replace(path)
+    write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
 def _base_weight(model: nn.Module, name: str) -> Tensor:
@@ -207,7 +193,7 @@ def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
     """Drops the duplicate that PEFT may write of the rows which a tied head shares; says so if it is no duplicate."""
-    first, second = PREFIX + f"model.{EMBEDDING}" + ROWS, PREFIX + HEAD + ROWS
+    first, second = f"{PREFIX}model.{EMBEDDING}{ROWS_KEY}", PREFIX + HEAD + ROWS_KEY
     if not is_tied or first not in tensors or second not in tensors:
         return []
     is_same = torch.equal(tensors.pop(second), tensors[first])
@@ -258,20 +244,6 @@ def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Ten
         weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 
 
-def _add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    """weight (N, K) += scaling * left (N, r) @ right (r, K), in float32, rounded once."""
-    for start in range(0, weight.shape[0], MERGE_ROWS):
-        part = slice(start, start + MERGE_ROWS)
-        weight[part] = (weight[part].float() + scaling * (left[part].float() @ right.float())).to(
-            weight.dtype
-        )
-
-
-def _set_rows_(module: Any) -> None:
-    weight = module.base.weight
-    weight.index_copy_(0, module.trained.ids, module.trained.rows.to(weight.dtype))
-
-
 def merge_adapter(model: Any) -> Any:
     """Folds LoRA and token rows into the weights in place and returns the plain model, in the base's dtype.
 
@@ -281,23 +253,20 @@ def merge_adapter(model: Any) -> Any:
     """
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
-    whole = isinstance(model.model.embed_tokens, LoRAEmbedding) or isinstance(
-        model.lm_head, LoRALinear
-    )
-    if whole and model.config.tie_word_embeddings:
-        head = model.lm_head.base if isinstance(model.lm_head, LoRALinear) else model.lm_head
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    embedding, head = model.model.embed_tokens, model.lm_head
+    if model.config.tie_word_embeddings and _trained(embedding) != _trained(head):
+        # A copy for the head, made before either delta is added to the matrix that they still share.
+        base = head.base if isinstance(head, WrappedLayer) else head
+        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
         model.replace_config(replace(model.config, tie_word_embeddings=False))
-    mergers: dict[type, Callable[[Any], None]] = {
-        LoRALinear: lambda m: _add_delta_(m.base.weight, m.lora_B, m.lora_A, m.scaling),
-        LoRAEmbedding: lambda m: _add_delta_(m.base.weight, m.lora_A.T, m.lora_B.T, m.scaling),
-        NewTokensEmbedding: _set_rows_,
-        NewTokensHead: _set_rows_,
-    }
-    with torch.no_grad():
-        for name, module in list(model.named_modules()):
-            if type(module) in mergers:
-                mergers[type(module)](module)
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, module.base)
+    for name, layer in _wrapped_layers(model):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.merged())
     return model
+
+
+def _trained(module: nn.Module) -> set[int]:
+    """The identities of the parameters that train in a layer: two layers with the same ones merge to the same."""
+    if not isinstance(module, WrappedLayer):
+        return set()
+    return {id(parameter) for parameter in module.peft_tensors("").values()}

@@ -21,7 +21,8 @@ PACKAGES = tuple(FLOORS)
 ORDER = {
     "model": """config kernels fused recompute layers attention_tiles attention attention_flex transformer loss loader
                 embedding generate""".split(),
-    "lora": "config reference steps kernels fused ops layer inject adapter".split(),
+    "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
+               adapter""".split(),
 }
 HARDWARE = (
     "is_available",

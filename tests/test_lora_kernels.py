@@ -22,8 +22,8 @@ from lora.kernels.tiles import Tile
 
 IS_INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 if IS_INSIDE:
-    from lora.fused import fused_linears
     from lora.kernels import steps as launch
+    from lora.layer import LowRank, fused_linears
 
 M, K, N = 37, 83, 129
 SCALING = 1.7
@@ -70,23 +70,16 @@ def formulas(v: dict[str, Tensor], keep: Tensor, p: float, dtype: torch.dtype) -
 
 def kernels(v: dict[str, Tensor], p: float) -> dict[str, Tensor]:
     dx, y = v["dx"].clone(), v["y"].clone()
-    launch.add_grad_x_(dx, v["ds"], v["a"], p, SEED)
+    da = launch.shrink_backward_(dx, v["ds"], v["x"], v["a"], p, SEED)
     launch.expand_(y, v["s"], v["b"])
     ds, db = launch.expand_backward(v["dy"], v["b"], v["s"], SCALING)
     shrunk = launch.shrink(v["x"], v["a"], v["scale"], p, SEED)
-    return {
-        "shrink": shrunk,
-        "ds": ds,
-        "db": db,
-        "da": launch.grad_a(v["ds"], v["x"], p, SEED),
-        "dx": dx,
-        "y": y,
-    }
+    return {"shrink": shrunk, "ds": ds, "db": db, "da": da, "dx": dx, "y": y}
 
 
 def assert_close(v: dict[str, Tensor], p: float) -> None:
     """Every result's largest error within twice that of the formula in the same dtype, both against float64."""
-    dtype, keep = v["x"].dtype, launch.keep_mask(*v["x"].shape, p, SEED)
+    dtype, keep = v["x"].dtype, launch.keep_mask(v["x"], p, SEED)
     truth, plain = formulas(v, keep, p, torch.float64), formulas(v, keep, p, dtype)
     for name, ours in kernels(v, p).items():
         assert (
@@ -118,8 +111,11 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
         for w, r in zip(weights, (8, 0, 24), strict=True)
     ]
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: SEED)
-    ours = fused_linears(x, weights, lora_a, lora_b, [SCALING, 0.0, 0.5], p, "triton")
-    keep = launch.keep_mask(38, K, p, SEED).view(2, 19, K)
+    linears = [
+        LowRank(*parts) for parts in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)
+    ]
+    ours = fused_linears(x, linears, p=p, impl="triton")
+    keep = launch.keep_mask(x.view(38, K), p, SEED).view(2, 19, K)
     dropped = torch.where(keep, x, 0) / (1 - p)
     truth = [
         x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
@@ -158,7 +154,7 @@ def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
 def interpreted_bfloat16_products_are_upcast():
     """The interpreter's bfloat16 is wrong beyond loads and stores, and truncates: one bit more is allowed."""
     v = inputs(torch.bfloat16, (24,))
-    truth = formulas(v, launch.keep_mask(M, K, 0.3, SEED), 0.3, torch.float64)
+    truth = formulas(v, launch.keep_mask(v["x"], 0.3, SEED), 0.3, torch.float64)
     for name, ours in kernels(v, 0.3).items():
         assert (ours - truth[name]).abs().max() <= 2**-6 * truth[name].abs().max(), name
 
@@ -235,10 +231,11 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
     x.copy_(v["x"])
     expected = kernels(v, 0.3)
     assert torch.equal(launch.shrink(x, v["a"], v["scale"], 0.3, SEED), expected["shrink"])
-    assert torch.equal(launch.grad_a(v["ds"], x, 0.3, SEED), expected["da"])
+    da = launch.shrink_backward_(None, v["ds"], x, v["a"], 0.3, SEED)
+    assert torch.equal(da, expected["da"])
     x.copy_(v["dx"])
-    launch.add_grad_x_(x, v["ds"], v["a"], 0.3, SEED)
-    assert torch.equal(x, expected["dx"])
+    da = launch.shrink_backward_(x, v["ds"], v["x"], v["a"], 0.3, SEED)
+    assert torch.equal(x, expected["dx"]) and torch.equal(da, expected["da"])
     x.copy_(v["dy"][:, :K])
     ours = launch.expand_backward(x, v["b"][:K], v["s"], SCALING)
     assert all(
@@ -279,12 +276,15 @@ def interpreted_mask_is_the_documented_one():
         :, :K
     ]
     for p in (0.05, 0.3, 0.999):
-        assert np.array_equal(launch.keep_mask(M, K, p, SEED).numpy(), halves >= round(p * 65536))
+        assert np.array_equal(
+            launch.keep_mask(torch.empty(M, K), p, SEED).numpy(), halves >= round(p * 65536)
+        )
 
 
 def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatch):
     masks = {
-        seed: launch.keep_mask(512, 640, 0.05, torch.tensor([seed])) for seed in (0, 1, 2**32, -3)
+        seed: launch.keep_mask(torch.empty(512, 640), 0.05, torch.tensor([seed]))
+        for seed in (0, 1, 2**32, -3)
     }
     count, p = 512 * 640, 0.05
     for mask in masks.values():
@@ -297,28 +297,29 @@ def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatc
             both = (~mask & ~masks[other]).sum().item()
             assert abs(both - count * p * p) < 4 * (count * p * p * (1 - p * p)) ** 0.5
     monkeypatch.setattr(launch, "MASK", Tile(16, 32, 1, 1))
-    assert torch.equal(launch.keep_mask(100, 83, 0.05, torch.tensor([1])), masks[1][:100, :83])
-    assert launch.keep_mask(5, 7, 0.0, SEED).all() and launch.keep_mask(0, 7, 0.5, SEED).shape == (
-        0,
-        7,
-    )
+    part = launch.keep_mask(torch.empty(100, 83), 0.05, torch.tensor([1]))
+    assert torch.equal(part, masks[1][:100, :83])
+    few, none = torch.empty(5, 7), torch.empty(0, 7)
+    assert launch.keep_mask(few, 0.0, SEED).all()
+    assert launch.keep_mask(none, 0.5, SEED).shape == (0, 7)
     with pytest.raises(ValueError, match="probability"):
-        launch.keep_mask(5, 7, 1.0, SEED)
+        launch.keep_mask(few, 1.0, SEED)
 
 
 def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(monkeypatch):
     """With A = 1 and one column at a time, or with ds = 1 and A = 1, each kernel shows the mask itself."""
-    p, keep = 0.5, launch.keep_mask(M, K, 0.5, SEED).float()
+    p, keep = 0.5, launch.keep_mask(torch.empty(M, K), 0.5, SEED).float()
     ones = torch.ones(M, 1)
     for tile in (TINY, Tile(32, 64, 1, 1), Tile(64, 128, 1, 1)):
         monkeypatch.setattr(launch, "tile_for", lambda *args, tile=tile: tile)
         dx = torch.zeros(M, K)
-        launch.add_grad_x_(dx, ones, torch.ones(1, K), p, SEED)
+        launch.shrink_backward_(dx, ones, torch.ones(M, K), torch.ones(1, K), p, SEED)
         assert torch.equal(dx, keep / (1 - p))
         assert torch.equal(
             launch.shrink(torch.ones(M, K), torch.eye(K), torch.ones(K), p, SEED), keep / (1 - p)
         )
-        assert torch.equal(launch.grad_a(torch.eye(M), torch.ones(M, K), p, SEED), keep / (1 - p))
+        da = launch.shrink_backward_(None, torch.eye(M), torch.ones(M, K), torch.eye(M, K), p, SEED)
+        assert torch.equal(da, keep / (1 - p))
 
 
 INTERPRETED = sorted(name for name in list(globals()) if name.startswith("interpreted_"))

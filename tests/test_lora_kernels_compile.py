@@ -85,8 +85,7 @@ def launch_all(dtype: torch.dtype, M: int, K: int, N: int, R: int, p: float) -> 
         empty(1, dtype=torch.int64),
     )
     launch.shrink(x, empty(R, K), empty(R), p, seed)
-    launch.grad_a(low, x, p, seed)
-    launch.add_grad_x_(x, low, empty(R, K), p, seed)
+    launch.shrink_backward_(x, low, x, empty(R, K), p, seed)
     launch.expand_backward(dy, empty(N, R), low, 2.0)
     launch.expand_(dy, low, empty(N, R))
 
@@ -213,7 +212,7 @@ def test_float32_compiles_within_the_smallest_card(launches, monkeypatch, tmp_pa
 @pytest.mark.parametrize("target", [75, 80, 90, 100])
 def test_elementwise_kernels_compile(target, launches, monkeypatch, tmp_path):
     on(target, monkeypatch)
-    launch.keep_mask(8192, HIDDEN, 0.05, empty(1, dtype=torch.int64))
+    launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
     launch._sum_parts(empty(8, 8192, 16), FP16)
     assert [kernel.__name__ for kernel, _ in launches] == list(ELEMENTWISE)
     assert not problems(launches, target, tmp_path)
