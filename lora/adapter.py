@@ -1,9 +1,10 @@
 """PEFT's two adapter files: save, checked load, merge.
 
-`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `new_rows.safetensors` is ours and PEFT ignores it:
-the frozen rows that new tokens started from. Only the course's recipe needs it, because there the adapter is a
-difference to those rows; PEFT would store two copies of the whole embedding instead (2.36 GB for 2B). To read such an
-adapter with PEFT, give the resized base these rows first:
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `new_rows.safetensors` is ours and
+PEFT ignores it: the frozen rows that new tokens started from. Only the course's recipe needs it,
+because there the adapter is a difference to those rows; PEFT would store two copies of the whole
+embedding instead (2.36 GB for 2B). To read such an adapter with PEFT, give the resized base these
+rows first:
 
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rows = load_file(folder + "/new_rows.safetensors")            # from safetensors.torch
@@ -47,7 +48,10 @@ def _wrapped_layers(model: nn.Module) -> Iterator[tuple[str, WrappedLayer]]:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every trained tensor under PEFT's key. Rows that a tied head shares appear once, under the embedding."""
+    """Every trained tensor under PEFT's key.
+
+    Rows that a tied head shares appear once, under the embedding.
+    """
     tensors: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, layer in _wrapped_layers(model):
@@ -64,9 +68,11 @@ def save_adapter(
 ) -> None:
     """Writes the adapter of `model` as PEFT reads it, float32, each file replaced in one step.
 
-    Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
+    Every rank of a sharded model must call it, since its tensors are put together here; only one
+    `writes`.
 
-    The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of this file.
+    The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of
+    this file.
     Raises: ValueError if the model has no adapter.
     """
     directory = Path(directory)
@@ -80,7 +86,8 @@ def save_adapter(
     if config.adapt == "course" and config.token_ids:
         ids = torch.tensor(config.token_ids)
         rows = {name: unsharded(_base_weight(model, name)).cpu()[ids] for name in (EMBEDDING, HEAD)}
-    # Only after the last `unsharded`: a rank that left earlier would leave the others waiting for its slices.
+    # Only after the last `unsharded`: a rank that left earlier would leave the others waiting for
+    # its slices.
     if not writes:
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -101,7 +108,8 @@ def _base_weight(model: nn.Module, name: str) -> Tensor:
 def read_config(directory: str | Path) -> LoRAConfig:
     """The configuration of the adapter in `directory`.
 
-    Raises: FileNotFoundError without the file; ValueError if it is not a supported LoRA configuration.
+    Raises: FileNotFoundError without the file; ValueError if it is not a supported LoRA
+    configuration.
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
@@ -115,6 +123,7 @@ def read_config(directory: str | Path) -> LoRAConfig:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     config = LoRAConfig.from_peft(raw, str(path))
+    # LoRA on both ends is the course's recipe; PEFT's file says nothing of it by name.
     if config.token_ids or not (config.matches(f"model.{EMBEDDING}") and config.matches(HEAD)):
         return config
     rows = _read_rows(Path(directory))
@@ -124,9 +133,10 @@ def read_config(directory: str | Path) -> LoRAConfig:
 def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAConfig:
     """Adds the adapter in `directory` to a plain Gemma2 in place and returns its configuration.
 
-    The model's vocabulary must already have the adapter's size (see `model.embedding.resize_embedding`); rows of new
-    tokens are filled from the adapter.
-    Raises: FileNotFoundError; ValueError naming every tensor that is missing, unexpected or misshapen.
+    The model's vocabulary must already have the adapter's size (see
+    `model.embedding.resize_embedding`); rows of new tokens are filled from the adapter.
+    Raises: FileNotFoundError; ValueError naming every tensor that is missing, unexpected or
+    misshapen.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -134,6 +144,7 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     rows = _read_rows(directory) if config.adapt == "course" else {}
     copies = _base_copies(tensors)
     problems = _pop_shared_rows(tensors, model.config.tie_word_embeddings)
+    # Everything is compared before anything is written: a refused adapter leaves no half of itself.
     add_lora(model, config, impl=impl)
     expected = adapter_tensors(model)
     problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
@@ -160,7 +171,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_rows(directory: Path) -> dict[str, Tensor]:
-    """The frozen rows of new tokens: ids (n,), embed_tokens and lm_head (n, D); empty where the adapter has none."""
+    """The frozen rows of new tokens; empty where the adapter has none.
+
+    ids (n,), embed_tokens and lm_head (n, D).
+    """
     path = directory / NEW_ROWS
     if not path.is_file():
         return {}
@@ -182,7 +196,7 @@ def _read_rows(directory: Path) -> dict[str, Tensor]:
 
 
 def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Takes PEFT's copies of whole base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
+    """Takes PEFT's copies of base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
     keys = {
         f"{PREFIX}{path}{suffix}": path.removeprefix("model.")
         for path in (f"model.{EMBEDDING}", HEAD)
@@ -192,7 +206,7 @@ def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
-    """Drops the duplicate that PEFT may write of the rows which a tied head shares; says so if it is no duplicate."""
+    """Drops PEFT's duplicate of the rows that a tied head shares; a problem if it is none."""
     first, second = f"{PREFIX}model.{EMBEDDING}{ROWS_KEY}", PREFIX + HEAD + ROWS_KEY
     if not is_tied or first not in tensors or second not in tensors:
         return []
@@ -227,7 +241,8 @@ def _base_problems(
     last = int(rows["ids"].max()) if rows else 0
     if last >= size:
         problems.append(
-            f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: resize the embedding first"
+            f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: "
+            "resize the embedding first"
         )
     if rows and rows[EMBEDDING].shape[1] != width:
         problems.append(
@@ -245,28 +260,28 @@ def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Ten
 
 
 def merge_adapter(model: Any) -> Any:
-    """Folds LoRA and token rows into the weights in place and returns the plain model, in the base's dtype.
+    """Folds LoRA and token rows into the weights in place; returns the plain model in its dtype.
 
-    A tied model with LoRA on embedding or head comes out untied: the two deltas differ (W_in = W + d_in,
-    W_out = W + d_out), and `config.tie_word_embeddings` turns false.
+    A tied model with LoRA on embedding or head comes out untied: the two deltas differ
+    (W_in = W + d_in, W_out = W + d_out), and `config.tie_word_embeddings` turns false.
     Raises: ValueError if there is nothing to merge.
     """
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
     embedding, head = model.model.embed_tokens, model.lm_head
     if model.config.tie_word_embeddings and _trained(embedding) != _trained(head):
-        # A copy for the head, made before either delta is added to the matrix that they still share.
-        base = head.base if isinstance(head, WrappedLayer) else head
+        # A copy for the head, before either delta is added to the matrix that they still share.
+        base: Any = head.base if isinstance(head, WrappedLayer) else head
         base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
         model.replace_config(replace(model.config, tie_word_embeddings=False))
-    for name, layer in _wrapped_layers(model):
+    for name, wrapped in _wrapped_layers(model):
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.merged())
+        setattr(model.get_submodule(parent), leaf, wrapped.merged())
     return model
 
 
 def _trained(module: nn.Module) -> set[int]:
-    """The identities of the parameters that train in a layer: two layers with the same ones merge to the same."""
+    """The identities of what trains in a layer: layers with the same ones merge to the same."""
     if not isinstance(module, WrappedLayer):
         return set()
     return {id(parameter) for parameter in module.peft_tensors("").values()}

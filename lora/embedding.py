@@ -1,4 +1,4 @@
-"""What trains at the model's two ends: LoRA on the embedding, and rows of new tokens in embedding and head.
+"""What trains at the model's two ends: LoRA on the embedding, and the rows of new tokens.
 
 Shapes: B batch, T positions, r rank, V vocabulary, D model width, n new tokens.
 """
@@ -21,7 +21,9 @@ def _scale(embedding: nn.Embedding) -> Tensor:
 
 
 class LoRAEmbedding(WrappedLayer):
-    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D), the delta times Gemma's sqrt(D) as well.
+    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D).
+
+    The delta is multiplied with Gemma's sqrt(D) as the frozen vectors are.
 
     lora_A (r, V) starts at zero and lora_B (D, r) normal, as PEFT draws them; no dropout on ids.
     """
@@ -34,8 +36,9 @@ class LoRAEmbedding(WrappedLayer):
         super().__init__()
         self.base, self.scaling = base, scaling
         device = base.weight.device
-        # The roles of A and B are swapped against a linear layer: here A is the part that is looked up, and it starts
-        # at zero. Normal numbers, drawn on the CPU, so that every device starts from the same ones.
+        # The roles of A and B are swapped against a linear layer: here A is the part that is looked
+        # up, and it starts at zero. Normal numbers, drawn on the CPU, so that every device starts
+        # from the same ones.
         lora_b = torch.randn(base.embedding_dim, rank, generator=generator)
         self.lora_A = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
         self.lora_B = nn.Parameter(lora_b.to(device))
@@ -43,8 +46,9 @@ class LoRAEmbedding(WrappedLayer):
     def forward(self, tokens: Tensor) -> Tensor:
         frozen = self.base(tokens)
         low = F.embedding(tokens, self.lora_A.T)  # (B, T, r), a lookup instead of a product
-        # The frozen rows carry the scale already. It is one number rounded to the weight's dtype, as Gemma rounds it;
-        # in float32 it is that rounded number, so that the delta is scaled by the same value.
+        # The frozen rows carry the scale already. It is one number rounded to the weight's dtype,
+        # as Gemma rounds it; in float32 it is that rounded number, so that the delta is scaled by
+        # the same value.
         delta = F.linear(low, self.lora_B) * (self.scaling * _scale(self.base).float())
         return (frozen + delta).to(frozen.dtype)
 
@@ -61,7 +65,10 @@ class LoRAEmbedding(WrappedLayer):
 
 
 class NewTokens(nn.Module):
-    """The trained rows of some tokens: ids (n,) and rows (n, D), float32; embedding and tied head share one."""
+    """The trained rows of some tokens, shared by the embedding and a tied head.
+
+    ids (n,) and rows (n, D), float32.
+    """
 
     ids: Tensor
 
@@ -70,7 +77,8 @@ class NewTokens(nn.Module):
         # Not saved: the ids belong to the configuration, the rows alone are trained.
         self.register_buffer("ids", torch.tensor(ids, device=weight.device), persistent=False)
         self.host_ids = ids  # read without waiting for a GPU
-        # A checkpoint stores parameters by name: "trained.rows" must stay, or earlier runs cannot be resumed.
+        # A checkpoint stores parameters by name: "trained.rows" must stay, or earlier runs cannot
+        # be resumed.
         self.rows = nn.Parameter(weight.detach()[self.ids].float())
 
 
@@ -83,7 +91,8 @@ class _WithNewTokens(WrappedLayer):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        # A tied head and embedding both do this to the one weight they share: the second time changes nothing.
+        # A tied head and embedding both do this to the one weight they share: the second time
+        # changes nothing.
         self.weight.index_copy_(0, self.trained.ids, self.trained.rows.to(self.weight.dtype))
         return self.base
 
@@ -101,7 +110,8 @@ class NewTokensEmbedding(_WithNewTokens):
         match = tokens[..., None] == self.trained.ids  # (B, T, n)
         # Rounded before the scale, so that merging the rows into the weight changes nothing.
         rows = self.trained.rows.to(frozen.dtype) * _scale(self.base)
-        # argmax finds the one id that matches, and row 0 where none does: `where` then keeps the frozen vector.
+        # argmax finds the one id that matches, and row 0 where none does: `where` then keeps the
+        # frozen vector.
         replaced = F.embedding(match.int().argmax(-1), rows)
         return torch.where(match.any(-1, keepdim=True), replaced, frozen)
 
@@ -118,7 +128,8 @@ class NewTokensHead(_WithNewTokens):
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.base(hidden)
         replaced = F.linear(hidden, self.trained.rows.to(hidden.dtype))  # (..., n)
-        # In place: a copy of 256,000 columns would cost more than the product of the n rows. Not by index_copy_, which
-        # has been wrong and slow on MPS (github.com/pytorch/pytorch/issues/166237).
+        # In place: a copy of 256,000 columns would cost more than the product of the n rows. Not by
+        # index_copy_, which has been wrong and slow on MPS
+        # (github.com/pytorch/pytorch/issues/166237).
         logits[..., self.trained.ids] = replaced
         return logits

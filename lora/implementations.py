@@ -1,6 +1,7 @@
-"""Which implementation of the low-rank path runs, and why: decided once, by one function, and never silently.
+"""Which implementation of the low-rank path runs, and why: decided once, never silently.
 
-Separate from the layer, because a program decides before it reads anything large, prints the reason and saves it.
+Separate from the layer, because a program decides before it reads anything large, prints the reason
+and saves it.
 """
 
 import os
@@ -18,20 +19,23 @@ def resolve_impl(
 ) -> tuple[str, str]:
     """The implementation that `impl` means for activations of `dtype` on `device`, and the reason.
 
-    Raises: ValueError for an unknown name, or for one that cannot run here; nothing falls back silently.
+    Raises: ValueError for an unknown name, or for one that cannot run here; nothing falls back
+    silently.
     """
     device = torch.device(device)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"lora impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     has_triton, triton_reason = _triton(device)
-    # Triton's interpreter runs the kernels on a CPU, in NumPy: far too slow to train with, so only when named.
+    # Triton's interpreter runs the kernels on a CPU, in NumPy: far too slow to train with, so only
+    # when named.
     is_interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if impl == "triton" and not has_triton and not is_interpreted:
         raise ValueError(
             f"lora impl: triton cannot run here ({triton_reason}); use auto, torch or reference"
         )
     if impl in ("torch", "triton") and dtype == torch.float64:
-        # Their gradients of A and B come out in float32: a check in float64 would measure that rounding.
+        # Their gradients of A and B come out in float32: a check in float64 would measure that
+        # rounding.
         raise ValueError(
             f"lora impl: {impl} computes in at most float32, got {dtype}; use reference"
         )
@@ -47,8 +51,9 @@ def _automatic(
         return "reference", "float64 is only for checks"
     if has_triton:
         return "triton", triton_reason
-    # The fused way multiplies in x's own dtype, which such a CPU does hundreds of times slower than float32; the
-    # reference takes the low-rank path in float32 and leaves the frozen product to the model's own linear layer.
+    # The fused way multiplies in x's own dtype, which such a CPU does hundreds of times slower than
+    # float32; the reference takes the low-rank path in float32 and leaves the frozen product to the
+    # model's own linear layer.
     if device.type == "cpu" and not has_fast_matmul(torch.empty(0, dtype=dtype)):
         name = str(dtype).removeprefix("torch.")
         return "reference", f"this CPU does not multiply {name} in hardware"

@@ -52,12 +52,13 @@ def add_lora(
     *,
     device: torch.device | None = None,
 ) -> nn.Module:
-    """Freezes every parameter of a plain Gemma2 and adds LoRA and trained rows in place; returns the model.
+    """Freezes a plain Gemma2 and adds LoRA and trained rows in place; returns the model.
 
-    The starting values are drawn on the CPU from `seed`, so they are the same on every device. `impl` is resolved here,
-    for the model's dtype and `device`: where the model will run, by default where it is now.
-    Raises: ValueError, before anything is changed, for targets that match nothing, for token ids that do not fit, for
-    a model that has LoRA already, or for an `impl` that cannot run there.
+    The starting values are drawn on the CPU from `seed`, so they are the same on every device.
+    `impl` is resolved here, for the model's dtype and `device`: where the model will run, by
+    default where it is now.
+    Raises: ValueError, before anything is changed, for targets that match nothing, for token ids
+    that do not fit, for a model that has LoRA already, or for an `impl` that cannot run there.
     """
     if any(isinstance(m, WrappedLayer) for m in model.modules()):
         raise ValueError("this model already carries LoRA; merge it before adding more")
@@ -67,7 +68,8 @@ def add_lora(
     weight = model.get_parameter(f"model.{EMBEDDING}.weight")
     impl, _ = resolve_impl(impl, device or weight.device, weight.dtype)
     model.requires_grad_(False)
-    # One generator for all layers, in the model's order: a layer's start depends on those before it.
+    # One generator for all layers, in the model's order: a layer's start depends on those before
+    # it.
     generator = torch.Generator().manual_seed(seed)
     for name, base in targets.items():
         rank, scaling = config.rank_of(name), config.scaling_of(name)
@@ -85,8 +87,13 @@ def add_lora(
 
 
 def _check_rows(model: nn.Module, ids: tuple[int, ...], targets: dict[str, nn.Module]) -> None:
-    """Raises ValueError for ids outside the vocabulary, or where LoRA is to adapt the whole embedding or head."""
+    """Checks the ids of new tokens.
+
+    Raises: ValueError for ids outside the vocabulary, or where LoRA is to adapt the whole embedding
+    or head.
+    """
     size = model.get_parameter(f"model.{EMBEDDING}.weight").shape[0]
+    # A negative id would index from the end, and a repeated one train two rows for one token.
     if ids and (min(ids) < 0 or max(ids) >= size or len(set(ids)) != len(ids)):
         raise ValueError(
             f"token rows: expected different ids below {size}, got {list(ids)}; "
@@ -100,7 +107,7 @@ def _check_rows(model: nn.Module, ids: tuple[int, ...], targets: dict[str, nn.Mo
 
 
 def _add_rows(model: nn.Module, ids: tuple[int, ...], trains_head_tokens: bool) -> None:
-    """Replaces the rows `ids` by trained ones: shared with a tied head, separate for an untied one."""
+    """Replaces the rows `ids` by trained ones; a tied head shares them."""
     embedding, head = model.get_submodule(f"model.{EMBEDDING}"), model.get_submodule(HEAD)
     assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
     is_tied = head.weight is embedding.weight  # asked before anything is wrapped

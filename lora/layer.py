@@ -1,16 +1,19 @@
-"""LoRA on a linear layer, and the operator it computes with: the low-rank path of all linears that read the same x.
+"""LoRA on a linear layer, and the operator it computes with: all linears that read the same x.
 
-Shapes: M rows, K in, N_i and r_i of linear i, R = sum of the ranks. With D = dropout of x, one mask for the group:
+Shapes: M rows, K in, N_i and r_i of linear i, R = sum of the ranks. With D = dropout of x, one mask
+for the group:
 
-    forward     s    = c D(x) A^T                       (M, R)    shrink: one read of x; c holds each rank's scaling
-                y_i  = x W_i^T + s_i B_i^T              (M, N_i)  expand_: added into the frozen product in place
-    backward    ds_i = c_i dy_i B_i                     (M, r_i)  expand_backward: one read of dy_i for both
-                dB_i = dy_i^T s_i                       (N_i, r_i)
-                dA   = ds^T D(x)                        (R, K)    shrink_backward_: the mask again, from its seed
-                dx   = sum_i dy_i W_i + D'(ds A)        (M, K)
+    forward    s    = c D(x) A^T                (M, R)     shrink: one read of x
+               y_i  = x W_i^T + s_i B_i^T       (M, N_i)   expand_: added in place
+    backward   ds_i = c_i dy_i B_i              (M, r_i)   expand_backward: one read of dy_i
+               dB_i = dy_i^T s_i                (N_i, r_i)     for both
+               dA   = ds^T D(x)                 (R, K)     shrink_backward_: the same mask again
+               dx   = sum_i dy_i W_i + D'(ds A) (M, K)         for both
 
-Saved for backward: x, the weights, A, B, s and the seed. Source: arXiv:2106.09685, equation 3; the split at s is that of
-LoRAFusion (arXiv:2510.00206). Layer and operator share a file so that a step is followed in two: here, and in the steps.
+c holds the scaling of each rank. Saved for backward: x, the weights, A, B, s and the seed. Layer
+and operator share this file; how each step is computed is in `lora/steps.py`, or with Triton in
+`lora/kernels/steps.py`. Source: arXiv:2106.09685, equation 3; the split at s is that of LoRAFusion
+(arXiv:2510.00206).
 """
 
 import math
@@ -32,7 +35,10 @@ from lora.wrapped import WrappedLayer, add_delta_
 
 @dataclass(frozen=True)
 class LowRank:
-    """One linear of a group: its frozen weight (N, K) and, where LoRA adapts it, lora_a (r, K) and lora_b (N, r)."""
+    """One linear of a group: its frozen weight (N, K) and, where LoRA adapts it, its factors.
+
+    lora_a (r, K) and lora_b (N, r), float32.
+    """
 
     weight: Tensor
     lora_a: Tensor | None = None
@@ -41,10 +47,12 @@ class LowRank:
 
 
 class LoRALinear(WrappedLayer):
-    """A frozen linear layer plus scaling * B A: A starts Kaiming-uniform, B at zero, so training starts from the base.
+    """A frozen linear layer plus scaling * B A.
 
-    lora_A (r, K) and lora_B (N, r) are float32 whatever the base's dtype. "auto" is resolved here, once, for the device
-    and dtype of the base. Source: arXiv:2106.09685, section 4.1.
+    A starts Kaiming-uniform and B at zero, so training starts from the base.
+
+    lora_A (r, K) and lora_B (N, r) are float32 whatever the base's dtype. "auto" is resolved here,
+    once, for the device and dtype of the base. Source: arXiv:2106.09685, section 4.1.
     """
 
     base: nn.Linear
@@ -62,8 +70,8 @@ class LoRALinear(WrappedLayer):
         if impl == "auto":
             impl, _ = resolve_impl(impl, base.weight.device, base.weight.dtype)
         self.base, self.scaling, self.dropout, self.impl = base, scaling, dropout, impl
-        # Kaiming-uniform with a = sqrt(5), as PEFT draws it: the gain sqrt(2 / (1 + 5)) and the sqrt(3) of a uniform
-        # distribution leave 1 / sqrt(K).
+        # Kaiming-uniform with a = sqrt(5), as PEFT draws it: the gain sqrt(2 / (1 + 5)) and the
+        # sqrt(3) of a uniform distribution leave 1 / sqrt(K).
         bound = 1.0 / math.sqrt(base.in_features)
         # Drawn on the CPU, then moved: every device starts from the same numbers.
         lora_a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
@@ -74,13 +82,15 @@ class LoRALinear(WrappedLayer):
         p = self.dropout if self.training else 0.0
         if self.impl != "reference":
             return fused_linears(x, [_low_rank(self)], p=p, impl=self.impl)[0]
-        # The base, not F.linear: on a CPU without 16-bit products the model's own linear knows a faster way.
+        # The base, not F.linear: on a CPU without 16-bit products the model's own linear knows a
+        # faster way.
         return lora_linear_reference(x, self.base(x), self.lora_A, self.lora_B, self.scaling, p)
 
     def forward_group(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
-        """The outputs of several linears that read the same x, this one among them, with one pass over x for all.
+        """The outputs of linears that read the same x, this one among them, in one pass over x.
 
-        Fused ways share one dropout mask among the group; the reference draws one for each linear, as PEFT does.
+        Fused ways share one dropout mask among the group; the reference draws one for each linear,
+        as PEFT does.
         """
         adapted = [linear for linear in linears if isinstance(linear, LoRALinear)]
         modes = {(linear.dropout, linear.training) for linear in adapted}
@@ -106,16 +116,17 @@ def _low_rank(linear: nn.Module) -> LowRank:
 
 
 def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str) -> list[Tensor]:
-    """x W_i^T + scaling_i dropout(x) A_i^T B_i^T for every linear i, at least one of which has LoRA.
+    """x W_i^T + scaling_i dropout(x) A_i^T B_i^T for every linear i; one at least has LoRA.
 
-    x (..., K) and weights (N_i, K) in one dtype, A and B float32 -> (..., N_i) each. `p` is the dropout rate of this
-    call, 0 outside training; `impl` is "torch" or "triton".
+    x (..., K) and weights (N_i, K) in one dtype, A and B float32 -> (..., N_i) each. `p` is the
+    dropout rate of this call, 0 outside training; `impl` is "torch" or "triton".
     Raises: ValueError for a weight that requires a gradient, since none would reach it.
     """
     weights = [linear.weight for linear in linears]
     if any(weight.requires_grad for weight in weights):
         raise ValueError(
-            f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; use reference"
+            f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; "
+            "use reference"
         )
     # One matrix for the group: x is read once for all ranks together. Autograd cuts dA apart again.
     a = torch.cat([linear.lora_a for linear in linears if linear.lora_a is not None])  # (R, K)
@@ -126,8 +137,9 @@ def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str)
         else linear.lora_b
         for linear, weight in zip(linears, weights, strict=True)
     ]
-    # The kernels read the seed where it lies, so the host never waits for a GPU; the plain steps read it on the host.
-    # It comes from PyTorch's generator, whose state checkpointing puts back: a recomputed block repeats its mask.
+    # The kernels read the seed where it lies, so the host never waits for a GPU; the plain steps
+    # read it on the host. It comes from PyTorch's generator, whose state checkpointing puts back: a
+    # recomputed block repeats its mask.
     seed_device = x.device if impl == "triton" else torch.device("cpu")
     if p:
         seed = torch.randint(2**62, (1,), device=seed_device)
@@ -135,8 +147,9 @@ def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str)
         seed = torch.zeros(1, dtype=torch.int64, device=seed_device)
     call = _Call(tuple(linear.scaling for linear in linears), p, impl)
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    # A compiler follows neither a generator's seed nor a kernel's launch. There a compiled caller breaks its graph and
-    # the operator runs as it is; without dropout the plain steps are compiled with everything around them.
+    # A compiler follows neither a generator's seed nor a kernel's launch. There a compiled caller
+    # breaks its graph and the operator runs as it is; without dropout the plain steps are compiled
+    # with everything around them.
     apply = _apply_untraced if p or impl == "triton" else _Fused.apply
     outputs = apply(rows, a, seed, call, *weights, *b)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
@@ -144,7 +157,7 @@ def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str)
 
 @dataclass(frozen=True)
 class _Call:
-    """What the operator needs besides tensors: the scaling of each linear, the dropout rate, whose steps to take."""
+    """What the operator needs besides tensors: every scaling, the dropout rate, whose steps."""
 
     scalings: tuple[float, ...]
     p: float
@@ -154,8 +167,9 @@ class _Call:
 class _Fused(torch.autograd.Function):
     """The group's products and their gradients, in the equations at the top of this file.
 
-    An autograd.Function and not a `torch.library.custom_op`, whose dispatcher costs 0.1 ms a group, as much again as a
-    whole small one (forward and backward of 64 -> 64 on 8 rows: 0.12 ms against 0.23 ms on a CPU).
+    An autograd.Function and not a `torch.library.custom_op`, whose dispatcher costs 0.1 ms a group,
+    as much again as a whole small one (forward and backward of 64 -> 64 on 8 rows: 0.12 ms against
+    0.23 ms on a CPU).
     """
 
     @staticmethod
@@ -169,7 +183,8 @@ class _Fused(torch.autograd.Function):
         outputs = [x @ weight.T for weight in weights]
         for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
             if matrix.shape[1]:
-                # In place, before autograd sees y: a copy of M x N would cost as much as the whole low-rank path.
+                # In place, before autograd sees y: a copy of M x N would cost as much as the whole
+                # low-rank path.
                 steps.expand_(y, part, matrix)
         ctx.call, ctx.ranks = call, ranks
         # x as it came, not dropped out and not in float32: the mask is made again from its seed.
@@ -221,6 +236,7 @@ def _per_rank(scalings: tuple[float, ...], ranks: tuple[int, ...], device: torch
 
 def _frozen_grad(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """sum_i dy_i W_i (M, K), the later products added in place."""
+    # No sum of separate products: each would need one more M x K matrix and a pass over it.
     dx = dys[0] @ weights[0]
     for dy, weight in zip(dys[1:], weights[1:], strict=True):
         dx.addmm_(dy, weight)

@@ -20,8 +20,9 @@ def lora_linear(
 ) -> Tensor:
     """x W^T + scaling * dropout(x) A^T B^T.
 
-    x (..., K) and weight (N, K) in one dtype; lora_a (r, K) and lora_b (N, r), float32 in training -> (..., N) in x's
-    dtype. Only the reference gives a gradient to `weight`, and "auto" takes it for one that wants it.
+    x (..., K) and weight (N, K) in one dtype; lora_a (r, K) and lora_b (N, r), float32 in training
+    -> (..., N) in x's dtype. Only the reference gives a gradient to `weight`, and "auto" takes it
+    for one that wants it.
     Raises: ValueError where `impl` cannot run. Source: arXiv:2106.09685, equation 3.
     """
     if impl == "auto" and weight.requires_grad:

@@ -1,11 +1,14 @@
-"""The adapter against PEFT, in both directions: outputs, every gradient, merging, files; and the strict reader.
+"""The adapter against PEFT in both directions: outputs, gradients, merging, files; the reader.
 
-PEFT gives the padding token (id 0) no embedding gradient; in training no padding is supervised or seen, so id 0 is left
-out here. B is random everywhere: at its start of zero most errors do not show.
+PEFT gives the padding token (id 0) no embedding gradient; in training no padding is supervised or
+seen, so id 0 is left out here. B is random everywhere: at its start of zero most errors do not
+show.
 """
 
 import json
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from lora.adapter import adapter_tensors, load_adapter, merge_adapter, read_config, save_adapter
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from lora.layer import LoRALinear
+from lora.wrapped import WrappedLayer
 from model.config import Gemma2Config
 from model.embedding import resize_embedding
 from model.loader import load_gemma2, save_gemma2
@@ -25,6 +30,8 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 IDS = (3, 41, 59)
+PREFIX = "base_model.model."
+DELTA = ".token_adapter.trainable_tokens_delta"
 VARIANTS = {
     "seven": {},
     "rows": {"token_ids": IDS},
@@ -176,7 +183,7 @@ def peft_save(hf, config, folder, copies):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore")
 def test_pefts_loads_here(base, relative, tmp_path, tied, copies, variant):
-    """PEFT 0.21.2 with a plain forward crashes for none of these; on a tied model token rows are given as a list."""
+    """PEFT 0.21.2 reads all of these; on a tied model token rows are given as a list."""
     folder = base(tied)
     theirs = peft_save(hf_load(folder), peft_config(variant, tied), tmp_path / "peft", copies)
     ours = load_gemma2(folder)
@@ -233,7 +240,7 @@ def test_merged_equals_unmerged_and_loads_in_transformers(
 def test_new_tokens_survive_in_our_reader_and_in_peft(
     base, randomized, relative, tmp_path, tied, adapt, targets
 ):
-    """A base of 60 rows, four new ones: each reader resizes the base first and must find the rows in the adapter."""
+    """A base of 60 rows and four new: each reader resizes it and finds the rows in the adapter."""
     folder = base(tied)
     config = LoRAConfig(
         rank=4, alpha=8, dropout=0.0, targets=targets, adapt=adapt, token_ids=(60, 61, 62, 63)
@@ -332,6 +339,51 @@ def test_an_older_adapters_files_do_not_survive_in_the_folder(base, randomized, 
     ]
 
 
+@pytest.mark.parametrize("adapt", ["rows", "course"])
+@BOTH
+def test_adapters_keep_their_keys(
+    make_model: Callable[..., Gemma2], tmp_path: Path, adapt: str, tied: bool
+) -> None:
+    """PEFT's keys, written out: those of earlier adapters, which every later reader expects."""
+    parts = [f"self_attn.{letter}_proj" for letter in "qkvo"]
+    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    paths = [f"model.layers.{layer}.{part}" for layer in range(3) for part in parts]
+    if adapt == "course":
+        paths.append("lm_head")
+    keys = {f"{PREFIX}{path}.lora_{factor}.weight" for path in paths for factor in "AB"}
+    if adapt == "course":
+        keys |= {f"{PREFIX}model.embed_tokens.lora_embedding_{factor}" for factor in "AB"}
+    else:  # the rows that a tied head shares appear once
+        keys |= {f"{PREFIX}{path}{DELTA}" for path in ("model.embed_tokens", "lm_head")[: 2 - tied]}
+    config = LoRAConfig(rank=4, adapt=adapt, token_ids=IDS)
+    model = add_lora(make_model(tie_word_embeddings=tied), config)
+    save_adapter(model, tmp_path, config)
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("adapt", ["rows", "course"])
+def test_every_layer_merges_itself_in_place_and_in_the_bases_dtype(
+    make_model: Callable[..., Gemma2], adapt: str, dtype: torch.dtype
+) -> None:
+    """merged() is the frozen module itself; its weight is the float32 sum, rounded once."""
+    model = add_lora(make_model(dtype=dtype), LoRAConfig(rank=4, adapt=adapt, token_ids=IDS))
+    fill(trainable_parameters(model).values())
+    layers = [module for module in model.modules() if isinstance(module, WrappedLayer)]
+    assert len(layers) == 23
+    for layer in layers[1:-1]:
+        assert isinstance(layer, LoRALinear)
+        before, storage = layer.weight.detach().double(), layer.weight.data_ptr()
+        base, low = layer.base, layer.lora_B.detach().double() @ layer.lora_A.detach().double()
+        assert layer.merged() is base and base.weight.data_ptr() == storage
+        truth = before + layer.scaling * low
+        unit = torch.finfo(dtype).eps
+        assert base.weight.dtype == dtype
+        assert ((base.weight - truth).abs() <= 0.51 * unit * truth.abs() + 1e-6).all()
+    embedding = layers[0]
+    assert embedding.merged() is embedding.base and embedding.weight.dtype == dtype
+
+
 # The strict reader.
 
 
@@ -355,10 +407,6 @@ def edit_tensors(adapter, change):
     save_file({name: t.clone() for name, t in tensors.items()}, path)
 
 
-PREFIX = "base_model.model."
-DELTA = ".token_adapter.trainable_tokens_delta"
-
-
 def test_every_tensor_that_does_not_fit_is_named(saved):
     adapter, base = saved
 
@@ -375,7 +423,8 @@ def test_every_tensor_that_does_not_fit_is_named(saved):
     for part in (
         f"missing {PREFIX}model.layers.0.mlp.up_proj.lora_B.weight",
         f"unexpected {PREFIX}model.layers.7.mlp.up_proj.lora_B.weight",
-        f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), expected (4, 32)",
+        f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), "
+        "expected (4, 32)",
         f"{PREFIX}model.embed_tokens{DELTA} has shape (2, 32), expected (3, 32)",
         "copy of lm_head has shape (61, 32), expected (60, 32)",
         str(adapter),

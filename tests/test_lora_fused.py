@@ -1,4 +1,4 @@
-"""The fused low-rank path in plain PyTorch against the formula: values, every gradient, masks, groups, compile."""
+"""The fused low-rank path in plain PyTorch against the formula: values, gradients, masks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -212,7 +212,7 @@ def test_a_model_computes_the_same_in_both_ways(
     randomized: Callable[[nn.Module], None],
     relative: Callable[[Tensor, Tensor], float],
 ) -> None:
-    """Grouped q, k, v and gate, up against one linear at a time; v_proj of one layer has no LoRA, ranks differ."""
+    """Groups against one linear at a time; one layer's v_proj has no LoRA, and ranks differ."""
     tokens = torch.randint(0, 60, (2, 17))
     found = {}
     for impl in ("reference", "torch"):
@@ -274,6 +274,6 @@ def test_it_compiles() -> None:
 
 
 def test_a_compiled_caller_keeps_the_dropout_mask() -> None:
-    """The graph breaks at the operator, which runs as it is: the same seed, the same mask in both passes."""
+    """The graph breaks at the operator: the same seed, the same mask in both passes."""
     for ours, truth in zip(*compiled_pair(0.5, whole=False), strict=True):
         assert torch.allclose(ours, truth, atol=1e-6)

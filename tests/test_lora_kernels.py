@@ -1,9 +1,9 @@
 """The Triton kernels against the formulas, in Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, so this file runs itself once more in a process of its own: the
-functions named `interpreted_*` are collected only there, and here one test for each of them reports what it said.
-Letters: M rows, K in, N out, R stacked ranks. `pytest -o python_functions='interpreted_*'` with TRITON_INTERPRET=1 runs
-them directly.
+The interpreter has to be chosen before Triton is imported, so this file runs itself once more in a
+process of its own: the functions named `interpreted_*` are collected only there, and here one test
+for each of them reports what it said. Letters: M rows, K in, N out, R stacked ranks. `pytest -o
+python_functions='interpreted_*'` with TRITON_INTERPRET=1 runs them directly.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ TINY = Tile(16, 16, 1, 1)
 
 
 def inputs(dtype: torch.dtype, ranks: tuple[int, ...], rows: int = M) -> dict[str, Tensor]:
-    """x, dx (M, K), dy, y (M, N), s, ds (M, R) in dtype; a (R, K), b (N, R) and scale (R) float32."""
+    """x, dx (M, K), dy, y (M, N), s, ds (M, R); in float32 a (R, K), b (N, R), scale (R)."""
     R, generator = sum(ranks), torch.Generator().manual_seed(sum(ranks))
     shapes = {
         "x": (rows, K),
@@ -78,7 +78,7 @@ def kernels(v: dict[str, Tensor], p: float) -> dict[str, Tensor]:
 
 
 def assert_close(v: dict[str, Tensor], p: float) -> None:
-    """Every result's largest error within twice that of the formula in the same dtype, both against float64."""
+    """Every largest error within twice that of the formula in its dtype, against float64."""
     dtype, keep = v["x"].dtype, launch.keep_mask(v["x"], p, SEED)
     truth, plain = formulas(v, keep, p, torch.float64), formulas(v, keep, p, dtype)
     for name, ours in kernels(v, p).items():
@@ -99,7 +99,7 @@ def assert_close(v: dict[str, Tensor], p: float) -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole operator on a group: q and v with LoRA of unequal ranks, k without; backward twice gives the same."""
+    """The operator on a group: q and v with unequal ranks, k without; backward twice is equal."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 19, K, generator=generator).requires_grad_()
     weights = [torch.randn(n, K, generator=generator) for n in (N, 24, 40)]
@@ -152,7 +152,7 @@ def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
 
 
 def interpreted_bfloat16_products_are_upcast():
-    """The interpreter's bfloat16 is wrong beyond loads and stores, and truncates: one bit more is allowed."""
+    """The interpreter's bfloat16 truncates: one bit more is allowed."""
     v = inputs(torch.bfloat16, (24,))
     truth = formulas(v, launch.keep_mask(v["x"], 0.3, SEED), 0.3, torch.float64)
     for name, ours in kernels(v, 0.3).items():
@@ -221,10 +221,8 @@ def interpreted_nothing_else_is_written_and_two_runs_are_equal():
 def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
     """Across tiles; inside one tile, rows * stride must stay below."""
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
-    rows, stride = (
-        40,
-        2**26,
-    )  # 40 rows 2^26 elements apart: the last begins past 2^31 (the memory is reserved, not touched)
+    # The last of 40 rows 2^26 elements apart begins past 2^31; the memory is reserved, not touched.
+    rows, stride = 40, 2**26
     storage = torch.empty(rows * stride, dtype=torch.float16)
     x = storage.as_strided((rows, K), (stride, 1))
     v = inputs(torch.float16, (8,), rows=rows)
@@ -244,7 +242,10 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
 
 
 def philox(rows: int, groups: int, seed: int) -> np.ndarray:
-    """Four 32-bit words for each (row, group) by Philox4x32-7, written from the paper: counter (group, row, 0, 0)."""
+    """Four 32-bit words for each (row, group) by Philox4x32-7, written from the paper.
+
+    The counter is (group, row, 0, 0).
+    """
     shape = (rows, groups)
     c0, c1 = np.broadcast_arrays(
         np.arange(groups, dtype=np.uint64)[None, :], np.arange(rows, dtype=np.uint64)[:, None]
@@ -307,7 +308,7 @@ def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatc
 
 
 def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(monkeypatch):
-    """With A = 1 and one column at a time, or with ds = 1 and A = 1, each kernel shows the mask itself."""
+    """With factors of ones and identities each kernel shows the mask itself."""
     p, keep = 0.5, launch.keep_mask(torch.empty(M, K), 0.5, SEED).float()
     ones = torch.ones(M, 1)
     for tile in (TINY, Tile(32, 64, 1, 1), Tile(64, 128, 1, 1)):
@@ -327,7 +328,7 @@ INTERPRETED = sorted(name for name in list(globals()) if name.startswith("interp
 
 @pytest.fixture(scope="session")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """For each function the messages of its failed cases, from one run of this file in the interpreter."""
+    """For each function the messages of its failed cases, from one run in the interpreter."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"

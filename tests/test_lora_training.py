@@ -1,4 +1,4 @@
-"""What a training step relies on: packing, padding, accumulation and recomputation change no gradient."""
+"""What a step relies on: packing, padding, accumulation, recomputation change no gradient."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def adapted(make_model):
 
 @pytest.fixture
 def documents():
-    """Token ids and targets (1, n) of four documents; the last tokens of the vocabulary are the trained rows."""
+    """Token ids and targets (1, n) of four documents; the vocabulary's last tokens are trained."""
     generator = torch.Generator().manual_seed(3)
     tokens = [torch.randint(40, 60, (1, n), generator=generator) for n in SIZES]
     targets = [torch.cat((row[:, 1:], torch.tensor([[-100]])), dim=1) for row in tokens]
@@ -41,7 +41,7 @@ def documents():
 
 
 def total_and_gradients(model, batches):
-    """Summed loss, supervised count and gradients, accumulated over micro-batches as a training step does."""
+    """Summed loss, supervised count and gradients, accumulated as a training step does."""
     model.zero_grad()
     total, count = 0.0, 0
     for tokens, positions, ids, targets in batches:
@@ -88,7 +88,7 @@ def test_packed_documents_train_as_separate_ones(adapted, documents, adapt, tied
 
 @pytest.mark.parametrize("adapt", ADAPTS)
 def test_four_micro_batches_equal_one_batch_of_four(adapted, documents, adapt):
-    """Right-padded to one length: padding lies in every real token's future, so no mask is needed."""
+    """Right-padded to one length: padding is in every token's future, so no mask is needed."""
     model = adapted(ADAPTS[adapt])
     width = max(SIZES)
     rows = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=50) for t in documents[0]]

@@ -1,4 +1,4 @@
-"""The launchers: the five steps of `lora/steps.py` as Triton kernels, with the same names and signatures.
+"""The launchers: the five steps of `lora/steps.py` as Triton kernels, same names and signatures.
 
 Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all linears that share x.
 
@@ -8,9 +8,10 @@ Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all li
     shrink_backward_    da = ds^T D(x)                   (R, K);  dx += D'(ds a)    (M, K) in place
     keep_mask           the elements of x that D keeps   (M, K) bool
 
-D(x) is x with dropped elements at zero, over 1 - p. `seed` is one int64 on the tensors' device, read by the kernels: the
-host never waits. Nothing is written but what a name with a trailing underscore says. On a CPU the kernels run in Triton's
-interpreter, whose bfloat16 products need UPCAST.
+D(x) is x with dropped elements at zero, over 1 - p. `seed` is one int64 on the tensors' device,
+read by the kernels: the host never waits. Nothing is written but what a name with a trailing
+underscore says. On a CPU the kernels run in Triton's interpreter, whose bfloat16 products need
+UPCAST.
 """
 
 import torch
@@ -39,13 +40,17 @@ from lora.kernels.tiles import (
 
 
 def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tensor:
-    """s (M, R) = scale * D(x) a^T in x's dtype, rounded once: x (M, K), a (R, K) float32, scale (R,) float32."""
+    """s (M, R) = scale * D(x) a^T in x's dtype, rounded once.
+
+    x (M, K), a (R, K) float32, scale (R,) float32.
+    """
     (M, K), R = x.shape, a.shape[0]
     if M == 0:
         return x.new_empty(0, R)  # a grid without programs cannot be launched
     x = _readable(x)
     tile = tile_for(capability_of(x.device), "shrink", R, x.dtype)
-    # With few rows there are few row blocks: the columns are split too, so that every multiprocessor has work.
+    # With few rows there are few row blocks: the columns are split too, so that every
+    # multiprocessor has work.
     splits, steps = split_columns(M, K, tile)
     # Partial sums stay in float32; a single split is complete and rounds to x's dtype at once.
     out_dtype = x.dtype if splits == 1 else torch.float32
@@ -65,7 +70,7 @@ def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
 
 
 def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """ds (M, r) = scaling * dy b in dy's dtype, and db (N, r) = dy^T s in float32, from one read of dy.
+    """ds (M, r) = scaling * dy b in dy's dtype, db (N, r) = dy^T s in float32; dy is read once.
 
     dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled.
     """
@@ -77,7 +82,8 @@ def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[T
     tile = tile_for(capability_of(dy.device), "expand_backward", rank, dy.dtype)
     blocks, steps = split_rows(M, N, tile)
     slices, strips = triton.cdiv(R, rank), triton.cdiv(N, tile.cols)
-    # One product sums over the columns of dy, the other over its rows: each leaves partial sums along the other cut.
+    # One product sums over the columns of dy, the other over its rows: each leaves partial sums
+    # along the other cut.
     ds_dtype = dy.dtype if strips == 1 else torch.float32
     ds = torch.empty(strips, M, R, dtype=ds_dtype, device=dy.device)
     db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
@@ -114,7 +120,10 @@ def shrink_backward_(
 
 
 def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    """The mask of x (M, K), bool: true where an element is kept. For tests, and to compare with another implementation."""
+    """The mask of x (M, K), bool: true where an element is kept.
+
+    For tests, and to compare with another implementation.
+    """
     M, K = x.shape
     out = torch.empty(M, K, dtype=torch.bool, device=x.device)
     if out.numel():
@@ -127,20 +136,23 @@ def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
 
 
 def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tensor) -> None:
-    """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), summed in float32 and rounded once.
+    """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), in float32, rounded once.
 
-    Raises: ValueError where out's columns are not one apart: a copy would leave the caller's tensor as it was.
+    Raises: ValueError where out's columns are not one apart: a copy would leave the caller's tensor
+    as it was.
     """
     (M, N), R = out.shape, left.shape[1]
     if out.stride(1) != 1 and N > 1:
         raise ValueError(
-            f"in-place low-rank product: expected columns one element apart, got strides {out.stride()}"
+            "in-place low-rank product: expected columns one element apart, "
+            f"got strides {out.stride()}"
         )
     if out.numel() == 0:
         return
     left = _readable(left)
     tile = tile_for(capability_of(out.device), "add_product", R, out.dtype)
-    # `right` may be transposed: both of its strides are passed on, which costs nothing for so small a matrix.
+    # `right` may be transposed: both of its strides are passed on, which costs nothing for so small
+    # a matrix.
     sizes = (M, N, R, out.stride(0), left.stride(0), *right.stride())
     options = _constants(tile, padded(R), out) | {"DROPOUT": p > 0}
     with torch.cuda.device_of(out):
@@ -151,14 +163,14 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tens
 
 
 def _constants(tile: Tile, rank: int, x: Tensor) -> dict[str, int]:
-    """What every kernel with a matrix product is compiled for: the tile, the padded rank, the compiler's options."""
+    """What every kernel with a matrix product is compiled for: tile, rank, compiler options."""
     sizes = {"RANK": rank, "ROWS": tile.rows, "COLS": tile.cols}
     # The interpreter's bfloat16 products are wrong, so on a CPU the operands are float32.
     return sizes | {"UPCAST": x.device.type == "cpu"} | tile.options
 
 
 def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over the first dimension of float32 partial results, always in the same order -> `dtype`."""
+    """The sum of float32 parts over their first dimension, in a fixed order -> `dtype`."""
     if len(parts) == 1 and parts.dtype == dtype:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
@@ -169,5 +181,8 @@ def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """`tensor` (rows, columns) with its columns one apart, as the kernels read it; expanded or transposed, it is copied."""
+    """`tensor` (rows, columns) with its columns one apart, as the kernels read it.
+
+    Expanded or transposed, it is copied.
+    """
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
