@@ -86,8 +86,7 @@ def save_adapter(
     if config.adapt == "course" and config.token_ids:
         ids = torch.tensor(config.token_ids)
         rows = {name: unsharded(_base_weight(model, name)).cpu()[ids] for name in (EMBEDDING, HEAD)}
-    # Only after the last `unsharded`: a rank that left earlier would leave the others waiting for
-    # its slices.
+    # After the last `unsharded`: had a rank left earlier, the others would wait for its slices.
     if not writes:
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def save_adapter(
 def _base_weight(model: nn.Module, name: str) -> Tensor:
     weight = model.get_submodule(name if name == HEAD else f"model.{name}").weight
     assert isinstance(weight, Tensor)
-    return weight.detach()
+    return weight.detach()  # the same memory: what is written into it changes the model
 
 
 def read_config(directory: str | Path) -> LoRAConfig:
@@ -144,7 +143,7 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     rows = _read_rows(directory) if config.adapt == "course" else {}
     copies = _base_copies(tensors)
     problems = _pop_shared_rows(tensors, model.config.tie_word_embeddings)
-    # Everything is compared before anything is written: a refused adapter leaves no half of itself.
+    # The model with LoRA in it says which tensors must be there; all are compared, then copied.
     add_lora(model, config, impl=impl)
     expected = adapter_tensors(model)
     problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
@@ -153,6 +152,7 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
             f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems)
         )
     with torch.no_grad():
+        # The base first: rows of new tokens in it are what the adapter's differences refer to.
         _fill_base(model, copies, rows)
         for key, parameter in expected.items():
             parameter.copy_(tensors[key])
@@ -180,15 +180,13 @@ def _read_rows(directory: Path) -> dict[str, Tensor]:
         return {}
     rows = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in rows.items()}
-    is_whole = (
-        set(rows) == {"ids", EMBEDDING, HEAD}
-        and rows["ids"].dim() == 1
-        and rows[EMBEDDING].dim() == 2
-    )
-    if not is_whole or not shapes[EMBEDDING] == shapes[HEAD] == (
-        *shapes["ids"],
-        shapes[EMBEDDING][1],
-    ):
+    is_right = set(rows) == {"ids", EMBEDDING, HEAD}
+    if is_right:
+        ids, embedding, head = (shapes[name] for name in ("ids", EMBEDDING, HEAD))
+        # One id for each row, and rows of one width in both matrices.
+        is_right = len(ids) == 1 and len(embedding) == 2
+        is_right = is_right and embedding[0] == ids[0] and head == embedding
+    if not is_right:
         raise ValueError(
             f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}"
         )
@@ -210,6 +208,7 @@ def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
     first, second = f"{PREFIX}model.{EMBEDDING}{ROWS_KEY}", PREFIX + HEAD + ROWS_KEY
     if not is_tied or first not in tensors or second not in tensors:
         return []
+    # PEFT writes both names for one parameter; two that differ come from an untied model.
     is_same = torch.equal(tensors.pop(second), tensors[first])
     return [] if is_same else [f"{second} differs from {first} on a tied model"]
 
@@ -234,9 +233,9 @@ def _base_problems(
         for name, copy in copies
         if copy.shape != (size, width)
     ]
-    if model.config.tie_word_embeddings and any(
-        not torch.equal(copy, copies[0][1]) for _, copy in copies
-    ):
+    # On a tied model both copies would go into one matrix, and the second would win unseen.
+    checked = copies if model.config.tie_word_embeddings else []
+    if any(not torch.equal(copy, checked[0][1]) for _, copy in checked):
         problems.append(f"the copies of {EMBEDDING} and {HEAD} differ on a tied model")
     last = int(rows["ids"].max()) if rows else 0
     if last >= size:
@@ -254,7 +253,9 @@ def _base_problems(
 def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]) -> None:
     for name, copy in copies:
         _base_weight(model, name).copy_(copy)
-    for name in (EMBEDDING, HEAD) if rows else ():
+    if not rows:
+        return
+    for name in (EMBEDDING, HEAD):
         weight = _base_weight(model, name)
         weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 

@@ -45,6 +45,7 @@ class LoRAConfig:
     base_model: str = ""
 
     def __post_init__(self) -> None:
+        # A sentence for each condition: every field that is out of range is named at once.
         checks = {
             f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
             f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha)
@@ -84,7 +85,9 @@ class LoRAConfig:
         # Targets that name both ends stay as they are: a file read and written again is equal.
         if self.adapt == "rows" or all(_matches(self.targets, name) for name in ends):
             return self.targets
-        if isinstance(self.targets, str):
+        if isinstance(
+            self.targets, str
+        ):  # one expression must match all, so it gets two more branches
             return rf"({self.targets})|model\.{EMBEDDING}|{HEAD}"
         return tuple(dict.fromkeys((*self.targets, EMBEDDING, HEAD)))
 
@@ -101,6 +104,7 @@ class LoRAConfig:
 
     def scaling_of(self, name: str) -> float:
         """alpha / r, or alpha / sqrt(r) if rank-stabilised: the only place where it is computed."""
+        # With alpha / sqrt(r) the size of the low-rank term does not shrink as the rank grows.
         rank, alpha = self.rank_of(name), _lookup(self.alpha_pattern, name, self.alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
@@ -147,6 +151,7 @@ class LoRAConfig:
             problems.append(f"not supported: {', '.join(odd)} (merge this adapter with PEFT first)")
         if problems:
             raise ValueError(f"{where}: " + "; ".join(problems))
+        # The fields are checked by the class itself; here its sentence gets the file's name.
         try:
             return cls(
                 rank=raw["r"],
@@ -211,6 +216,7 @@ def _matches(targets: Any, name: str) -> bool:
 
 def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first key that matches the end of the path, as PEFT matches it."""
+    # Each key is a regular expression for PEFT: the dot in "model.embed_tokens" matches anything.
     return next(
         (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default
     )

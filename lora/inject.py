@@ -20,6 +20,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {
         name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)
     }
+    # All linears and embeddings are candidates, so that a target may name any of them, heads too.
     found = {name: module for name, module in modules.items() if config.matches(name)}
     targets = config.all_targets
     if isinstance(targets, str):

@@ -25,6 +25,7 @@ def lora_linear(
     for one that wants it.
     Raises: ValueError where `impl` cannot run. Source: arXiv:2106.09685, equation 3.
     """
+    # The fused ways compute no gradient of W, which would be a product as large as the forward's.
     if impl == "auto" and weight.requires_grad:
         impl = "reference"
     impl, _ = resolve_impl(impl, x.device, x.dtype)

@@ -24,6 +24,7 @@ def product(left: tl.tensor, right: tl.tensor, total: tl.tensor, UPCAST: tl.cons
 
     UPCAST: the interpreter's bfloat16 dot is wrong, so its operands become float32.
     """
+    # `total` goes in as the accumulator: one instruction multiplies and adds.
     if UPCAST:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, total, input_precision="ieee")
@@ -84,7 +85,8 @@ def shrink_kernel(
     first_row, split = tl.program_id(0) * ROWS, tl.program_id(1)
     rows, ranks = tl.arange(0, ROWS), tl.arange(0, RANK)
     row_inside, rank_inside = (first_row + rows < M)[:, None], (ranks < R)[None, :]
-    x += first_row.to(tl.int64) * x_stride
+    x += first_row.to(tl.int64) * x_stride  # in 64 bits: M * K may pass 2^31
+    # Loaded once a program. DROPOUT is a constant of compilation: without it this is no code.
     if DROPOUT:
         key = tl.load(seed)
     total = tl.zeros((ROWS, RANK), tl.float32)
@@ -106,6 +108,7 @@ def shrink_kernel(
             x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         # A is rounded to x's dtype here, tile by tile: a 16-bit copy of it is never stored.
         total = product(x_tile, a_tile.to(x_tile.dtype), total, UPCAST)
+    # Scaling and 1 / (1 - p) meet the float32 sum, before it is rounded for the first time.
     factor = tl.load(scale + ranks, mask=ranks < R, other=0.0) * inverse
     # Every split writes a slice of its own; sum_parts_kernel adds them in order.
     out += (split.to(tl.int64) * M + first_row) * R
@@ -170,6 +173,7 @@ def expand_backward_kernel(
         )
         # Both products from the one tile of dy: reading it is what this kernel costs.
         ds = product(dy_tile, b_tile, tl.zeros((ROWS, RANK), tl.float32), UPCAST)
+        # Only these columns' share of the row tile's ds: every strip writes its own part.
         ds_tile = ds_parts + first_row * R + (rows[:, None] * R + ranks[None, :])
         tl.store(ds_tile, ds * scaling, mask=row_inside & rank_inside)
         db = product(tl.trans(dy_tile), s_tile, db, UPCAST)
@@ -224,6 +228,7 @@ def grad_a_kernel(
         if DROPOUT:
             x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         total = product(tl.trans(x_tile), ds_tile, total, UPCAST)
+    # Stored transposed back: da has the shape of A.
     da_parts += block.to(tl.int64) * R * K
     tl.store(
         da_parts + (ranks[None, :] * K + cols[:, None]),

@@ -78,6 +78,7 @@ def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[T
     if M == 0:
         return dy.new_empty(0, R), b.new_zeros(N, R)
     dy, s = _readable(dy), _readable(s)
+    # Slices of a large rank: more ranks in one program would leave it narrower strips of dy.
     rank = min(padded(R), MAX_SLICE)
     tile = tile_for(capability_of(dy.device), "expand_backward", rank, dy.dtype)
     blocks, steps = split_rows(M, N, tile)
@@ -102,6 +103,7 @@ def shrink_backward_(
 
     ds (M, R) and x (M, K) in one dtype, a (R, K) float32; the mask is that of `shrink`.
     """
+    # Two kernels: dx is written once for each element of x, da is summed over all rows of it.
     if dx is not None:
         _add_product_(dx, ds, a, p, seed)
     (M, K), R = x.shape, ds.shape[1]

@@ -159,6 +159,7 @@ def split_rows(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
     Not 1: without a loop the compiler loads everything at once, and spills.
     """
     strips, total = -(-num_cols // tile.cols), -(-num_rows // tile.rows)
+    # As long as possible, since every block leaves partial sums of the size of the whole result.
     steps = MAX_STEPS
     while steps > 2 and -(-total // steps) * strips < WANTED_PROGRAMS:
         steps //= 2
