@@ -1,6 +1,7 @@
 """`add_lora`: freezes a model and puts LoRA into it by module path."""
 
 import difflib
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from lora.embedding import LoRAEmbedding, NewTokens, NewTokensEmbedding, NewToke
 from lora.implementations import resolve_impl
 from lora.layer import LoRALinear
 from lora.wrapped import WrappedLayer
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
@@ -46,13 +49,13 @@ def _near(name: str, paths: list[str]) -> str:
 
 
 def add_lora(
-    model: nn.Module,
+    model: Model,
     config: LoRAConfig,
     seed: int = 0,
     impl: str = "auto",
     *,
     device: torch.device | None = None,
-) -> nn.Module:
+) -> Model:
     """Freezes a plain Gemma2 and adds LoRA and trained rows in place; returns the model.
 
     The starting values are drawn on the CPU from `seed`, so they are the same on every device.

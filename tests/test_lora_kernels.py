@@ -118,7 +118,7 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
     keep = launch.keep_mask(x.view(38, K), p, SEED).view(2, 19, K)
     dropped = torch.where(keep, x, 0) / (1 - p)
     truth = [
-        x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
+        x @ w.T + (0 if a is None or b is None else c * (dropped @ a.T @ b.T))
         for w, a, b, c in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)
     ]
     trained = [x, *(m for m in (*lora_a, *lora_b) if m is not None)]
@@ -136,12 +136,16 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
     "ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (8, 1, 24), (64, 64, 64)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def interpreted_results_match_the_formulas(dtype, ranks, p):
+def interpreted_results_match_the_formulas(
+    dtype: torch.dtype, ranks: tuple[int, ...], p: float
+) -> None:
     assert_close(inputs(dtype, ranks), p)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
+def interpreted_results_match_with_many_partial_sums(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
     monkeypatch.setattr(tiles, "WANTED_PROGRAMS", 20)
     assert tiles.split_rows(200, K, TINY) == (4, 4) and tiles.split_columns(M, K, TINY) == (6, 1)
@@ -151,7 +155,7 @@ def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
     assert_close(inputs(dtype, (4,), rows=200), 0.3)
 
 
-def interpreted_bfloat16_products_are_upcast():
+def interpreted_bfloat16_products_are_upcast() -> None:
     """The interpreter's bfloat16 truncates: one bit more is allowed."""
     v = inputs(torch.bfloat16, (24,))
     truth = formulas(v, launch.keep_mask(v["x"], 0.3, SEED), 0.3, torch.float64)
@@ -159,7 +163,7 @@ def interpreted_bfloat16_products_are_upcast():
         assert (ours - truth[name]).abs().max() <= 2**-6 * truth[name].abs().max(), name
 
 
-def interpreted_few_rows_and_none():
+def interpreted_few_rows_and_none() -> None:
     for dtype in (torch.float32, torch.float16):
         assert_close(inputs(dtype, (8, 4), rows=1), 0.3)
     results = kernels(inputs(torch.float16, (8, 4), rows=0), 0.3)
@@ -177,7 +181,7 @@ def interpreted_few_rows_and_none():
     )
 
 
-def interpreted_strided_inputs_give_the_same_bits():
+def interpreted_strided_inputs_give_the_same_bits() -> None:
     v = inputs(torch.float16, (24,))
     v["dy"] = v["dy"][:1, :1].expand(M, N)  # the gradient of a sum
     dense = {name: value.contiguous() for name, value in v.items()}
@@ -194,7 +198,7 @@ def interpreted_strided_inputs_give_the_same_bits():
         assert torch.equal(ours, kernels(dense, 0.3)[name]), name
 
 
-def interpreted_in_place_results_keep_what_lies_beside_them():
+def interpreted_in_place_results_keep_what_lies_beside_them() -> None:
     v = inputs(torch.float16, (8,))
     wide = torch.full((M + 2, N + 5), 7.0, dtype=torch.float16)
     wide[1:-1, 2 : N + 2] = v["y"]
@@ -210,7 +214,7 @@ def interpreted_in_place_results_keep_what_lies_beside_them():
         launch.expand_(v["y"].T.contiguous().T, v["s"], v["b"])
 
 
-def interpreted_nothing_else_is_written_and_two_runs_are_equal():
+def interpreted_nothing_else_is_written_and_two_runs_are_equal() -> None:
     v = inputs(torch.float16, (24, 8))
     before = {name: value.clone() for name, value in v.items()}
     first, second = kernels(v, 0.3), kernels(v, 0.3)
@@ -218,7 +222,7 @@ def interpreted_nothing_else_is_written_and_two_runs_are_equal():
     assert all(torch.equal(v[name], before[name]) for name in v)
 
 
-def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
+def interpreted_offsets_beyond_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     """Across tiles; inside one tile, rows * stride must stay below."""
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
     # The last of 40 rows 2^26 elements apart begins past 2^31; the memory is reserved, not touched.
@@ -264,7 +268,7 @@ def philox(rows: int, groups: int, seed: int) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def interpreted_mask_is_the_documented_one():
+def interpreted_mask_is_the_documented_one() -> None:
     known = [
         0x5F6FB709,
         0x0D893F64,
@@ -272,7 +276,7 @@ def interpreted_mask_is_the_documented_one():
         0x4F730A48,
     ]  # Random123's test vector: 7 rounds, counter and key zero
     assert philox(1, 1, 0)[0, 0].tolist() == known
-    words = philox(M, 11, SEED.item())  # 11 groups of 8 columns hold K = 83
+    words = philox(M, 11, int(SEED))  # 11 groups of 8 columns hold K = 83
     halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).reshape(M, 88)[
         :, :K
     ]
@@ -282,7 +286,9 @@ def interpreted_mask_is_the_documented_one():
         )
 
 
-def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatch):
+def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     masks = {
         seed: launch.keep_mask(torch.empty(512, 640), 0.05, torch.tensor([seed]))
         for seed in (0, 1, 2**32, -3)
@@ -307,7 +313,9 @@ def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatc
         launch.keep_mask(few, 1.0, SEED)
 
 
-def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(monkeypatch):
+def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With factors of ones and identities each kernel shows the mask itself."""
     p, keep = 0.5, launch.keep_mask(torch.empty(M, K), 0.5, SEED).float()
     ones = torch.ones(M, 1)
@@ -352,11 +360,11 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", INTERPRETED)
-def test_in_the_interpreter(name, verdicts):
+def test_in_the_interpreter(name: str, verdicts: dict[str, list[str]]) -> None:
     assert not verdicts[name], "\n".join(verdicts[name])
 
 
-def test_support_needs_tensor_cores():
+def test_support_needs_tensor_cores() -> None:
     assert [
         tiles.supported(capability)[0] for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))
     ] == [
@@ -366,14 +374,14 @@ def test_support_needs_tensor_cores():
     assert "sm_75" in tiles.supported((7, 5))[1]
 
 
-def test_ranks_are_padded_and_too_large_ones_refused():
+def test_ranks_are_padded_and_too_large_ones_refused() -> None:
     assert [tiles.padded(rank) for rank in (1, 16, 17, 48, 192)] == [16, 16, 32, 64, 256]
     with pytest.raises(ValueError, match="at most 256"):
         tiles.tile_for((9, 0), "shrink", 257, torch.bfloat16)
 
 
 @pytest.mark.parametrize("rows", [1, 37, 512, 1500, 8192, 100_000])
-def test_splits_cover_everything_once(rows):
+def test_splits_cover_everything_once(rows: int) -> None:
     tile = Tile(64, 128, 4, 3)
     for cols in (83, 2304, 9216):
         blocks, steps = tiles.split_rows(rows, cols, tile)

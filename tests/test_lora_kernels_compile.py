@@ -180,7 +180,15 @@ SLOW = [
 
 
 @pytest.mark.parametrize("target, dtype, rank, p", FAST, ids=str)
-def test_every_row_of_the_table_compiles(target, dtype, rank, p, launches, monkeypatch, tmp_path):
+def test_every_row_of_the_table_compiles(
+    target: int,
+    dtype: torch.dtype,
+    rank: int,
+    p: float,
+    launches: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     on(target, monkeypatch)
     launch_all(dtype, 8192, HIDDEN, WIDE, rank, p)
     assert not problems(launches, target, tmp_path)
@@ -188,7 +196,16 @@ def test_every_row_of_the_table_compiles(target, dtype, rank, p, launches, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target, dtype, rank, p", SLOW, ids=str)
-def test_the_full_grid_compiles(target, dtype, rank, p, launches, monkeypatch, tmp_path, request):
+def test_the_full_grid_compiles(
+    target: int,
+    dtype: torch.dtype,
+    rank: int,
+    p: float,
+    launches: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     if request.config.getoption("-m") != "slow":
         pytest.skip("minutes of compiling: run pytest -m slow")
     on(target, monkeypatch)
@@ -197,21 +214,27 @@ def test_the_full_grid_compiles(target, dtype, rank, p, launches, monkeypatch, t
     assert not problems(launches, target, tmp_path)
 
 
-def test_sizes_that_divide_nothing_compile(launches, monkeypatch, tmp_path):
+def test_sizes_that_divide_nothing_compile(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """An address an element, not one for eight: slow, may spill; no real model has such sizes."""
     on(90, monkeypatch)
     launch_all(BF16, 37, 83, 129, 1, 0.05)
     assert not problems(launches, 90, tmp_path, ignore=("spills", "no pipeline"))
 
 
-def test_float32_compiles_within_the_smallest_card(launches, monkeypatch, tmp_path):
+def test_float32_compiles_within_the_smallest_card(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on(86, monkeypatch)
     launch_all(torch.float32, 512, HIDDEN, WIDE, 64, 0.05)
     assert not problems(launches, 86, tmp_path, ignore=("no tensor cores",))
 
 
 @pytest.mark.parametrize("target", [75, 80, 90, 100])
-def test_elementwise_kernels_compile(target, launches, monkeypatch, tmp_path):
+def test_elementwise_kernels_compile(
+    target: int, launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on(target, monkeypatch)
     launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
     launch._sum_parts(empty(8, 8192, 16), FP16)
@@ -219,11 +242,16 @@ def test_elementwise_kernels_compile(target, launches, monkeypatch, tmp_path):
     assert not problems(launches, target, tmp_path)
 
 
-def test_every_row_of_the_table_is_reached(launches, monkeypatch):
+def test_every_row_of_the_table_is_reached(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = set()
-    monkeypatch.setattr(
-        launch, "tile_for", lambda *args: used.add(args[:3]) or tiles.tile_for(*args)
-    )
+
+    def note(*args: Any) -> tiles.Tile:
+        used.add(args[:3])
+        return tiles.tile_for(*args)
+
+    monkeypatch.setattr(launch, "tile_for", note)
     for target in (80, 86, 90, 100):
         on(target, monkeypatch)
         for rank in RANKS.values():

@@ -45,8 +45,9 @@ def test_the_formula_with_raw_tensors(relative: Relative) -> None:
 
 def test_gradients_with_raw_tensors_in_float64() -> None:
     x, weight, lora_a, lora_b = (t.double().requires_grad_() for t in raw(rows=(3,), k=5, n=4, r=2))
+    frozen = weight.detach()
     assert torch.autograd.gradcheck(
-        lambda *ts: lora_linear(*ts, 1.5, impl="reference"), (x, weight.detach(), lora_a, lora_b)
+        lambda x, a, b: lora_linear(x, frozen, a, b, 1.5, impl="reference"), (x, lora_a, lora_b)
     )
 
 
