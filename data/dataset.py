@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 from data.tool_schema import write_tool
 
 OVERLONG = ("drop", "truncate", "error")
-_SHOWN = 5
+_SHOWN = 5  # a data set with the wrong column has as many problems as rows
 
 
 @dataclass
@@ -176,9 +176,11 @@ def split(
     if eval_fraction == 0:
         return list(conversations), []
     target = max(1, round(len(conversations) * eval_fraction))
+    # Shuffled indices, not rows: both sides keep the order of the file
     order = list(range(len(conversations)))
     # Seeded by a string, so that no other draw of the run has the same numbers
     random.Random(f"split {seed}").shuffle(order)
+    # Tools that training never names are the harder half: the score on them is the one to trust
     held = _hold_out_tools(conversations, order, target // 2)
     # Equal rows on both sides would make the held-out score a memory test
     groups: dict[str, list[int]] = {}

@@ -41,6 +41,7 @@ def _training_files(folder: Path) -> list[Path]:
         }
     )
     files = [file for file in files if file.suffix == ".parquet"] or files
+    # Hub data sets put the split into the path: data/train-00000-of-00001.parquet
     named = [file for file in files if "train" in str(file.relative_to(folder)).lower()]
     if not files:
         raise FileNotFoundError(

@@ -95,7 +95,7 @@ class Tokenizer:
         self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
         self._content = self._content_tokenizer(data, control)
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
-        self._check_lossless()
+        self._check_lossless()  # or a model would train on garbled text
         # The wording around the tools that training used, if a training run saved this tokenizer
         self.prompt = _read_prompt(config.get("tool_prompt"), where)
 
