@@ -107,6 +107,7 @@ class Conversation:
     # "python_literal". Neither counts when rows are compared: the same text twice is the same row.
     where: str = field(default="", compare=False)
     repairs: tuple[str, ...] = field(default=(), compare=False)
+    held_out: bool = field(default=False, compare=False)  # the row says that it is for evaluation
 
     @property
     def tool_names(self) -> frozenset[str]:

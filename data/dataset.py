@@ -167,14 +167,16 @@ def split(
 
     Up to half of the held-out rows are chosen by their tools: all rows that share a tool with them
     are held out too, so no training row ever names these tools. The rest is drawn at random. Equal
-    rows stay on one side.
+    rows stay on one side. Where rows say themselves that they are for evaluation, these are held
+    out whatever the fraction is, and no others.
 
     Raises: ValueError for a fraction outside [0, 1), or no row left on a side that should have one.
     """
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"eval fraction: expected at least 0 and less than 1, got {eval_fraction}")
-    if eval_fraction == 0:
-        return list(conversations), []
+    marked = [conversation for conversation in conversations if conversation.held_out]
+    if marked or eval_fraction == 0:
+        return [row for row in conversations if not row.held_out], marked
     target = max(1, round(len(conversations) * eval_fraction))
     # Shuffled indices, not rows: both sides keep the order of the file
     order = list(range(len(conversations)))

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from common.hub import fetch
-from data.lenient_json import shorten
+from data.lenient_json import LiteralError, shorten, unique_keys
 
-Row = tuple[str, dict[str, Any]]  # "file:line", object
+# "file:line", object; or the line itself where an object in it has one key twice
+Row = tuple[str, dict[str, Any] | str]
+ANSWERS = (
+    "possible_answer"  # the folder of the Berkeley leaderboard's answers, beside its questions
+)
+# A JSON file that holds one object with one of these keys is that row, not a list of rows
+_ROW_KEYS = {"conversations", "messages", "question", "query", "chat", "prompt", "id"}
 # Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
 _SHOWN = 5
@@ -28,7 +34,17 @@ def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
-        yield from _read_file(file)
+        answers = file.parent / ANSWERS / file.name
+        yield from _join_answers(file, answers) if answers.is_file() else _read_file(file)
+
+
+def _join_answers(file: Path, answers: Path) -> Iterator[Row]:
+    """Give every question the ground_truth of the answer with its id."""
+    truths = {row.get("id"): row for _, row in _read_file(answers) if isinstance(row, dict)}
+    for place, row in _read_file(file):
+        if isinstance(row, dict) and row.get("id") in truths:
+            row = {**row, "ground_truth": truths[row["id"]].get("ground_truth")}
+        yield place, row
 
 
 def _training_files(folder: Path) -> list[Path]:
@@ -37,7 +53,7 @@ def _training_files(folder: Path) -> list[Path]:
             file
             for pattern in PATTERNS
             for file in folder.rglob(pattern)
-            if file.name != "dataset_infos.json"
+            if file.name != "dataset_infos.json" and file.parent.name != ANSWERS
         }
     )
     files = [file for file in files if file.suffix == ".parquet"] or files
@@ -81,7 +97,11 @@ def _read_lines(file: Path, text: str) -> Iterable[Row]:
             continue
         place = f"{file.name}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique_keys)
+        except LiteralError:
+            # Valid JSON with one key twice: `parse_row` drops this row with its reason
+            rows.append((place, line))
+            continue
         except (ValueError, RecursionError) as error:
             broken.append(f"{place}: expected a JSON object, got {shorten(line)} ({error})")
             continue
@@ -100,7 +120,10 @@ def _read_json(file: Path, text: str) -> Iterable[Row]:
     if not text.strip():
         return []
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except LiteralError as error:
+        # Which row it is cannot be known here; lines of JSON lose only that row
+        raise ValueError(f"{file}: {error}; {error.hint}") from None
     except json.JSONDecodeError as error:
         # More than one value: lines of JSON under the wrong name
         if error.msg == "Extra data":
@@ -108,7 +131,7 @@ def _read_json(file: Path, text: str) -> Iterable[Row]:
         raise ValueError(
             f"{file}:{error.lineno}: expected JSON, got {error.msg}; repair the file"
         ) from None
-    if isinstance(data, dict) and not {"conversations", "messages"} & set(data):
+    if isinstance(data, dict) and not _ROW_KEYS & set(data):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
             problem = f"expected an object with one list of rows, got {len(lists)} lists"
