@@ -27,6 +27,7 @@ from agent.loading import EMBEDDED, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.sharding import unsharded
+from data.dataset import BAD_CALLS
 from data.tokenizer import Tokenizer
 from lora.config import LINEARS
 from lora.implementations import IMPLEMENTATIONS
@@ -35,6 +36,8 @@ from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
 from training import ranks as processes
 from training import report, run_folder, saving
+from training.best import keep_best
+from training.check import check
 from training.choices import choose
 from training.progress import Progress, StopSignal
 from training.ranks import Ranks
@@ -53,7 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
-    add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
+    rows = "JSONL, JSON or Parquet file or hub id, also several; default: the embedded rows"
+    add("--dataset", action="append", metavar="NAME[=WEIGHT]", help=rows)
+    add("--max-dropped", type=float_in(0), default=0.05, help="share of unreadable rows")
+    add("--bad-calls", choices=BAD_CALLS, default="keep", help="calls that do not fit their tools")
     add("--format", choices=("hermes", "mistral"), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
     add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="longer rows")
@@ -81,6 +87,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
 
     add = parser.add_argument_group("evaluation").add_argument
+    add("--eval-dataset", help="rows to hold out, in place of --eval-fraction")
+    add("--eval-every", type=int_at_least(0), default=0, help="steps; 0: only at start and end")
     add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
     add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
 
@@ -97,6 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", help="default: runs/<time>")
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--check", action="store_true", help="read, count, time a few steps; train nothing")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     return with_defaults(parser.parse_args(argv))
 
@@ -171,7 +180,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
     )
-    if ranks.is_first and args.overwrite:
+    if ranks.is_first and args.overwrite and not args.check:
         run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
     report.introduce(run, examples, counts, choices, console)
     return run
@@ -272,16 +281,22 @@ def train(run: Run, start: int) -> None:
     """
     if start == 0:
         report.record(run, {"step": 0, **evaluate(run)}, console)
+    every, has_moved = run.args.eval_every, start > 0
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
-            is_last, is_broken = step == run.total_steps, not report.is_sound(line)
-            if is_last and not is_broken:
+            is_last = step == run.total_steps
+            has_moved |= not line.get("skipped")
+            is_broken = not (report.is_sound(line) and report.weights_are_finite(run))
+            if not is_broken and (is_last or (every and step % every == 0)):
                 line |= evaluate(run)
+                is_broken = not report.is_sound(line) or (is_last and not has_moved)
             report.record(run, line, console)
             progress.show(line)
             if is_broken:
                 raise FloatingPointError(report.describe_break(line, run.precision.name))
+            if every:
+                keep_best(run, line)
             # One rank's signal stops all: the others would wait for it in the next step.
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
             is_due = run.args.save_every and step % run.args.save_every == 0
@@ -296,6 +311,9 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
+        if args.check:
+            check(build(args, ranks, Path()), train_step, console)
+            return 0
         output = run_folder.open_folder(args, fingerprint(args), ranks)
         run = build(args, ranks, output)
         train(run, saving.resume(run) if args.resume else 0)

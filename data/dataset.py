@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.call_check import bad_calls as find_bad_calls
 from data.chat import Example, render
 from data.conversation import Conversation
 from data.files import read_rows
@@ -19,15 +20,20 @@ from data.tokenizer import Tokenizer
 from data.tool_schema import write_tool
 
 OVERLONG = ("drop", "truncate", "error")
+BAD_CALLS = ("keep", "drop", "error")
 _SHOWN = 5  # a data set with the wrong column has as many problems as rows
 
 
 @dataclass
 class LoadReport:
-    """What reading did."""
+    """What reading did. Sentences begin with the row's place."""
 
     rows: int = 0
-    dropped: list[str] = field(default_factory=list)  # each left-out row's problems, with its place
+    dropped: list[str] = field(default_factory=list)  # each unreadable row's problems
+    bad_calls: list[str] = field(default_factory=list)  # each call that its own tools do not allow
+    dropped_for_calls: int = 0  # rows left out for such calls
+    offering: int = 0  # rows that offer tools, of those that were kept
+    calls: int = 0  # calls that they make
     repairs: Counter[str] = field(default_factory=Counter)
     repaired_rows: int = 0
 
@@ -37,9 +43,20 @@ class LoadReport:
             "rows": self.rows,
             "dropped": len(self.dropped),
             "reasons": self.dropped[:_SHOWN],
+            "bad_calls": len(self.bad_calls),
+            "bad_call_reasons": self.bad_calls[:_SHOWN],
+            "dropped_for_calls": self.dropped_for_calls,
+            "rows_with_tools": self.offering,
+            "calls": self.calls,
             "repaired_rows": self.repaired_rows,
             "repairs": dict(self.repairs),
         }
+
+    def __iadd__(self, other: "LoadReport") -> "LoadReport":
+        """Add the report of a further data set."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
 
 
 @dataclass
@@ -63,11 +80,16 @@ class BuildReport:
         }
 
 
-def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
+def load_conversations(
+    path_or_repo: str | Path, *, bad_calls: str = "keep", max_dropped: float = 1.0
+) -> tuple[list[Conversation], LoadReport]:
     """Read every row; a row that cannot be read is dropped and told in the report.
 
-    Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError if not one row can be
-    read.
+    `bad_calls` says what happens to a row with a call that its own tools do not allow: "keep",
+    "drop" or "error". `max_dropped` is the largest share of unreadable rows.
+
+    Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError for too many unreadable
+    rows, for none that is left, or for a bad call with "error".
     """
     report, conversations = LoadReport(), []
     for place, row in read_rows(path_or_repo):
@@ -78,15 +100,66 @@ def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], Lo
         except ValueError as error:
             report.dropped.append(str(error))
             continue
+        problems = find_bad_calls(conversation)
+        report.bad_calls += problems
+        if problems and bad_calls == "drop":
+            report.dropped_for_calls += 1
+            continue
         conversations.append(conversation)
         report.repairs.update(conversation.repairs)
         report.repaired_rows += bool(conversation.repairs)
+        report.offering += bool(conversation.tools)
+        report.calls += sum(len(message.calls) for message in conversation.messages)
+    if report.bad_calls and bad_calls == "error":
+        got = f"got {len(report.bad_calls)} others:\n{first_lines(report.bad_calls)}"
+        advice = "repair them, or choose --bad-calls keep or drop"
+        raise ValueError(f"{path_or_repo}: expected calls that fit their tools, {got}\n{advice}")
+    reasons = first_lines(report.dropped or report.bad_calls)
     if not conversations:
-        reasons = "\n".join(report.dropped[:_SHOWN])
+        left = "unreadable rows" if report.dropped else "rows with bad calls"
         raise ValueError(
-            f"{path_or_repo}: expected conversations, got {report.rows} unreadable rows:\n{reasons}"
+            f"{path_or_repo}: expected conversations, got {report.rows} {left}:\n{reasons}"
+        )
+    if len(report.dropped) > max_dropped * report.rows:
+        raise ValueError(
+            f"{path_or_repo}: expected at most {max_dropped:.0%} unreadable rows, got "
+            f"{len(report.dropped)} of {report.rows}:\n{reasons}\nrepair them, or raise "
+            "--max-dropped, and dropped.jsonl will name them all"
         )
     return conversations, report
+
+
+def first_lines(problems: Sequence[str]) -> str:
+    """Return the first problems, one a line, and how many more there are."""
+    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return "\n".join([*problems[:_SHOWN], *more])
+
+
+def left_out(reading: LoadReport, rendering: "BuildReport") -> list[dict[str, str]]:
+    """Return every row that is not trained on, and every bad call: {"kind", "place", "reason"}."""
+    lists = {
+        "unreadable": reading.dropped,
+        "bad call": reading.bad_calls,
+        "too long": rendering.dropped_overlong,
+        "nothing to learn": rendering.dropped_unsupervised,
+    }
+    lines = []
+    for kind, texts in lists.items():
+        for text in texts:
+            place, _, reason = text.partition(": ")
+            lines.append({"kind": kind, "place": place, "reason": reason})
+    return lines
+
+
+def weighted(conversations: Sequence[Conversation], weight: float, seed: int) -> list[Conversation]:
+    """Return the rows as often as their data set weighs.
+
+    2.5 is each one twice, and half of them, drawn by the seed, a third time.
+    """
+    whole = int(weight)
+    extra = round((weight - whole) * len(conversations))
+    drawn = random.Random(f"weight {seed}").sample(range(len(conversations)), extra)
+    return [*conversations] * whole + [conversations[index] for index in sorted(drawn)]
 
 
 def build_examples(
@@ -119,7 +192,8 @@ def build_examples(
         if example is None:
             continue
         key = tuple(example.tokens)
-        if key in first_places:
+        # The same place again is one row that its data set's weight repeats
+        if first_places.get(key, example.where) != example.where:
             report.duplicates.append((example.where, first_places[key]))
         first_places.setdefault(key, example.where)
         examples.append(example)
@@ -221,6 +295,12 @@ def _hold_out_tools(
         if touched and len(held | touched) <= budget:
             held |= touched
     return held
+
+
+def common_rows(rows: Iterable[Conversation], others: Iterable[Conversation]) -> int:
+    """Return how many of the others stand in the rows too."""
+    known = {_identity(row) for row in rows}
+    return sum(_identity(other) in known for other in others)
 
 
 def _identity(conversation: Conversation) -> str:

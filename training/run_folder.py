@@ -17,6 +17,8 @@ from training.checkpoint import read_counters
 from training.ranks import Ranks
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
+DROPPED = "dropped.jsonl"  # rows that are not trained on, with their reasons
+BEST, BEST_RECORD = "best", "best.json"  # the best evaluation's adapter, and which one that was
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -78,9 +80,9 @@ def _check_settings(folder: Path, now: dict[str, Any]) -> None:
 def clear_run(folder: Path) -> None:
     """Removes what an earlier run left in a folder, its checkpoint too, and nothing else."""
     # By name: the folder may hold files of other people's.
-    for name in (CHECKPOINT, CHECKPOINT + ".old", CHECKPOINT + ".partial"):
+    for name in (CHECKPOINT, CHECKPOINT + ".old", CHECKPOINT + ".partial", BEST):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, RUN, PICTURE, *ADAPTER_FILES, *TOKENIZER_FILES):
+    for name in (METRICS, RUN, PICTURE, DROPPED, *ADAPTER_FILES, *TOKENIZER_FILES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -29,8 +29,8 @@ CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes 
 # may go on elsewhere.
 FINGERPRINT = (
     "model dataset dtype max_length micro_batch accumulate lr row_lr_scale warmup weight_decay "
-    "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
-    "max_steps ranks"
+    "clip rank alpha dropout targets adapt format eval_fraction eval_dataset bad_calls seed "
+    "overlong train_on epochs max_steps ranks"
 ).split()
 
 
