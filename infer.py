@@ -24,12 +24,13 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from agent.agent import Agent, Event
-from agent.evaluate import first_replies, score_calls
+from agent.evaluate import score_every_reply
 from agent.loading import load_model
 from agent.toolbox import ToolBox
+from common.atomic import write_text
 from common.cli import USER_ERRORS, Parser, float_in, int_at_least
 from common.device import seed_everything
-from data.dataset import load_conversations
+from data.dataset import first_lines, load_conversations
 from lora.adapter import merge_adapter
 from model.generate import Sampling
 from model.loader import save_gemma2
@@ -67,6 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("tools and output").add_argument
     tools = "Python file whose public functions become tools; default: no tools"
     add("--tools", type=Path, metavar="FILE", help=tools)
+    out = "with --evaluate: a line of JSON for each reply, what was due, what came, the verdict"
+    add("--out", type=Path, metavar="FILE", help=out)
     add("--json", action="store_true", help="an object of JSON per event; default: plain text")
 
     add = parser.add_argument_group("generation").add_argument
@@ -86,6 +89,11 @@ def run(args: argparse.Namespace) -> bool:
     seed_everything(args.seed)
     # What is wrong with a flag is said here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
+    job = "--merge" if args.merge is not None else "--evaluate"
+    if args.tools and (args.merge is not None or args.evaluate is not None):
+        raise ValueError(f"--tools does nothing beside {job}; leave it out")
+    if args.out and args.evaluate is None:
+        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
     if args.merge is not None:
         merge(args)
         return True
@@ -152,16 +160,22 @@ def chat(agent: Agent, as_json: bool) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints the accuracy on the rows of a file as JSON."""
+    """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
+    if args.out and not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: no folder {args.out.parent}; create it first")
     conversations, report = load_conversations(args.evaluate)  # refused before a model is loaded
+    if report.dropped:
+        errors.print(f"rows that cannot be read:\n{first_lines(report.dropped)}", soft_wrap=True)
     model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
     limit = model.config.max_position_embeddings
     if args.max_new_tokens >= limit:
         given = f"--max-new-tokens {args.max_new_tokens}"
         raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
-    replies = first_replies(model, tokenizer, conversations, args.max_new_tokens)
-    # No tool counts as seen, because the rows of the training are not known here.
-    accuracy = score_calls(tokenizer, conversations, replies, seen_tools=set())
+    asked = (conversations, args.max_new_tokens)
+    accuracy, lines = score_every_reply(model, tokenizer, *asked)
+    if args.out:
+        texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+        write_text(args.out, "".join(texts))
     line = {"file": str(args.evaluate), "rows_dropped": len(report.dropped)}
     print(json.dumps({**line, "tool_call_accuracy": accuracy}))
 

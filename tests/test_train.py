@@ -31,8 +31,7 @@ def run(small_base: Path, small_rows: Path, tmp_path: Path) -> Any:
         defaults = [
             "--model",
             small_base,
-            "--dataset",
-            small_rows,
+            *(() if "--dataset" in flags else ("--dataset", small_rows)),
             "--output",
             folder,
             "--device",
@@ -225,26 +224,48 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(
     assert str(metrics(folder)[-1]["loss"]) == "nan"
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
+@pytest.mark.parametrize(
+    ("dtype", "overflowing", "code", "skipped"),
+    [("fp32", 1, 1, [False]), ("fp16", 1, 0, [True, False]), ("fp16", 2, 1, [True, True])],
+)
 def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
-    run: Runner, monkeypatch: pytest.MonkeyPatch, dtype: str, code: int
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+    overflowing: int,
+    code: int,
+    skipped: list[bool],
 ) -> None:
-    real = run_module.supervised_loss
+    real, losses = run_module.supervised_loss, []
 
-    def overflowing(*args: Any) -> Any:
+    def overflow(*args: Any) -> Any:
         loss, count = real(*args)
         if loss.requires_grad:
-            loss.register_hook(lambda grad: grad * float("inf"))
+            losses.append(loss)
+            if len(losses) <= overflowing:
+                loss.register_hook(lambda grad: grad * float("inf"))
         return loss, count
 
-    monkeypatch.setattr(run_module, "supervised_loss", overflowing)
-    got, folder = run(
-        "--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1"
-    )
+    monkeypatch.setattr(run_module, "supervised_loss", overflow)
+    flags = ("--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1")
+    got, folder = run(*flags)
     assert got == code
-    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == (
-        [False] if code else [True, True]
-    )
+    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == skipped
+    if all(skipped):
+        assert "every step so far was skipped" in capsys.readouterr().err
+
+
+def test_a_last_step_that_ruins_the_weights_is_not_saved(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--max-steps", "1", "--accumulate", "1", "--warmup", "0", "--dtype", "fp32")
+    code, folder = run(*flags, "--lr", "1e30", "--eval-fraction", "0")
+    error = capsys.readouterr().err
+    assert code == 1 and "weights or the held-out loss are not finite" in error
+    assert math.isfinite(metrics(folder)[-1]["loss"])
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(
