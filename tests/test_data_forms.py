@@ -71,7 +71,9 @@ def test_every_form_says_the_same(name: str, thinks: bool, goes_on: bool, system
 
 
 def test_every_example_is_in_the_table() -> None:
-    assert {name for name, *_ in FORMS} == {p.name for p in EXAMPLES.iterdir() if p.is_file()}
+    assert {name for name, *_ in FORMS} == {path.name for path in EXAMPLES.glob("*.json*")}
+    described = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(name in described for name, *_ in FORMS)
 
 
 def test_rows_marked_as_evaluation_are_held_out() -> None:

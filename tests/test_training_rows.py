@@ -204,3 +204,4 @@ def test_check_says_what_a_run_needs_and_writes_nothing(start: Start, tmp_path: 
     before = (folder / "run.json").read_bytes()
     assert code == 0 and start(*flags, "--check", "--overwrite")[0] == 0
     assert (folder / "run.json").read_bytes() == before
+    assert start(*flags, "--check", "--resume")[0] == 2

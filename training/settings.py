@@ -45,7 +45,12 @@ def describe_defaults() -> dict[str, str]:
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Fills in what was not given. Raises: ValueError for an unknown --device."""
+    """Fills in what was not given.
+
+    Raises: ValueError for an unknown --device, or --resume beside --check.
+    """
+    if args.check and args.resume:
+        raise ValueError("--check trains nothing, so there is nothing to resume; leave one out")
     is_small = not args.model
     defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
     if not is_small and pick_device(args.device).type == "cpu":

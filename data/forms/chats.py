@@ -3,11 +3,16 @@
 The course's own form has nothing to convert; `schema.py` has it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.forms.plain import PlainRow, tools_of
 from data.lenient_json import read_text, read_values, shorten
+
+_OBSERVATION = re.compile(
+    r"\s*(?:Call id: (.+)\n)?Observation:"
+)  # smolagents' words around a result
 
 
 def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
@@ -58,8 +63,10 @@ def smolagents(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
                 calls = [call for v in values for call in (v if isinstance(v, list) else [v])]
                 message = {"role": "assistant", "content": "", "tool_calls": calls}
             else:
-                text = content.strip().removeprefix("Observation:").strip()
-                message = {**message, "content": text}
+                match = _OBSERVATION.match(content)
+                text = content[match.end() :].strip() if match else content
+                label = match[1] if match else None
+                message = {"role": "tool", "content": text, "tool_call_id": label}
         plain.append(message)
     return PlainRow(plain, tools_of(row))
 
