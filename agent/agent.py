@@ -11,6 +11,7 @@ until a turn has no call in it: that one is the answer.
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,18 @@ MAX_CALLS = 8
 MAX_REPEATS = 3
 # Characters of one result. Cut before it is encoded, which takes a second for each megabyte.
 MAX_RESULT_CHARACTERS = 8000
+QUESTION_SECONDS = 120.0  # for all calls of one question together
 
 NO_TOOLS = CallError("unknown_tool", "there are no tools in this chat", "answer without a call")
 TOO_MANY = CallError(
     "too_many_calls",
     f"at most {MAX_CALLS} calls at once are run",
     "make fewer calls at once",
+)
+OUT_OF_TIME = CallError(
+    "timeout",
+    "the tools have used up the seconds of this question",
+    "answer with what is known",
 )
 REPEATED = CallError(
     "repeated_call",
@@ -73,10 +80,15 @@ class Agent:
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int = 512,
+        question_seconds: float = QUESTION_SECONDS,
     ) -> None:
-        """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`."""
+        """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`.
+
+        question_seconds: what the tools may take for one question, all calls together.
+        """
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
         self.sampling, self.max_new_tokens = sampling or Sampling(), max_new_tokens
+        self.question_seconds = self.seconds_left = question_seconds
         self.limit = model.config.max_position_embeddings
         # The words and the JSON shape of the training rows: a model looks for its tools in them.
         wording = tokenizer.prompt or DEFAULT_PROMPT
@@ -103,6 +115,7 @@ class Agent:
         """
         # Here and not at the end: whoever reads the events may stop in the middle of a question.
         del self.ids[self.num_answered :]
+        self.seconds_left = self.question_seconds
         self._append(Message("user", text))
         if self.room < 1:
             raise ValueError(
@@ -180,15 +193,24 @@ class Agent:
                 result = outcome.as_result()
             elif made[call_key(outcome)] > MAX_REPEATS:
                 result = REPEATED.as_result()
-            elif self.toolbox is None:
-                result = NO_TOOLS.as_result()
             else:
-                result = self.toolbox.call(outcome.name, outcome.arguments)
+                result = self._call(outcome)
             # All results together get half of what is left; the other half is for the answer.
             text = self._as_text(result, max(0, self.room // (2 * len(outcomes))))
             results.append(ToolResult(text, outcome.name))
             yield Event("tool_response", {"name": outcome.name, "content": text})
         return tuple(results)
+
+    def _call(self, call: ToolCall) -> Any:
+        """The result of a call, which may take what is left of the question's seconds."""
+        if self.toolbox is None:
+            return NO_TOOLS.as_result()
+        if self.seconds_left <= 0:
+            return OUT_OF_TIME.as_result()
+        start = time.monotonic()
+        result = self.toolbox.call(call.name, call.arguments, self.seconds_left)
+        self.seconds_left -= time.monotonic() - start
+        return result
 
     def _as_text(self, result: Any, most: int) -> str:
         """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
