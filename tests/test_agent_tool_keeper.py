@@ -1,7 +1,6 @@
 """What a tool can do to the program: nothing that it takes, writes or starts does harm."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -117,14 +116,17 @@ def start(way: str) -> int:
     return int(os.read(reading, 20))
 
 def flee(path: str) -> None:
-    """Starts a process that replaces itself by a new one without end, and marks each."""
-    if os.fork() == 0:
-        os.setsid()
-        while True:
-            with open(path, "a") as file:
-                file.write("x")
-            if os.fork():
-                os._exit(0)
+    """Starts processes that replace themselves by new ones, and mark each, for some seconds."""
+    end = time.monotonic() + 3
+    for _ in range(12):
+        if os.fork() == 0:
+            os.setsid()
+            while time.monotonic() < end:
+                with open(path, "a") as file:
+                    file.write("x")
+                if os.fork():
+                    break
+            os._exit(0)
 '''
 
 
@@ -288,7 +290,7 @@ def main(box, end):
     assert set(started) < set(below)
     if "copy" in end and os.fork() == 0:  # it holds a copy of the pipe, and lives on
         os.close(1)
-        time.sleep(5)
+        time.sleep(8)  # longer than the test waits for the others to end
         os._exit(0)
     print(*below, flush=True)
     if "call" in end:
@@ -366,8 +368,22 @@ def test_a_stopped_keeper_does_not_keep_the_program(
     assert all_ended(numbers)
 
 
+def test_a_copy_of_the_pipe_in_another_child_delays_nothing(file: Path) -> None:
+    box = ToolBox(file)
+    numbers = box.call("numbers", {})
+    if (copy := os.fork()) == 0:
+        time.sleep(20)
+        os._exit(0)
+    begin = time.monotonic()
+    box.close()
+    took = time.monotonic() - begin
+    os.kill(copy, signal.SIGKILL)
+    os.waitpid(copy, 0)
+    assert took < toolbox.CLOSE_SECONDS / 2 and all_ended(numbers)
+
+
 @on_linux
-def test_a_process_that_runs_away_is_caught(file: Path, tmp_path: Path) -> None:
+def test_processes_that_run_away_are_caught(file: Path, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     with ToolBox(file) as box:
         box.call("flee", {"path": str(marks)})
@@ -399,15 +415,39 @@ def test_short_daemons_leave_no_zombies(file: Path) -> None:
         assert descendants(keeper) == [worker]
 
 
-def test_without_prctl_and_proc_the_group_is_killed(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on macOS: what a tool started goes; what has a session of its own may stay."""
+@pytest.fixture
+def plain_keeper(tmp_path: Path) -> Path:
+    """The keeper without what only Linux has, as on macOS."""
     source = (ROOT / "agent" / "tool_keeper.py").read_text()
-    without = re.sub(r"/proc/", "/none/", source).replace('"linux"', '"none"')
-    (tmp_path / "tool_keeper.py").write_text(without)
+    assert "/proc/" in source and '"linux"' in source
+    path = tmp_path / "tool_keeper.py"
+    path.write_text(source.replace("/proc/", "/none/").replace('"linux"', '"none"'))
     (tmp_path / "tool_worker.py").write_text((ROOT / "agent" / "tool_worker.py").read_text())
-    monkeypatch.setattr(toolbox, "KEEPER", tmp_path / "tool_keeper.py")
+    return path
+
+
+def test_without_prctl_and_proc_the_group_is_killed(
+    file: Path, plain_keeper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolbox, "KEEPER", plain_keeper)
     with ToolBox(file) as box:
         numbers = [box.call("start", {"way": "child"}), *box.call("numbers", {})]
     assert all_ended(numbers)
+
+
+def test_without_prctl_and_proc_the_pipe_tells_the_end(file: Path, plain_keeper: Path) -> None:
+    code = """
+import pathlib, sys, time
+from agent import toolbox
+toolbox.KEEPER = pathlib.Path(sys.argv[2])
+box = toolbox.ToolBox(sys.argv[1])
+print(box.call("start", {"way": "child"}), *box.call("numbers", {}), flush=True)
+box.call("wait", {"seconds": 60})  # an idle worker would see the end itself
+"""
+    command = [sys.executable, "-c", code, str(file), str(plain_keeper)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as program:
+        assert program.stdout
+        numbers = [int(word) for word in program.stdout.readline().split()]
+        time.sleep(0.2)
+        program.kill()
+    assert len(numbers) == 3 and all_ended(numbers)
