@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> bool:
     Raises: ValueError, OSError for wrong inputs.
     """
     seed_everything(args.seed)
-    # What is wrong with a flag is said here, before minutes are spent on loading a model.
+    # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     if args.merge is not None:
         merge(args)
