@@ -65,14 +65,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("tools and output").add_argument
     seconds = float_in(0.1, 1e6)
-    variable = "a further variable that the tools see, more than once for more; default: none"
-    memory = "address space that they may take; 0 sets no limit"
+    variable = "let the tools see this variable too; may be given again; default: none"
+    memory = "limit of the tools' address space; 0 for none"
     tools = "Python file whose public functions become tools; default: no tools"
     add("--tools", type=Path, metavar="FILE", help=tools)
     add("--tool-env", action="append", metavar="NAME", help=variable)
     add("--tool-memory", type=int_at_least(0), default=MEMORY, metavar="MIB", help=memory)
-    add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="of one call, at most")
-    add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="of all its calls")
+    add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="limit for one call")
+    add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="limit for a question")
     add("--json", action="store_true", help="an object of JSON per event; default: plain text")
 
     add = parser.add_argument_group("generation").add_argument
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> bool:
     Raises: ValueError, OSError for wrong inputs.
     """
     seed_everything(args.seed)
-    # What is wrong with a flag is said here, before minutes are spent on loading a model.
+    # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     if args.merge is not None:
         merge(args)

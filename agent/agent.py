@@ -17,7 +17,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.evaluate import call_key
 from agent.toolbox import ToolBox
 from data.chat import Reply, parse_reply, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
@@ -105,7 +104,7 @@ class Agent:
 
     def forget(self) -> None:
         """Starts a new chat."""
-        self.num_answered = 0
+        self.num_answered = 0  # `ask` cuts the ids back to it
 
     def ask(self, text: str) -> Iterator[Event]:
         """Yields the events of one question: thoughts, calls, their results, the answer.
@@ -134,7 +133,7 @@ class Agent:
                 yield from self._finish(reply)
                 return
             # A set: twins in one reply, such as two throws of a die, are meant, and count once.
-            made.update({call_key(call) for call in reply.calls})
+            made.update({call.key for call in reply.calls})
             results = yield from self._run(reply.outcomes, made)
             self._append(Message("tool", results=results))
             if self.room < 1:
@@ -147,7 +146,7 @@ class Agent:
     def _append(self, message: Message) -> None:
         """Renders a turn and the header of the model's next one, and appends their ids."""
         is_first = not self.ids
-        # Built here and not read as a row: text that is no character is refused when it is encoded.
+        # Built directly, not through `parse_row`: the encoder itself refuses half a surrogate pair.
         if is_first:
             turn = Conversation((message,), self.tools, self.prompt)
         else:
@@ -191,7 +190,7 @@ class Agent:
                 result = TOO_MANY.as_result()
             elif isinstance(outcome, CallError):
                 result = outcome.as_result()
-            elif made[call_key(outcome)] > MAX_REPEATS:
+            elif made[outcome.key] > MAX_REPEATS:
                 result = REPEATED.as_result()
             else:
                 result = self._call(outcome)
@@ -224,7 +223,8 @@ class Agent:
 
     def _finish(self, reply: Reply) -> Iterator[Event]:
         """The answer, which makes the question part of the chat, or why there is none."""
-        # A cut reply may consist of spaces alone; it is an answer, of which more can be asked for.
+        # A reply that was cut may so far be only spaces; it counts as an answer, and the next
+        # question may ask for the rest.
         is_blank_start = not (reply.ended or reply.thinking or reply.outcomes)
         if reply.content or is_blank_start:
             self.num_answered = len(self.ids)

@@ -1,4 +1,5 @@
-"""Device, dtype, seed and memory: the one file that asks what hardware exists, and when called.
+"""Device, dtype, seed and memory. Hardware is asked for when a function is called, never at import;
+what a single kernel needs to know of a GPU is asked beside that kernel.
 
 One precision rule for the whole program: frozen weights and activations have the dtype chosen here;
 everything that trains is float32; sums that would lose digits (norms, softmax, the low-rank path,

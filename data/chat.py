@@ -81,6 +81,7 @@ def render(
 
     add(tokenizer.bos_id)
     for number, message in enumerate(conversation.messages):
+        # A turn of weight 0 is context: rendered like any other, with no flag set
         kinds = TRAINED[train_on] if message.trained else frozenset()
         add(tokenizer.start_of_turn_id)
         for piece, kind in _join_texts(_turn(conversation, number, tokenizer.wire)):

@@ -137,6 +137,7 @@ def load_json(text: str, strict: bool = True) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # dict keeps the last of equal keys; which one was meant cannot be known
     result = dict(pairs)
     if len(result) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]

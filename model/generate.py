@@ -14,14 +14,14 @@ from torch import Tensor
 from model.attention import KVCache
 from model.transformer import Gemma2
 
-# Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would
-# overflow.
+# Below this the most probable token is taken: sampling would hardly ever take another, and a still
+# smaller number could make the division infinite.
 MIN_TEMPERATURE = 1e-6
 # Above this all tokens are equally probable, and float32 has no number above 3.4e38.
 MAX_TEMPERATURE = 1e6
-# Ended rows leave the batch once at most this share of it goes on. Not at once, for leaving copies
-# the cache.
-SHRINK = 0.75
+# Ended rows are taken out of the batch once at most this share of its rows is still running; not
+# one by one, because that copies the cache.
+LEAVE_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def decode(
         running = {row for row in running if new[row] not in stop_ids}
         if not running or step + 1 == max_new_tokens:
             return
-        if len(running) <= SHRINK * len(rows):
+        if len(running) <= LEAVE_SHARE * len(rows):
             places = [place for place, row in enumerate(rows) if row in running]
             kept = torch.tensor(places, device=device)
             rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]

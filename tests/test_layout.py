@@ -26,7 +26,8 @@ ORDER = {
                 transformer loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer reply chat
                masks api_calls schema files dataset packing""".split(),
-    "lora": "config reference steps kernels fused ops layer inject adapter".split(),
+    "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
+               adapter""".split(),
 }
 HARDWARE = (
     "is_available",
