@@ -192,24 +192,19 @@ class Agent:
                 result = outcome.as_result()
             elif made[outcome.key] > MAX_REPEATS:
                 result = REPEATED.as_result()
+            elif self.toolbox is None:
+                result = NO_TOOLS.as_result()
+            elif self.seconds_left <= 0:
+                result = OUT_OF_TIME.as_result()
             else:
-                result = self._call(outcome)
+                start = time.monotonic()
+                result = self.toolbox.call(outcome.name, outcome.arguments, self.seconds_left)
+                self.seconds_left -= time.monotonic() - start
             # All results together get half of what is left; the other half is for the answer.
             text = self._as_text(result, max(0, self.room // (2 * len(outcomes))))
             results.append(ToolResult(text, outcome.name))
             yield Event("tool_response", {"name": outcome.name, "content": text})
         return tuple(results)
-
-    def _call(self, call: ToolCall) -> Any:
-        """The result of a call, which may take what is left of the question's seconds."""
-        if self.toolbox is None:
-            return NO_TOOLS.as_result()
-        if self.seconds_left <= 0:
-            return OUT_OF_TIME.as_result()
-        start = time.monotonic()
-        result = self.toolbox.call(call.name, call.arguments, self.seconds_left)
-        self.seconds_left -= time.monotonic() - start
-        return result
 
     def _as_text(self, result: Any, most: int) -> str:
         """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
