@@ -12,6 +12,7 @@ escapes.
 """
 
 import re
+from typing import Any
 
 from data.conversation import DEFAULT_PROMPT, SystemPrompt
 from data.tool_schema import JSON_TYPES
@@ -304,3 +305,57 @@ def quote(text: str) -> str:
     for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(character, escape)
     return f"'{text}'"
+
+
+# Whole JSON as a pattern that refers to itself, which the `regex` package of Transformers can. Only
+# a call that will load opens a block: a broken one stays text, where Transformers' parser would
+# raise an error and the client would get no reply at all.
+_STRING = r'"(?:(?!</tool_call>)[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_PAIR = rf"\s*{_STRING}\s*:\s*(?&json)\s*"
+_JSON = (
+    rf"(?P<json>{_STRING}|{_NUMBER}|true|false|null|\{{(?:{_PAIR}(?:,{_PAIR})*+|\s*)\}}"
+    r"|\[(?:\s*(?&json)\s*(?:,\s*(?&json)\s*)*+|\s*)\])"
+)
+_MADE = rf'\{{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{{){_JSON}'
+_CLIENT_CALLS: dict[str, dict[str, Any]] = {
+    "hermes": {
+        "open_pattern": rf"\s*<tool_call>(?=\s*{_MADE}\s*\}}\s*</tool_call>)",
+        "close_pattern": r"</tool_call>\s*",
+        "content": "json",
+        "transform": {"type": "function", "function": "{content}"},
+    },
+    # One block holds all calls, but a client that streams wants them one by one: each opens with
+    # its whole text and closes with its bracket
+    "mistral": {
+        "open_pattern": rf"\s*(?:\[TOOL_CALLS\]\s*\[|(?<=\}})\s*,)\s*{_MADE}(?=\s*\}})",
+        "close_pattern": r"\s*\}(?:\s*\])?\s*",
+        "content": "text",
+        "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{json}"}},
+    },
+}
+
+
+def response_template(wire: WireFormat) -> dict[str, Any]:
+    """Return how Transformers is to read a reply: the `response_template` of a tokenizer's config.
+
+    `tokenizer.parse_response` and `transformers serve` then give reasoning_content, content and
+    tool_calls. Source: chat_response_parsing.md of Transformers 5.
+    """
+    ends = "|".join(re.escape(end) for end in ("<end_of_turn>", "<eos>", *wire.turn_ends))
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<start_of_turn>model\n",
+        "fields": {
+            "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+            "tool_calls": {"repeats": True, **_CLIENT_CALLS[wire.name]},
+            # Prose before and after calls is one content, as in `data/reply.py`; what follows the
+            # end of the turn is none
+            "content": {
+                "close_pattern": rf"\s*(?:{ends}).*",
+                "content": "text",
+                "repeats": True,
+                "join": "\n\n",
+            },
+        },
+    }
