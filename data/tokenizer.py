@@ -17,7 +17,7 @@ import tokenizers
 from common.atomic import write_text
 from common.hub import fetch
 from data.conversation import SystemPrompt
-from data.template import chat_template
+from data.template import chat_template, response_template
 from data.wire import FORMATS, HERMES, Piece, Tag
 
 NAMED = {
@@ -223,6 +223,8 @@ class Tokenizer:
         config["additional_special_tokens"] = known + tags
         config |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
         config["tool_format"] = self.format
+        # With it, `transformers serve` answers with tool_calls
+        config["response_template"] = response_template(self.wire)
         # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as
         # it is
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
