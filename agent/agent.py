@@ -97,11 +97,6 @@ class Agent:
         self.num_answered = 0  # ids up to the end of the last answer
         self.num_replies = 0
 
-    @property
-    def room(self) -> int:
-        """How many tokens the model can still write."""
-        return self.limit - len(self.ids)
-
     def forget(self) -> None:
         """Starts a new chat."""
         self.num_answered = 0  # `ask` cuts the ids back to it
@@ -116,7 +111,7 @@ class Agent:
         del self.ids[self.num_answered :]
         self.seconds_left = self.question_seconds
         self._append(Message("user", text))
-        if self.room < 1:
+        if len(self.ids) >= self.limit:
             raise ValueError(
                 f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
                 f"{self.limit} positions; shorten it, or start anew with /new"
@@ -136,7 +131,7 @@ class Agent:
             made.update({call.key for call in reply.calls})
             results = yield from self._run(reply.outcomes, made)
             self._append(Message("tool", results=results))
-            if self.room < 1:
+            if len(self.ids) >= self.limit:
                 break
         yield Event(
             "error",
@@ -169,7 +164,7 @@ class Agent:
             seed=self.sampling.seed + self.num_replies,
             forbidden=tuple(sorted(forbidden)),
         )
-        most = min(self.room, self.max_new_tokens)
+        most = min(self.limit - len(self.ids), self.max_new_tokens)
         ids = generate(self.model, [self.ids], most, tokenizer.stop_ids, sampling)[0]
         self.num_replies += 1
         # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
@@ -201,7 +196,8 @@ class Agent:
                 result = self.toolbox.call(outcome.name, outcome.arguments, self.seconds_left)
                 self.seconds_left -= time.monotonic() - start
             # All results together get half of what is left; the other half is for the answer.
-            text = self._as_text(result, max(0, self.room // (2 * len(outcomes))))
+            most = max(0, (self.limit - len(self.ids)) // (2 * len(outcomes)))
+            text = self._as_text(result, most)
             results.append(ToolResult(text, outcome.name))
             yield Event("tool_response", {"name": outcome.name, "content": text})
         return tuple(results)
