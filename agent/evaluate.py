@@ -7,12 +7,15 @@ value. The order of parallel calls does not count.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from common.atomic import write_text
 from data.chat import Reply, parse_reply, render, render_prompt
 from data.conversation import Conversation, Message, ToolCall
+from data.dataset import first_lines, load_conversations
 from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.transformer import Gemma2
@@ -170,19 +173,36 @@ def score_every_reply(
     return accuracy.as_dict(), lines
 
 
+def evaluate_file(
+    path: Path, load: Callable[[], tuple[Gemma2, Tokenizer]], max_new_tokens: int, out: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The accuracy on a file's rows, and the first unreadable ones; `out` gets the lines.
+
+    load: gives model and tokenizer, once the file has been read.
+    Raises: ValueError, FileNotFoundError for wrong inputs, most of them before anything is loaded.
+    """
+    if out and not out.parent.is_dir():
+        raise ValueError(f"--out {out}: no folder {out.parent}; create it first")
+    conversations, report = load_conversations(path)
+    model, tokenizer = load()
+    limit = model.config.max_position_embeddings
+    if max_new_tokens >= limit:
+        given = f"--max-new-tokens {max_new_tokens}"
+        raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
+    accuracy, lines = score_every_reply(model, tokenizer, conversations, max_new_tokens)
+    if out:
+        write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    line = {"file": str(path), "rows_dropped": len(report.dropped)}
+    return {**line, "tool_call_accuracy": accuracy}, first_lines(report.dropped)
+
+
 def _as_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
 
-def call_key(call: ToolCall) -> str:
-    """Equal for two calls that are equal as JSON, whatever the order of their keys."""
-    # As text, because in Python 1 == 1.0 == True.
-    return json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
-
-
 def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
     """True if both contain the same calls, in any order."""
-    return sorted(map(call_key, expected)) == sorted(map(call_key, got))
+    return sorted(call.key for call in expected) == sorted(call.key for call in got)
 
 
 def kind_of(expected: Sequence[ToolCall], seen_tools: set[str]) -> str:

@@ -174,7 +174,7 @@ def build_examples(
 
     `overlong` is what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
     supervised is left, it is dropped), or "error". `may_be_empty` allows a result without any
-    supervised token, which held-out rows may have.
+    example, as held-out rows may give.
 
     Raises: ValueError for a longer one with "error", for no supervised token in any example, or for
     a bad argument.

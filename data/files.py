@@ -20,7 +20,7 @@ ANSWERS = (
 _ROW_KEYS = {"conversations", "messages", "question", "query", "chat", "prompt", "id"}
 # Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
-_SHOWN = 5
+_SHOWN = 5  # a broken file has as many problems as lines
 
 
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:

@@ -5,7 +5,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from common.cli import float_in
 from common.device import pick_device
+from data.chat import TRAINED
+from data.dataset import BAD_CALLS, OVERLONG
 from lora.config import LoRAConfig, parse_targets
 
 # Defaults that depend on the model: (the course's, the embedded base's). The small base learns at a
@@ -34,13 +37,26 @@ FINGERPRINT = (
 ).split()
 
 
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which rows train, which are held out, and what odd ones cost."""
+    add = parser.add_argument_group("rows; see data/examples/README.md").add_argument
+    rows = "JSONL, JSON or Parquet file or hub id, also several; default: the embedded rows"
+    add("--dataset", action="append", metavar="NAME[=WEIGHT]", help=rows)
+    add("--eval-dataset", metavar="NAME", help="rows to hold out, in place of --eval-fraction")
+    add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
+    add("--max-dropped", type=float_in(0), default=0.05, help="share of unreadable rows")
+    add("--bad-calls", choices=BAD_CALLS, default="keep", help="calls that do not fit their tools")
+    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
+    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
+
+
 def describe_defaults() -> dict[str, str]:
     """The defaults that depend on the model, in words for `--help`."""
     words = {}
     for name, (course, small) in DEFAULTS.items():
         words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
     for name, value in CPU_EVALUATION.items():
-        words[name] += f"; on a CPU {value}"
+        words[name] += f"; --model on a CPU {value}"
     return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
 
 
