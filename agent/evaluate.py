@@ -15,7 +15,8 @@ from typing import Any
 from common.atomic import write_text
 from data.chat import Reply, parse_reply, render, render_prompt
 from data.conversation import Conversation, Message, ToolCall
-from data.dataset import first_lines, load_conversations
+from data.dataset import load_conversations
+from data.reports import first_lines
 from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.transformer import Gemma2

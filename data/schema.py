@@ -25,7 +25,7 @@ from data.conversation import (
     ToolResult,
 )
 from data.forms.chats import anthropic, mistral, openai, sharegpt, smolagents
-from data.forms.plain import Form, PlainRow
+from data.forms.plain import Form, PlainRow, explain_columns
 from data.forms.questions import bfcl, prompt_completion, xlam
 from data.forms.spellings import MARKS, glaive, preference, respelt
 from data.lenient_json import (
@@ -58,12 +58,12 @@ def course(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
 # form is one function in data/forms/ and one line here.
 FORMS: tuple[tuple[set[str], Form], ...] = (
     ({"messages", "chosen_response"}, preference),
-    ({"calls_in_text"}, respelt),
-    ({"tools_in_text"}, respelt),
-    ({"conversations", "system_message"}, respelt),
     ({"tool_use"}, anthropic),
     ({"tool_result"}, anthropic),
     ({"tool-call"}, smolagents),
+    ({"calls_in_text"}, respelt),
+    ({"tools_in_text"}, respelt),
+    ({"conversations", "system_message"}, respelt),
     ({"from"}, sharegpt),
     ({"value"}, sharegpt),
     ({"conversations"}, course),
@@ -75,13 +75,6 @@ FORMS: tuple[tuple[set[str], Form], ...] = (
     ({"system", "chat"}, glaive),
     ({"prompt", "completion"}, prompt_completion),
 )
-# Rows that people try and that no reader can help: what to do instead, by a column of theirs
-ADVICE = {
-    "correct_answer": "these are choices to be judged, not a conversation; use the training files",
-    "chosen": "a pair of replies; give the chosen one as messages",
-    "instruction": "rename instruction to prompt and output to completion",
-    "text": "a written-out chat has no roles; give its messages",
-}
 # A row for the held-out side says so in one of these columns (FunctionGemma's, and a common one)
 _SPLIT_COLUMNS = ("metadata", "split")
 _HELD_OUT = ("eval", "evaluation", "test", "validation")
@@ -125,7 +118,7 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
                     signs.update(str(b.get("type")) for b in content if isinstance(b, Mapping))
         read = next((read for needed, read in FORMS if needed <= signs), None)
         if read is None:
-            raise ValueError(_explain_columns(row))
+            raise ValueError(explain_columns(row))
         plain = read(row, list(messages))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -133,24 +126,6 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     reader = _Reader(where, plain.has_tags, is_row=True)
     reader.read(plain.messages, plain.tools, system=row.get("system"))
     return reader.finish(is_held_out=any(row.get(name) in _HELD_OUT for name in _SPLIT_COLUMNS))
-
-
-def _explain_columns(row: Mapping[str, Any]) -> str:
-    """Return why no form reads a row with these columns."""
-    got = shorten(", ".join(map(str, row))) or "no key"
-    others = "query + answers, question + function, system + chat or prompt + completion"
-    advice = next((ADVICE[name] for name in ADVICE if name in row), "see data/examples/")
-    expected = 'expected the key "conversations" or "messages"'
-    return f"{expected}, got {got}; {others} are read too; {advice}"
-
-
-def _load_list(text: str, where: str) -> Any:
-    """Load a column of messages that came as a string of JSON, or as Python's spelling of it."""
-    try:
-        values, _ = read_values(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected a list of messages, got a string: {error}") from None
-    return values[0] if len(values) == 1 else values
 
 
 def conversation_from(
@@ -232,7 +207,7 @@ class _Reader:
                 message = None
             if message and last and last.role == message.role:
                 # Calls and results that came as messages of their own join their turn
-                self.messages[-1] = _join(last, message)
+                self.messages[-1] = last.joined(message)
                 self.repairs += ["joined_turns"] if is_split else []
             elif message:
                 self.messages.append(message)
@@ -294,20 +269,6 @@ class _Reader:
         names = tuple(self.repairs + repairs)
         conversation = Conversation(messages, self.tools, prompt, system, self.where, names)
         return dataclasses.replace(conversation, held_out=True) if is_held_out else conversation
-
-
-def _join(first: Message, second: Message) -> Message:
-    """Return two messages of one role as one turn."""
-    texts = [text for text in (first.content, second.content) if text]
-    thoughts = [text for text in (first.thinking, second.thinking) if text]
-    return Message(
-        first.role,
-        "\n\n".join(texts),
-        "\n\n".join(thoughts),
-        first.calls + second.calls,
-        first.results + second.results,
-        trained=first.trained and second.trained,
-    )
 
 
 def _read_model(

@@ -70,6 +70,16 @@ def test_every_form_says_the_same(name: str, thinks: bool, goes_on: bool, system
         assert conversation.prompt and "functioncall" not in conversation.prompt.before
 
 
+def test_blocks_of_one_message_become_turns() -> None:
+    use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "1"}
+    text = {"type": "text", "text": "and <functioncall> hurry"}
+    row = chat(("user", "q"), ("assistant", [use]), ("user", [result, text]), ("assistant", "ok"))
+    messages = parse_row(row).messages
+    assert [message.role for message in messages] == ["user", "model", "tool", "user", "model"]
+    assert messages[2].results[0].content == "1" and messages[3].content == text["text"]
+
+
 def test_every_example_is_in_the_table() -> None:
     assert {name for name, *_ in FORMS} == {path.name for path in EXAMPLES.glob("*.json*")}
     described = (EXAMPLES / "README.md").read_text(encoding="utf-8")
@@ -82,6 +92,14 @@ def test_rows_marked_as_evaluation_are_held_out() -> None:
         train, held_out = split(conversations, fraction, seed=0)
         assert [row.where[-1] for row in train] == ["1"]
         assert [row.where[-1] for row in held_out] == ["2"]
+
+
+def test_the_first_accepted_value_is_learned() -> None:
+    accepted = {"o": [{"k": ["v", "w"], "n": ["", 1]}], "l": [[{"a": [1]}, 2]], "u": ["", 1]}
+    question = [[{"role": "user", "content": "q"}]]
+    row = {"question": question, "function": [], "ground_truth": [{"f": accepted}]}
+    (call,) = parse_row(row).messages[1].calls
+    assert call == ToolCall("f", {"o": {"k": "v"}, "l": [{"a": 1}, 2]})
 
 
 def test_a_folder_of_the_leaderboard_joins_its_answers(tmp_path: Path) -> None:

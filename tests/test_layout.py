@@ -25,7 +25,8 @@ ORDER = {
     "model": """config kernels fused recompute attention attention_tiles attention_flex layers
                 transformer loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer reply chat
-               masks api_calls roles forms schema call_check files dataset packing""".split(),
+               masks api_calls roles forms schema call_check files reports dataset
+               packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter""".split(),
 }

@@ -10,16 +10,9 @@ import torch
 
 from data.chat import Example, common_prompt
 from data.conversation import Conversation
-from data.dataset import (
-    LoadReport,
-    build_examples,
-    common_rows,
-    left_out,
-    load_conversations,
-    split,
-    weighted,
-)
+from data.dataset import build_examples, common_rows, load_conversations, split, weighted
 from data.packing import pack_examples
+from data.reports import LoadReport, left_out
 from data.tokenizer import Tokenizer
 from training.batches import StepBatches
 from training.ranks import Ranks

@@ -25,6 +25,14 @@ class PlainRow:
 # Raises: ValueError for a row that it cannot read, without the row's place.
 Form = Callable[[Mapping[str, Any], list[Any]], PlainRow]
 
+# Rows that people try and that no reader can help: what to do instead, by a column of theirs
+ADVICE = {
+    "correct_answer": "these are choices to be judged, not a conversation; use the training files",
+    "chosen": "a pair of replies; give the chosen one as messages",
+    "instruction": "rename instruction to prompt and output to completion",
+    "text": "a written-out chat has no roles; give its messages",
+}
+
 
 def tools_of(row: Mapping[str, Any]) -> Any:
     """Return the column of tools, whichever its name; an empty column is none."""
@@ -50,3 +58,12 @@ def list_of(value: Any, column: str) -> list[Any]:
             f"{column}: expected a list, got {shorten(repr(value))}; repair the column"
         )
     return [value] if isinstance(value, Mapping) else list(value)
+
+
+def explain_columns(row: Mapping[str, Any]) -> str:
+    """Return why no form reads a row with these columns."""
+    got = shorten(", ".join(map(str, row))) or "no key"
+    others = "query + answers, question + function, system + chat or prompt + completion"
+    advice = next((ADVICE[name] for name in ADVICE if name in row), "see data/examples/")
+    expected = 'expected the key "conversations" or "messages"'
+    return f"{expected}, got {got}; {others} are read too; {advice}"

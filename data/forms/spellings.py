@@ -97,8 +97,7 @@ def _read_glaive(body: str) -> dict[str, Any]:
     """Read one call whose arguments are JSON between single quotes. Raises: ValueError."""
     quoted, name = _QUOTED_ARGUMENTS.search(body), _NAME.search(body)
     if quoted and name:
-        # "\'" is how a few rows write an apostrophe between the quotes; JSON has no such escape
-        return {"name": name["name"], "arguments": quoted["json"].replace("\\'", "'")}
+        return {"name": name["name"], "arguments": quoted["json"]}
     values, _ = read_values(body)
     return values[0]
 
