@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+from common.screen import visible
+
 # What a wrong input raises; a program that meets one of them ends with exit code 2.
 USER_ERRORS = (
     ValueError,
@@ -51,16 +53,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {visible(shorten(message))}; see --help\n")
 
 
-def int_at_least(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `least`."""
+def shorten(message: str, most: int = 400) -> str:
+    """At most about so many letters, the middle left out: a flag's value may be of any length."""
+    half = most // 2
+    return message if len(message) <= most else f"{message[:half]} ... {message[-half:]}"
+
+
+def int_at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`.
+
+    There is always a limit: counts are multiplied with one another and become floats.
+    """
 
     def read(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"expected {limit}, got {text}")
         return value
 
     read.__name__ = "whole number"  # argparse names it when int() fails

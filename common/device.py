@@ -64,7 +64,8 @@ def pick_device(name: str) -> torch.device:
     if kind not in available:
         raise ValueError(f"--device: expected auto, cuda, mps or cpu, got {name!r}")
     # "cuda:1" and plain "cuda" are both names; PyTorch itself notices a missing one only later.
-    index = name.removeprefix(kind).removeprefix(":") or "0"
+    number = name.removeprefix(kind).removeprefix(":")
+    index = number or "0"
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available[kind] or not index.isdecimal() or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
@@ -72,7 +73,8 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
             f"there is {there}"
         )
-    return torch.device(name.removesuffix(":"))
+    # From the number: "cuda:00" is one to int(), but not to PyTorch.
+    return torch.device(kind, int(number)) if number else torch.device(kind)
 
 
 def pick_precision(name: str, device: torch.device, num_parameters: int) -> Precision:

@@ -5,6 +5,7 @@ one-sentence errors.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,9 @@ def fetch(name: str | Path, patterns: list[str], kind: Kind = "model") -> Path:
     Raises: FileNotFoundError for neither a path nor a repository; ValueError for a repository that
     is gated or cannot be downloaded.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # "~somebody" where there is no such user: a name like any other
+        path = path.expanduser()
     if path.exists():
         return path
     # A Path is never a hub id, nor is a name such as ../weights, whatever the pattern says.
