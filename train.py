@@ -11,6 +11,13 @@ What a run is:
 6. left behind: a PEFT adapter, the tokenizer, metrics, a picture, and a checkpoint to go on from.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports take seconds; Ctrl-C in them ends here, and not in some library's traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import math
 import sys
@@ -19,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
 from agent.loading import EMBEDDED, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
+from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
 from data.tokenizer import Tokenizer
 from lora.config import LINEARS
@@ -36,13 +43,15 @@ from model.recompute import CHECKPOINTING
 from training import ranks as processes
 from training import report, run_folder, saving
 from training.choices import choose
-from training.progress import Progress, StopSignal
+from training.digests import BaseDigest
+from training.progress import Progress, StopSignal, interrupts
 from training.ranks import Ranks
 from training.reading import read_data
 from training.run import Run, StepLoss
-from training.settings import describe_defaults, fingerprint, lora_config, with_defaults
+from training.settings import describe_defaults, lora_config, with_defaults
 
-console = Console(highlight=False)
+console = Screen()
+Line = dict[str, Any]  # of metrics.jsonl
 
 # ------------------------------------------------------------------------------------------ flags
 
@@ -62,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("what trains").add_argument
     add("--rank", type=int_at_least(1), default=16, help="of the low-rank term B A")
-    add("--alpha", type=float_in(0), help="the term is scaled by alpha / rank")
+    add("--alpha", type=float_in(0, 1e6), help="the term is scaled by alpha / rank")
     add("--dropout", type=float_in(0, 1), help="of the term's input")
     add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
     recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
@@ -71,13 +80,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("optimization").add_argument
     add("--micro-batch", type=int_at_least(1), help="packs of a forward pass")
     add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
-    add("--epochs", type=float_in(1e-9), help="times that every row is seen")
+    add("--epochs", type=float_in(1e-9, 1e6), help="times that every row is seen")
     add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
-    add("--lr", type=float_in(0), help="peak learning rate")
-    add("--row-lr-scale", type=float_in(0), help="rate of the new tokens' rows, times --lr")
+    add("--lr", type=float_in(0, 1e3), help="peak learning rate")
+    add("--row-lr-scale", type=float_in(0, 1e6), help="rate of the new tokens' rows, times --lr")
     add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
-    add("--weight-decay", type=float_in(0), default=0.1, help="AdamW's")
-    add("--clip", type=float_in(0), default=1.0, help="largest gradient norm; 0 never clips")
+    add("--weight-decay", type=float_in(0, 1e3), default=0.1, help="AdamW's")
+    add("--clip", type=float_in(0, 1e30), default=1.0, help="largest gradient norm; 0 never clips")
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
 
     add = parser.add_argument_group("evaluation").add_argument
@@ -134,15 +143,18 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 # --------------------------------------------------------------------------------------- building
 
 
-def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
+def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, int, Line | None]:
     """Reads the rows, then the model, puts LoRA into it, and says what was chosen.
 
+    Returns the run, the last step that is done, and its line if that is still to be evaluated.
     Raises: ValueError or FileNotFoundError for wrong inputs, the cheap checks first.
     """
     # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
     precision, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+    run_folder.refuse_base(output, folder)
+    base = BaseDigest(folder) if ranks.is_first else None
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
@@ -170,17 +182,19 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
         optimizer=make_optimizer(model, args.weight_decay, args.row_lr_scale),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
+        base=base,
     )
+    start, line = saving.resume(run, console.print) if args.resume else (0, None)
     if ranks.is_first and args.overwrite:
         run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
     report.introduce(run, examples, counts, choices, console)
-    return run
+    return run, start, line
 
 
 # ------------------------------------------------------------------------------- one training step
 
 
-def train_step(run: Run, step: int) -> dict[str, Any]:
+def train_step(run: Run, step: int) -> Line:
     """One optimizer step on the mean loss over all its supervised tokens; its line of metrics."""
     start = time.perf_counter()
     # The step's packs on all ranks decide the divisor: micro-batches with many and with few
@@ -233,10 +247,10 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run) -> Line:
     """Held-out loss per supervised token and exact-call accuracy; None with nothing held out."""
     data, model = run.data, run.model
-    line: dict[str, Any] = {"eval_loss": None, "tool_call_accuracy": None}
+    line: Line = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
         return line
     model.eval()
@@ -265,9 +279,10 @@ def evaluate(run: Run) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def train(run: Run, start: int) -> None:
+def train(run: Run, start: int, line: Line | None) -> None:
     """Steps start + 1 .. total_steps. A first Ctrl-C ends it after the running step, saved.
 
+    `line` is that of step `start`, if it is the last one and not evaluated yet.
     Raises: FloatingPointError for a loss or gradient that is not finite; KeyboardInterrupt.
     """
     if start == 0:
@@ -276,9 +291,8 @@ def train(run: Run, start: int) -> None:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
             is_last, is_broken = step == run.total_steps, not report.is_sound(line)
-            if is_last and not is_broken:
-                line |= evaluate(run)
-            report.record(run, line, console)
+            if is_broken or not is_last:  # the last line waits for its evaluation
+                report.record(run, line, console)
             progress.show(line)
             if is_broken:
                 raise FloatingPointError(report.describe_break(line, run.precision.name))
@@ -286,9 +300,12 @@ def train(run: Run, start: int) -> None:
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
             is_due = run.args.save_every and step % run.args.save_every == 0
             if must_stop or is_last or is_due:
-                saving.save(run, step)
+                saving.save(run, step, line)
             if must_stop:
                 raise KeyboardInterrupt
+    # Saved first, evaluated then: whatever goes wrong here, --resume does it again.
+    if line is not None:
+        report.record(run, line | evaluate(run), console)
 
 
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -296,10 +313,9 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
-        output = run_folder.open_folder(args, fingerprint(args), ranks)
-        run = build(args, ranks, output)
-        train(run, saving.resume(run) if args.resume else 0)
-        report.show_sample(output, console)
+        with interrupts(), run_folder.opened(args, ranks, console.print) as output:
+            train(*build(args, ranks, output))
+            report.show_sample(output, console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
@@ -310,13 +326,13 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    open_standard_streams()
     try:
         args = parse_args(argv)
-    except ValueError as error:  # a --device that is not here
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    with processes.joined() as ranks:
-        return run_once(args, ranks)
+        with processes.joined() as ranks:
+            return run_once(args, ranks)
+    except ValueError as error:  # a --device that is not here, ranks that torchrun has not made
+        return report.explain_stop(error, None, is_quiet=False)
 
 
 if __name__ == "__main__":

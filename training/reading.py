@@ -12,6 +12,7 @@ from data.dataset import build_examples, load_conversations, split
 from data.packing import pack_examples
 from data.tokenizer import Tokenizer
 from training.batches import StepBatches
+from training.digests import rows_digest
 from training.ranks import Ranks
 from training.run import Data
 
@@ -58,6 +59,7 @@ def read_data(
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
         questions=questions,
         seen_tools={name for row in rows for name in row.tool_names},
+        digest=rows_digest([*examples, *measured]),
     )
     counts = {"reading": reading.as_dict(), "rendering": rendering.as_dict()}
     return data, examples, counts | {"held_out_rows": len(held_out)}

@@ -2,6 +2,7 @@
 must share with its checkpoint."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FINGERPRINT = (
     "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
     "max_steps ranks"
 ).split()
+LENGTH = ("epochs", "max_steps")  # the only ones that a finished run may change: it goes on longer
 
 
 def describe_defaults() -> dict[str, str]:
@@ -68,9 +70,10 @@ def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: 
     """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
 
     `embedded` is the name of the base that is taken without --model.
+    Raises: ValueError for targets that are no usable regular expression.
     """
     base = args.model or embedded
-    return LoRAConfig(
+    config = LoRAConfig(
         rank=args.rank,
         alpha=args.alpha,
         dropout=args.dropout,
@@ -79,3 +82,13 @@ def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: 
         token_ids=token_ids,
         base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
     )
+    try:
+        # The course's recipe makes a longer expression of it: "(?i)x" is valid only at the start.
+        if isinstance(config.all_targets, str):
+            re.compile(config.all_targets)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"--targets: {args.targets[:80]!r} cannot be used as a regular expression ({error}); "
+            "give names of modules, or a plainer one"
+        ) from error
+    return config
