@@ -36,8 +36,8 @@ from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
 from data.tokenizer import Tokenizer
 from lora.config import LINEARS
+from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
-from lora.ops import IMPLEMENTATIONS
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
 from training import ranks as processes
@@ -165,7 +165,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
     config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
-    add_lora(model, config, args.seed, args.lora_impl)
+    add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
         processes.shard(model, ranks, device)

@@ -36,9 +36,6 @@ MAX_REPEATS = 3
 # Characters of one result. Cut before it is encoded, which takes a second for each megabyte.
 MAX_RESULT_CHARACTERS = 8000
 
-# The tags that a model itself writes, in either wire format; the other ones are the chat's.
-THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
-
 NO_TOOLS = CallError("unknown_tool", "there are no tools in this chat", "answer without a call")
 TOO_MANY = CallError(
     "too_many_calls",
@@ -149,8 +146,9 @@ class Agent:
     def _generate(self, may_call: bool) -> list[int]:
         """Appends the model's next turn to the chat; returns its ids, a stop id included."""
         tokenizer = self.tokenizer
-        tags = THINK_TAGS + CALL_TAGS if may_call else THINK_TAGS
-        allowed = {id for tag, id in tokenizer.tag_ids.items() if tag in tags}
+        wire = tokenizer.wire
+        tags = wire.thinking.tags + wire.call.tags if may_call else wire.thinking.tags
+        allowed = {tokenizer.tag_ids[tag] for tag in tags}
         # A model that could write <tool_response> would invent a result and believe it.
         forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)
         sampling = dataclasses.replace(

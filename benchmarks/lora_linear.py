@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.lora_cases import SHAPES, Case, Groups
 from benchmarks.timing import Clock, kept_bytes, quantiles, take_turns, write_rows
 from common.device import DTYPES, pick_device
-from lora.ops import resolve_impl
+from lora.implementations import resolve_impl
 from model.layers import project
 
 PEFT_MODES = ("peft_fp32", "peft_autocast", "peft_16bit", "peft_16bit_compiled")

@@ -25,7 +25,7 @@ from benchmarks.peer_model import Peer
 from benchmarks.timing import Clock, quantiles, take_turns, write_rows
 from common.device import DTYPES, describe, peak_memory_bytes, pick_device
 from data.packing import Batch
-from lora.ops import IMPLEMENTATIONS
+from lora.implementations import IMPLEMENTATIONS
 from model.config import Gemma2Config
 
 NAMES = ("ours", "peft", "peft_16bit")

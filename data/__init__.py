@@ -1,1 +1,1 @@
-"""From a row of a data set to token ids, masks and packed batches; and from a model's reply back to tool calls."""
+"""From a row of a data set to ids, masks and packed batches, and from a reply to its calls."""

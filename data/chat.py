@@ -7,22 +7,20 @@ text of a user, a tool or a tool's description can forge a turn or a tag. `parse
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
-from data.conversation import DEFAULT_PROMPT, Conversation, Message, SystemPrompt, Tool
-from data.reply import Reply, parse_reply, parse_tool_calls
+from data.conversation import Conversation, Message, SystemPrompt
+from data.reply import Reply as Reply  # importable from here too, as the inverse of `render`
+from data.reply import parse_reply as parse_reply
+from data.reply import parse_tool_calls as parse_tool_calls
 from data.tokenizer import Tokenizer
-from data.tool_schema import as_shape
 from data.wire import Piece, Tag, WireFormat
 
-__all__ = [
-    *["Example", "Reply", "SystemPrompt", "common_prompt", "parse_reply", "parse_tool_calls"],
-    *["render", "render_prompt", "start_conversation"],
-]
-
-# What a piece of a conversation is: only the model's own pieces are ever trained
+# What a piece of a conversation is: only the model's own pieces are ever trained. The end of a turn
+# that calls is a kind of its own: after a call, stopping is a part of calling.
 Kind = Literal["prompt", "thinking", "content", "call", "end", "call_end"]
 TRAINED: dict[str, frozenset[Kind]] = {
     "assistant": frozenset({"thinking", "content", "call", "end", "call_end"}),
@@ -69,7 +67,8 @@ def render(
     tokens: list[int] = []
     trainable: list[bool] = []
 
-    # The one place that appends: ids and flags cannot drift apart
+    # The one place that appends: ids and flags cannot drift apart. Only an id or a Tag gives
+    # control tokens; a string, whatever it spells, is encoded as content.
     def add(piece: Piece | int, is_trained: bool = False) -> None:
         if isinstance(piece, int):
             ids = [piece]
@@ -88,28 +87,15 @@ def render(
             add(piece, kind in kinds)
         is_end_trained = ("call_end" if message.calls else "end") in kinds
         add(tokenizer.end_of_turn_id, message.role == "model" and is_end_trained)
-        add("\n")
+        add("\n")  # Gemma's own template has it after each turn; generation stops before it
     return Example(tokens, trainable, conversation.where)
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids to generate from: an exact prefix of what `render` gives once the model's turn is there."""
+    """Return the ids to generate from: a prefix of what `render` gives with the reply added."""
+    # "model\n" is encoded on its own here and in `_model_turn`, so the ids cannot differ
     tokens = render(conversation, tokenizer).tokens
     return [*tokens, tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
-
-
-def start_conversation(
-    tools: Sequence[Tool], messages: Sequence[Message], prompt: SystemPrompt | None = None
-) -> Conversation:
-    """Build the beginning of a chat, with the tools in the shape and between the words of `prompt`.
-
-    Nothing is checked: the turns are the program's own. `prompt` is usually `tokenizer.prompt`, the
-    wording of the training rows; None means the default wording. Rows of others go through
-    `data.schema`.
-    """
-    wording = prompt or DEFAULT_PROMPT
-    shaped = tuple(as_shape(tool, wording.shape) for tool in tools)
-    return Conversation(tuple(messages), shaped, wording if tools else None)
 
 
 def _turn(
@@ -122,6 +108,7 @@ def _turn(
         return
     pieces: list[Piece] = [f"{message.role}\n"]
     if message.role == "user":
+        # Gemma has no system turn: what the operator says opens the first user's turn
         pieces += _system(conversation, wire) if number == 0 else []
         pieces.append(message.content)
     for result in message.results:
@@ -145,7 +132,7 @@ def _model_turn(message: Message, wire: WireFormat) -> Iterator[tuple[Piece, Kin
 
 
 def _system(conversation: Conversation, wire: WireFormat) -> list[Piece]:
-    """Return what precedes the first question: the system text, the wording around the tools, and the tools.
+    """Return what precedes the first question: system text, the tools, and the wording around them.
 
     The operator wrote text and wording, so a tag in them is the tag itself, as it is for
     Transformers, which tokenizes the chat template's string: an adapter is served the ids that it
@@ -164,33 +151,25 @@ def _system(conversation: Conversation, wire: WireFormat) -> list[Piece]:
 
 def _with_tags(text: str, wire: WireFormat) -> list[Piece]:
     """Cut text at the format's tags; all other control tokens in it stay text."""
+    # The group in the pattern makes split return the tags too, at every second place
     parts = re.split(f"({'|'.join(map(re.escape, wire.tags))})", text)
     return [Tag(part) if part in wire.tags else part for part in parts]
 
 
 def _join_texts(pieces: Iterable[tuple[Piece, Kind]]) -> Iterator[tuple[Piece, Kind]]:
-    """Join neighbouring texts of one kind: a text is tokenized as a whole, as a chat template's string would be.
+    """Join neighbouring texts of one kind, since a chat template's string is tokenized as a whole.
 
     Byte-pair merges cross the places where texts meet, so the same characters in two texts can have
     other ids.
     """
-    text, last_kind = "", None
-    for piece, kind in pieces:
-        if isinstance(piece, str) and kind == last_kind:
-            text += piece
-            continue
-        if text and last_kind:
-            yield text, last_kind
-        text, last_kind = "", None
-        if isinstance(piece, str):
-            text, last_kind = piece, kind
+    for (kind, is_text), run in groupby(pieces, key=lambda pair: (pair[1], type(pair[0]) is str)):
+        if is_text:
+            yield "".join(str(piece) for piece, _ in run), kind
         else:
-            yield piece, kind
-    if text and last_kind:
-        yield text, last_kind
+            yield from run
 
 
 def common_prompt(conversations: Iterable[Conversation]) -> SystemPrompt | None:
-    """The wording, with its tool shape, that most rows use (the first of equals); None if no row has tools."""
+    """Return the wording and tool shape of most rows (the first of equals); None without tools."""
     counts = Counter(conversation.prompt for conversation in conversations if conversation.prompt)
     return counts.most_common(1)[0][0] if counts else None

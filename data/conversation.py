@@ -1,4 +1,4 @@
-"""The objects that every other file of this package speaks in: tools, calls, messages, conversations.
+"""What every other file of this package works with: tools, calls, messages, conversations.
 
 Separate from `schema.py`, which fills them from rows, so that the parsers of single parts can
 return them too.
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["user", "model", "tool"]
+# How a prompt shows a tool: {"type": "function", "function": {...}}, or the inner object alone, or
+# that with the parameters as {argument: "string" | "integer?" | [allowed values] | schema}
 Shape = Literal["openai", "function", "compact"]
 
 # The sentence with which the Agents Course asks for thinking; it is plain text in the prompt.
@@ -19,21 +21,14 @@ THINK_REQUEST = (
 
 @dataclass(frozen=True)
 class Tool:
-    """One function on offer.
-
-    Attributes:
-        parameters: always a JSON schema of an object, whatever the row's shape was. shape: how the
-        row wrote the tool and how `write_tool` writes it back: "openai" is {"type": "function",
-            "function": {...}}, "function" the inner object alone, "compact" the inner object with
-            parameters {argument: "string" | "integer?" | [allowed values] | schema}.
-        extras: unknown keys of the inner object, written back after the known ones.
-        outer: unknown keys beside "type" and "function" in the shape "openai".
-    """
+    """One function on offer. `shape` is how the row wrote it, and how `write_tool` writes it."""
 
     name: str
     description: str = ""
+    # Always a JSON schema of an object, whatever the row's shape was
     parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
     shape: Shape = "openai"
+    # Unknown keys, so that nothing of a row is lost: of the inner object, and beside it in "openai"
     extras: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
 
@@ -45,16 +40,17 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call by the model. `id` ties a result to it where a row has ids; it is not rendered and not compared."""
+    """One call by the model."""
 
     name: str
     arguments: dict[str, Any]
+    # Ties a result to its call where a row has ids; the formats write none, so equality ignores it
     id: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What one call gave. `content` is the text that the model reads; a string in the row stays that string."""
+    """What one call gave. `content` is the text that the model reads, a row's string as it came."""
 
     content: str
     name: str | None = None
@@ -63,33 +59,34 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. A model's turn has thinking, content and calls, in this order; a tool's turn has only results."""
+    """One turn: a model's has thinking, content and calls, in this order; a tool's only results."""
 
     role: Role
     content: str = ""
     thinking: str = ""
     calls: tuple[ToolCall, ...] = ()
     results: tuple[ToolResult, ...] = ()
-    trained: bool = True
+    trained: bool = True  # False: the model reads the turn, but does not learn to write it
 
 
 @dataclass(frozen=True)
 class SystemPrompt:
-    """The wording around the block of tools, and the shape in which the tools stand in it."""
+    """The wording around the block of tools, and the shape of the tools in it."""
 
     before: str
     after: str = ""
     shape: Shape = "openai"
 
 
-# No literal tag in the wording: Transformers reads every tag in a prompt's text as the control
-# token, so only a wording without tags gives the same ids there and here. A data set's own wording
-# may quote tags; here they stay plain text.
+# No literal tag in the wording: a tag in a system text becomes the control token (see
+# `chat._system`), which would open a call or a thought inside the prompt. A data set's own wording
+# may do so.
 DEFAULT_PROMPT = SystemPrompt(
     before=(
-        "You are a function calling AI model. You are provided with the signatures of the functions that you may call, "
-        "as a JSON list. You may call one or more functions to assist with the user query. Don't make assumptions "
-        "about what values to plug into functions. Here are the available tools: "
+        "You are a function calling AI model. You are provided with the signatures of the "
+        "functions that you may call, as a JSON list. You may call one or more functions to "
+        "assist with the user query. Don't make assumptions about what values to plug into "
+        "functions. Here are the available tools: "
     ),
     after=(
         "\nFor each function call return a JSON object with the function's name and its arguments: "
@@ -100,20 +97,14 @@ DEFAULT_PROMPT = SystemPrompt(
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row, ready to be rendered.
-
-    Attributes:
-        tools: what is on offer; written into the system text only if there is a `prompt`.
-        prompt: the wording around the tools; None if the system text has no block of tools.
-        system: system text that stands before the wording.
-        where: "file:line" of the row, for messages.
-        repairs: one name for each leniency that reading the row took, such as "python_literal".
-    """
+    """One row, ready to be rendered."""
 
     messages: tuple[Message, ...]
-    tools: tuple[Tool, ...] = ()
-    prompt: SystemPrompt | None = None
-    system: str = ""
+    tools: tuple[Tool, ...] = ()  # written into the first turn only if there is a `prompt`
+    prompt: SystemPrompt | None = None  # the wording around the tools
+    system: str = ""  # system text in front of that wording
+    # The row's "file:line", and one name for each leniency that reading it took, such as
+    # "python_literal". Neither counts when rows are compared: the same text twice is the same row.
     where: str = field(default="", compare=False)
     repairs: tuple[str, ...] = field(default=(), compare=False)
 

@@ -1,4 +1,4 @@
-"""Rows -> conversations -> examples, with everything that is dropped, truncated or repaired counted and named.
+"""Rows -> conversations -> examples; what is dropped, truncated or repaired is counted and named.
 
 Separate from `files.py`, which knows file formats, and from `packing.py`, which knows tensors.
 """
@@ -24,10 +24,10 @@ _SHOWN = 5
 
 @dataclass
 class LoadReport:
-    """What reading did. `dropped` holds every problem of every row that was left out, with its place."""
+    """What reading did."""
 
     rows: int = 0
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # each left-out row's problems, with its place
     repairs: Counter[str] = field(default_factory=Counter)
     repaired_rows: int = 0
 
@@ -44,7 +44,7 @@ class LoadReport:
 
 @dataclass
 class BuildReport:
-    """What rendering did. Lists hold the rows' places; `duplicates` are kept, and named as (row, first equal row)."""
+    """What rendering did. Lists hold the rows' places."""
 
     examples: int = 0
     tokens: int = 0
@@ -52,6 +52,7 @@ class BuildReport:
     dropped_overlong: list[str] = field(default_factory=list)
     dropped_unsupervised: list[str] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
+    # (row, first equal row); such rows are not dropped: a data set may weight a row by repeating it
     duplicates: list[tuple[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,11 +66,12 @@ class BuildReport:
 def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
     """Read every row; a row that cannot be read is dropped and told in the report.
 
-    Raises:
-        FileNotFoundError, ValueError: as `read_rows`; and ValueError if not one row can be read.
+    Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError if not one row can be
+    read.
     """
     report, conversations = LoadReport(), []
     for place, row in read_rows(path_or_repo):
+        # One broken row must not cost the other ten thousand
         report.rows += 1
         try:
             conversation = parse_row(row, place)
@@ -97,20 +99,20 @@ def build_examples(
 ) -> tuple[list[Example], BuildReport]:
     """Render every conversation to at most `max_length` tokens.
 
-    Args:
-        overlong: what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
-        supervised is left, it
-            is dropped), or "error".
-        may_be_empty: allow a result without a supervised token, as held-out rows may have none.
-    Raises:
-        ValueError: "error" and a longer one, no supervised token in any example, or a bad argument.
+    `overlong` is what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
+    supervised is left, it is dropped), or "error". `may_be_empty` allows a result without any
+    supervised token, which held-out rows may have.
+
+    Raises: ValueError for a longer one with "error", for no supervised token in any example, or for
+    a bad argument.
     """
     if overlong not in OVERLONG or max_length < 2:
-        choices = ", ".join(OVERLONG)
         raise ValueError(
-            f"expected overlong out of {choices} and max_length >= 2, got {overlong} and {max_length}"
+            f"expected overlong out of {', '.join(OVERLONG)} and max_length >= 2, "
+            f"got {overlong} and {max_length}"
         )
     report, examples = BuildReport(), []
+    # By ids, not by rows: what training sees is what counts as equal
     first_places: dict[tuple[int, ...], str] = {}
     for conversation in conversations:
         example = _fit(render(conversation, tokenizer, train_on), max_length, overlong, report)
@@ -126,8 +128,8 @@ def build_examples(
         report.supervised_tokens += example.num_supervised
     if not report.supervised_tokens and not may_be_empty:
         raise ValueError(
-            f"expected supervised tokens, got none: {len(report.dropped_overlong)} rows are longer than {max_length} "
-            f"tokens, {len(report.dropped_unsupervised)} have no trained turn; "
+            f"expected supervised tokens, got none: {len(report.dropped_overlong)} rows are longer "
+            f"than {max_length} tokens, {len(report.dropped_unsupervised)} have no trained turn; "
             f"raise --max-length or check --train-on"
         )
     return examples, report
@@ -138,16 +140,16 @@ def _fit(example: Example, max_length: int, overlong: str, report: BuildReport) 
     is_overlong = len(example.tokens) > max_length
     if is_overlong and overlong == "error":
         raise ValueError(
-            f"{example.where}: expected at most {max_length} tokens, got {len(example.tokens)}; raise --max-length, or "
-            f"choose --overlong drop or truncate"
+            f"{example.where}: expected at most {max_length} tokens, got {len(example.tokens)}; "
+            f"raise --max-length, or choose --overlong drop or truncate"
         )
     if is_overlong and overlong == "drop":
         report.dropped_overlong.append(example.where)
         return None
     if is_overlong:
-        example = Example(
-            example.tokens[:max_length], example.trainable[:max_length], example.where
-        )
+        tokens, trainable = example.tokens[:max_length], example.trainable[:max_length]
+        example = Example(tokens, trainable, example.where)
+    # Without a target it costs time and moves no weight
     if not example.num_supervised:
         (report.dropped_overlong if is_overlong else report.dropped_unsupervised).append(
             example.where
@@ -167,8 +169,7 @@ def split(
     are held out too, so no training row ever names these tools. The rest is drawn at random. Equal
     rows stay on one side.
 
-    Raises:
-        ValueError: a fraction outside [0, 1), or no row left on a side that should have one.
+    Raises: ValueError for a fraction outside [0, 1), or no row left on a side that should have one.
     """
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"eval fraction: expected at least 0 and less than 1, got {eval_fraction}")
@@ -176,19 +177,23 @@ def split(
         return list(conversations), []
     target = max(1, round(len(conversations) * eval_fraction))
     order = list(range(len(conversations)))
+    # Seeded by a string, so that no other draw of the run has the same numbers
     random.Random(f"split {seed}").shuffle(order)
     held = _hold_out_tools(conversations, order, target // 2)
+    # Equal rows on both sides would make the held-out score a memory test
     groups: dict[str, list[int]] = {}
     for index in order:
         groups.setdefault(_identity(conversations[index]), []).append(index)
     for group in groups.values():
         if len(held) >= target:
             break
+        # A group goes over as a whole, but never all rows
         if held.isdisjoint(group) and len(held) + len(group) < len(conversations):
             held.update(group)
     if not held:
         raise ValueError(
-            f"expected two different rows to hold one out, got {len(conversations)} in all; use --eval-fraction 0"
+            f"expected two different rows to hold one out, got {len(conversations)} in all; "
+            f"use --eval-fraction 0"
         )
     train = [conversation for index, conversation in enumerate(conversations) if index not in held]
     return train, [conversations[index] for index in sorted(held)]
@@ -197,13 +202,17 @@ def split(
 def _hold_out_tools(
     conversations: Sequence[Conversation], order: Sequence[int], budget: int
 ) -> set[int]:
-    """Choose rows by whole tools: whatever names a chosen row's tool is chosen with it, while it fits the budget."""
+    """Choose rows by whole tools: all rows that share a tool with a chosen one are chosen with it.
+
+    A group that would exceed the budget is skipped.
+    """
     rows_of: dict[str, set[int]] = {}
     for index, conversation in enumerate(conversations):
         for name in conversation.tool_names:
             rows_of.setdefault(name, set()).add(index)
     held: set[int] = set()
     for index in order:
+        # All rows with a tool of this row; their other tools may well be seen in training
         touched = set().union(*(rows_of[name] for name in conversations[index].tool_names))
         if touched and len(held | touched) <= budget:
             held |= touched
@@ -211,7 +220,8 @@ def _hold_out_tools(
 
 
 def _identity(conversation: Conversation) -> str:
-    """Equal for rows that say the same, wherever they stand."""
+    """Equal for rows that say the same, wherever they come from."""
+    # Tools hold dicts, which have no hash; repr and JSON spell out everything that is compared
     tools = [write_tool(tool) for tool in conversation.tools]
     return json.dumps(
         [repr(conversation.messages), tools, repr(conversation.prompt), conversation.system]

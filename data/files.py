@@ -12,19 +12,19 @@ from common.hub import fetch
 from data.lenient_json import shorten
 
 Row = tuple[str, dict[str, Any]]  # "file:line", object
+# Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
 _SHOWN = 5
 
 
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
-    """Yield ("file:number", row) for every row of a file, of a folder's training files, or of a hub data set.
+    """Yield ("file:number", row) for every row of a file, a folder or a hub data set.
 
     Numbers count lines of a JSONL file and rows of the others, from 1. Of a folder or a hub data
     set, the files with "train" in their name are read, or all if no name says so.
 
-    Raises:
-        FileNotFoundError: nothing there, or no file of a known kind. ValueError: an empty file,
-        bytes that are not UTF-8, lines that are no JSON objects (the first ones are named).
+    Raises: FileNotFoundError for nothing there or no file of a known kind; ValueError for an empty
+    file, bytes that are not UTF-8, or lines that are no JSON objects (the first ones are named).
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
@@ -40,7 +40,6 @@ def _training_files(folder: Path) -> list[Path]:
             if file.name != "dataset_infos.json"
         }
     )
-    # A repository may hold the same rows in two formats
     files = [file for file in files if file.suffix == ".parquet"] or files
     named = [file for file in files if "train" in str(file.relative_to(folder)).lower()]
     if not files:
@@ -56,12 +55,12 @@ def _read_file(file: Path) -> Iterator[Row]:
         rows = _read_parquet(file)
     else:
         try:
-            text = file.read_text(
-                encoding="utf-8-sig"
-            )  # tolerates the byte order mark that some editors write
+            # "-sig" skips the byte order mark that some editors write
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: expected UTF-8, got {error}; convert the file") from None
         rows = _read_json(file, text) if file.suffix == ".json" else _read_lines(file, text)
+    # A generator, so emptiness shows only at its end
     is_empty = True
     for row in rows:
         is_empty = False
@@ -71,7 +70,7 @@ def _read_file(file: Path) -> Iterator[Row]:
 
 
 def _read_lines(file: Path, text: str) -> Iterable[Row]:
-    """Read JSON lines. All lines are checked before the first is returned, so that a cut file is seen at once."""
+    """Read JSON lines, all before the first is returned, so that a cut file is noticed at once."""
     rows: list[Row] = []
     broken: list[str] = []
     # split, not splitlines: JSON strings may hold U+2028 and other characters that Python takes for
@@ -96,12 +95,13 @@ def _read_lines(file: Path, text: str) -> Iterable[Row]:
 
 
 def _read_json(file: Path, text: str) -> Iterable[Row]:
-    """Read one JSON array, an object that holds one list of rows, or (some data sets name them so) JSON lines."""
+    """Read a JSON array, an object with one list of rows, or JSON lines that are named .json."""
     if not text.strip():
         return []
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
+        # More than one value: lines of JSON under the wrong name
         if error.msg == "Extra data":
             return _read_lines(file, text)
         raise ValueError(
@@ -110,16 +110,14 @@ def _read_json(file: Path, text: str) -> Iterable[Row]:
     if isinstance(data, dict) and not {"conversations", "messages"} & set(data):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
-            raise ValueError(
-                f"{file}: expected an object with one list of rows, got {len(lists)} lists; give an array"
-            )
+            problem = f"expected an object with one list of rows, got {len(lists)} lists"
+            raise ValueError(f"{file}: {problem}; give an array")
         data = lists[0]
     rows = data if isinstance(data, list) else [data]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{file.name}:{number}: expected a JSON object, got {shorten(repr(row))}; repair the row"
-            )
+            problem = f"expected a JSON object, got {shorten(repr(row))}; repair the row"
+            raise ValueError(f"{file.name}:{number}: {problem}")
     return [(f"{file.name}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
@@ -130,6 +128,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     try:
         source = pyarrow.parquet.ParquetFile(file)
         number = 0
+        # In batches: a file of gigabytes is never in memory as Python objects at once
         for batch in source.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1

@@ -1,4 +1,4 @@
-"""Values that a model or a data set wrote: read as JSON first, as Python literals second, never executed.
+"""Values that a model or a data set wrote, read as JSON or else as Python literals, never executed.
 
 Separate because everything that touches untrusted text passes here: length, depth and number caps
 come before any parser, duplicate keys, NaN and Infinity are refused, and every leniency is named so
@@ -65,7 +65,7 @@ def find_end(text: str, start: int) -> int | None:
 
 
 def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Yield (position after a bracket, open brackets there); stops at a string that never closes."""
+    """Yield (position after a bracket, open brackets there), up to a string that never closes."""
     depth = 0
     for match in _SCAN.finditer(text, start):
         token = match.group()
@@ -90,12 +90,14 @@ def read_values(text: str) -> tuple[list[Any], list[str]]:
     body = text.strip()
     repairs: list[str] = []
     values: list[Any] = []
+    # Longer than two bare fences
     if len(body) > 6 and body.startswith("```") and body.endswith("```"):
         body = body[3:-3].lstrip(ascii_letters).strip()
         repairs.append("code_fence")
     # Before any parser: both of Python's recurse, and a few thousand brackets exhaust its stack
     if any(depth > MAX_DEPTH for _, depth in _depths(body, 0)):
         raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
+    # An empty text enters once, for its error
     position = 0
     while position < len(body) or not values:
         if body[position : position + 1] not in ("{", "["):
@@ -108,18 +110,21 @@ def read_values(text: str) -> tuple[list[Any], list[str]]:
         value, repair = _read_one(body[position:end])
         values.append(value)
         repairs += [repair] if repair else []
-        position = _GAP.match(body, end).end()  # type: ignore[union-attr]  # it matches the empty string
+        gap = _GAP.match(body, end)  # the pattern matches the empty string, so there is a match
+        position = gap.end() if gap else end
     if len(values) > 1:
         repairs.append("several_values")
     return values, repairs
 
 
 def load_json(text: str, strict: bool = True) -> Any:
-    """Load JSON, refusing duplicate keys, numbers without a finite value, over-long integers and half characters.
+    """Load JSON without duplicate keys, infinite numbers, over-long integers and half characters.
 
     Raises: LiteralError for valid JSON that is refused, json.JSONDecodeError for text that is no
     JSON.
     """
+    # Python's defaults would let the last of two equal keys win, and take NaN and any number of
+    # digits
     value = json.loads(
         text,
         strict=strict,
@@ -163,6 +168,7 @@ def check_value(value: Any) -> Any:
     Raises: LiteralError for half a surrogate pair (no tokenizer can encode it), NaN, or a type that
     JSON lacks.
     """
+    # Encoding is the test: it is what rendering will do
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -188,7 +194,8 @@ class _JsonNames(ast.NodeTransformer):
 
 
 def _read_one(text: str) -> tuple[Any, str]:
-    """Read one value and the repair it needed, "" for none: JSON, JSON with raw control characters, a Python literal."""
+    """Read one value, and name the repair that it needed, "" for none."""
+    # Strict first: what is valid JSON must never be read as anything else
     for strict, repair in ((True, ""), (False, "control_character")):
         try:
             return load_json(text, strict), repair
@@ -215,11 +222,12 @@ def _read_one(text: str) -> tuple[Any, str]:
 
 
 def _as_json(value: Any) -> Any:
-    """Turn a literal into what JSON can hold: tuples become lists; bytes, sets and non-string keys are refused."""
+    """Make a literal a JSON value: a tuple becomes a list; bytes, sets and the like are refused."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, float):
         return _finite(value)
+    # True is an int in Python, which is why bool comes first
     if isinstance(value, int):
         return _bounded_int(str(value))
     if isinstance(value, list | tuple):

@@ -11,11 +11,12 @@ TRAINED_STYLE, GIVEN_STYLE = "bold green", "dim"
 
 
 def mask_text(example: Example, tokenizer: Tokenizer) -> Text:
-    """Return the example as text: what the model learns to write in bold green, what it is given dim.
+    """Return the example as text: bold green what the model learns to write, dim what is given.
 
     Runs of equal flags are decoded as wholes, since one character may take several byte pieces.
     """
     text = Text()
+    # Not styled token by token: half of a character would be decoded as U+FFFD
     pairs = zip(example.tokens, example.trainable, strict=True)
     for is_trained, run in groupby(pairs, key=lambda pair: pair[1]):
         text.append(

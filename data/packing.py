@@ -50,21 +50,21 @@ class Batch:
 
 
 def pack_examples(examples: Sequence[Example], max_length: int) -> Packing:
-    """Pack by first-fit decreasing: the longest example first, each into the first pack that has room.
+    """Pack by first-fit decreasing: longest example first, each into the first pack that has room.
 
     Deterministic: examples of one length keep their order. O(n log n): a tree holds the room of the
     packs. Source: Johnson, "Near-optimal bin packing algorithms" (1973): at most 11/9 of the fewest
     packs, plus a constant.
 
-    Raises:
-        ValueError: an example longer than `max_length`.
+    Raises: ValueError for an example longer than `max_length`.
     """
     for example in examples:
         if len(example.tokens) > max_length:
             raise ValueError(
-                f"{example.where or 'example'}: expected at most {max_length} tokens, got {len(example.tokens)}; "
-                f"drop or truncate it first"
+                f"{example.where or 'example'}: expected at most {max_length} tokens, "
+                f"got {len(example.tokens)}; drop or truncate it first"
             )
+    # sorted is stable, so the packs are the same on every machine and rank
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].tokens))
     rooms = _RoomTree(len(examples), max_length)
     packs: list[list[Example]] = []
@@ -78,7 +78,7 @@ def pack_examples(examples: Sequence[Example], max_length: int) -> Packing:
 
 
 class _RoomTree:
-    """The room left in each pack, in a binary tree of maxima: the first pack with enough room in O(log n) steps."""
+    """The room left in each pack, as a binary tree of maxima: a first fit takes O(log n) steps."""
 
     def __init__(self, num_packs: int, max_length: int) -> None:
         self.width = 1 << max(0, num_packs - 1).bit_length()
@@ -87,10 +87,12 @@ class _RoomTree:
     def take_first(self, length: int) -> int:
         """Take `length` from the first pack that has it, and return that pack's number."""
         node = 1
+        # Down from the root, left wherever the left half has a pack with enough room: the first one
         while node < self.width:
             node = 2 * node if self.rooms[2 * node] >= length else 2 * node + 1
         place = node - self.width
         self.rooms[node] -= length
+        # Back up: a parent has the larger room of its two children
         while node > 1:
             node //= 2
             self.rooms[node] = max(self.rooms[2 * node], self.rooms[2 * node + 1])
@@ -100,23 +102,20 @@ class _RoomTree:
 def collate(packs: Sequence[Sequence[Example]], pad_id: int, length: int | None = None) -> Batch:
     """Lay packs out as the rows of one batch.
 
-    Args:
-        length: T; None pads to the longest pack.
-    Returns:
-        Tensors (B, T), int64.
-    Raises:
-        ValueError: no packs, or one longer than `length`.
+    `length` is T; None pads to the longest pack.
+
+    Raises: ValueError for no packs, or one longer than `length`.
     """
     longest = max((sum(len(example.tokens) for example in pack) for pack in packs), default=0)
     width = longest if length is None else length
     if not packs or longest > width:
         raise ValueError(
-            f"expected packs of at most {width} tokens, got {len(packs)} packs, the longest of {longest}"
+            f"expected packs of at most {width} tokens, "
+            f"got {len(packs)} packs, the longest of {longest}"
         )
     rows = [_lay_out(pack, pad_id, width) for pack in packs]
-    return Batch(
-        *(torch.tensor(column, dtype=torch.int64) for column in zip(*rows, strict=True))
-    )  # each (B, T)
+    columns = zip(*rows, strict=True)
+    return Batch(*(torch.tensor(column, dtype=torch.int64) for column in columns))  # each (B, T)
 
 
 def _lay_out(
@@ -131,8 +130,10 @@ def _lay_out(
         tokens += example.tokens
         positions += range(len(example.tokens))
         documents += [document] * len(example.tokens)
+        # Shifted inside the document: its last token has no target, and none crosses to the next
         following = zip(example.tokens[1:], example.trainable[1:], strict=True)
         targets += [token if is_trained else IGNORED for token, is_trained in following] + [IGNORED]
+    # Padding is a document of its own, to which no example's token attends
     padding = width - len(tokens)
     return (
         tokens + [pad_id] * padding,

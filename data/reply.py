@@ -16,6 +16,7 @@ from data.tokenizer import Tokenizer
 from data.tool_calls import CallError, Outcome, error_for, read_calls
 from data.wire import HERMES, Piece, Tag, WireFormat
 
+# What may lie between the values of a call: space, separators, the fence of a code block
 _VALUE_GAP = re.compile(r"(?:[\s,;]|```[a-zA-Z]*)*")
 # Repairs that a reply survives but that a row of training data must not have: the model would learn
 # them.
@@ -28,13 +29,13 @@ STRUCTURAL = {
 
 @dataclass(frozen=True)
 class Reply:
-    """What a turn says. `outcomes` holds calls and errors in their order; `ended` is False if generation was cut."""
+    """What a turn says."""
 
     thinking: str = ""
     content: str = ""
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()  # calls and errors in their order
     repairs: tuple[str, ...] = ()
-    ended: bool = True
+    ended: bool = True  # False if generation was cut
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
@@ -47,6 +48,16 @@ class Reply:
         return tuple(outcome for outcome in self.outcomes if isinstance(outcome, CallError))
 
 
+def explain_problems(reply: Reply) -> str:
+    """Return as one line what in a reply the model must not learn to write."""
+    problems = [f"{error.message}; {error.hint}" for error in reply.errors]
+    for repair in dict.fromkeys(reply.repairs):
+        if repair in STRUCTURAL:
+            got = STRUCTURAL[repair]
+            problems.append(f"expected balanced tags, got {got}; close or remove it")
+    return " / ".join(problems)
+
+
 def parse_reply(
     tokens: Iterable[int], tokenizer: Tokenizer, tools: Sequence[Tool] = (), lenient: bool = False
 ) -> Reply:
@@ -57,6 +68,8 @@ def parse_reply(
     is ignored. A call without arguments is an error if its tool requires some. `lenient` takes a
     turn that is nothing but the bare JSON of calls to `tools` as these.
     """
+    # A model that goes on by itself writes the tool's result, or the user's next turn: neither
+    # counts
     ends = {*tokenizer.stop_ids, tokenizer.start_of_turn_id}
     ends |= {tokenizer.tag_ids[tag] for tag in tokenizer.wire.turn_ends}
     ids: list[int] = []
@@ -73,7 +86,7 @@ def parse_reply(
 def parse_tool_calls(
     tokens_or_text: Iterable[int] | str, tokenizer: Tokenizer | None = None
 ) -> list[ToolCall]:
-    """Return the good calls of a reply; of a whole rendered conversation, those of all model turns, in order.
+    """Return the good calls of a reply, or of all the model's turns of a conversation, in order.
 
     What begins with <bos> or <start_of_turn> is a conversation. Ids need the tokenizer; text is in
     its format, or in the Hermes format without one. Never raises on what a model wrote.
@@ -91,7 +104,9 @@ def parse_tool_calls(
 
 
 def _model_turns(text: str) -> list[str]:
-    """Return the texts of the model's turns; text that does not begin like a conversation is one of them."""
+    """Return the texts of the model's turns; any text but a conversation's is one."""
+    # Text cannot show which <start_of_turn> is a token; ids can, so a caller with ids should pass
+    # them
     turns = [f"model\n{text}"]
     if text.startswith(("<bos>", "<start_of_turn>")):
         turns = text.split("<start_of_turn>")[1:]
@@ -100,7 +115,7 @@ def _model_turns(text: str) -> list[str]:
 
 
 def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
-    """Return the ids of the model's turns; ids that do not begin like a conversation are one of them."""
+    """Return the ids of the model's turns; any ids but a conversation's are one."""
     if not ids or ids[0] not in (tokenizer.bos_id, tokenizer.start_of_turn_id):
         return [ids]
     header = tokenizer.encode("model\n")
@@ -112,7 +127,7 @@ def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
-    """Cut a turn that came as text at its tags. A tag inside a quoted string of a call is part of the string."""
+    """Cut a turn that came as text at its tags, except those inside a call's quoted strings."""
     any_tag = re.compile("|".join(map(re.escape, wire.tags)))
     blocks = {wire.thinking.open: wire.thinking, wire.call.open: wire.call}
     pieces: list[Piece] = []
@@ -128,7 +143,8 @@ def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
         # Values are skipped as wholes, so that the closing tag inside one of their strings does not
         # count
         while block is wire.call:
-            position = _VALUE_GAP.match(text, position).end()  # type: ignore[union-attr]  # matches ""
+            gap = _VALUE_GAP.match(text, position)
+            position = gap.end() if gap else position
             end = find_end(text, position) if text[position : position + 1] in ("{", "[") else None
             if end is None:
                 break
@@ -145,7 +161,7 @@ def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
 
 
 def split_thinking(text: str) -> list[Piece]:
-    """Cut text whose only structure is <think>...</think> at its beginning; all other tags in it stay text."""
+    """Cut <think>...</think> off the beginning of a text; all other tags in it stay text."""
     if not (text.lstrip().startswith("<think>") and "</think>" in text):
         return [text]
     thinking, content = text.split("</think>", 1)
@@ -164,6 +180,7 @@ def read_pieces(
     Prose from before, between and after calls is kept as one content. Calls inside thinking are
     thinking.
     """
+    # From here on thinking has Hermes' marks, in whatever format it came
     if not wire.thinking.tags:
         pieces = _mark_thinking(pieces, wire)
     thoughts: list[str] = []
@@ -182,7 +199,7 @@ def read_pieces(
         if piece not in (HERMES.thinking.open, wire.call.open):
             repairs.append("stray_tag")
             continue
-        # The first end tag of the same kind closes
+        # The first end tag of the same kind closes: other tags in between belong to the block
         block = wire.call if piece == wire.call.open else HERMES.thinking
         is_closed = block.close in pieces[position:]
         end = pieces.index(block.close, position) if is_closed else len(pieces)
@@ -204,7 +221,7 @@ def read_pieces(
 
 
 def _mark_thinking(pieces: Sequence[Piece], wire: WireFormat) -> list[Piece]:
-    """Give thinking that a format writes as plain text before its calls the marks of thinking; skip stray tags there."""
+    """Mark the thinking in front of the calls, which came as plain text; skip stray tags there."""
     start = pieces.index(wire.call.open) if wire.call.open in pieces else len(pieces)
     before = "".join(piece for piece in pieces[:start] if isinstance(piece, str))
     return [*split_thinking(before), *pieces[start:]]
@@ -213,11 +230,13 @@ def _mark_thinking(pieces: Sequence[Piece], wire: WireFormat) -> list[Piece]:
 def _read_call_block(
     body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
 ) -> tuple[list[Outcome], list[str]]:
-    """Read what follows a call's tag, up to the one that closes it. A call that was cut is never completed by guessing."""
+    """Read what follows a call's tag; a call that was cut is never completed by guessing."""
+    # JSON that a model writes holds no control token: content cannot spell one
     if any(isinstance(piece, Tag) for piece in body):
         return _read_tags_in_call(body, wire, tools, is_closed=is_closed, ended=ended)
     text = "".join(map(str, body))
     if not is_closed and not ended:
+        # Complete JSON without its end tag may still be half of what the model meant to write
         got = shorten(text) or "nothing"
         return [error_for("truncated", f"expected a complete call, got {got}")], []
     outcomes, repairs = read_calls(text, tools)
@@ -230,10 +249,9 @@ def _read_call_block(
 def _read_tags_in_call(
     body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
 ) -> tuple[list[Outcome], list[str]]:
-    """Read a call with a tag among its characters: an error, since the call was forged or garbled, but for one case.
+    """Read a call with a tag inside: an error, for it was forged or garbled, but for one case.
 
-    Where the call's own tag opens again before it closes, complete calls in front of it count as
-    calls of their own.
+    Where the call's own tag opens again before it closes, complete calls in front of it count.
     """
     parts: list[list[Piece]] = [[]]
     for piece in body:
@@ -271,6 +289,7 @@ def _read_bare_call(reply: Reply, tools: Sequence[Tool]) -> Reply:
     if reply.outcomes or not reply.content or not reply.ended:
         return reply
     outcomes, repairs = read_calls(reply.content, tools)
+    # The name of a known tool is what tells a call from an answer that happens to be JSON
     names = {tool.name for tool in tools}
     if not all(isinstance(outcome, ToolCall) and outcome.name in names for outcome in outcomes):
         return reply

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.api_calls import read_api_calls, read_label
 from data.conversation import (
     DEFAULT_PROMPT,
     THINK_REQUEST,
@@ -23,10 +24,10 @@ from data.conversation import (
     ToolCall,
     ToolResult,
 )
-from data.lenient_json import LiteralError, check_value, find_end, load_json, read_values, shorten
-from data.reply import STRUCTURAL, Reply, read_pieces, split_text, split_thinking
-from data.tool_calls import make_call, read_calls, read_tool, read_tools, split_at_tools
-from data.tool_schema import as_shape
+from data.lenient_json import check_value, find_end, load_json, read_values, shorten
+from data.reply import STRUCTURAL, explain_problems, read_pieces, split_text, split_thinking
+from data.tool_calls import read_tool, read_tools, split_at_tools
+from data.tool_schema import as_tools
 from data.wire import HERMES, Piece, Tag, dump
 
 ROLES = {
@@ -50,7 +51,7 @@ _BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
 
 @dataclass(frozen=True)
 class PlainRow:
-    """What every form is brought to: messages with the keys of OpenAI's API, and the column of tools as it came.
+    """What every form is brought to: messages with the keys of OpenAI's API, and a column of tools.
 
     Such a message has a role (any key of ROLES) and content, and may have tool_calls or
     function_call (OpenAI's older key), reasoning_content, name, tool_call_id, and weight: 0 for a
@@ -63,12 +64,15 @@ class PlainRow:
 
 
 def course(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """The Agents Course: {"conversations": [{"role": "human", "content": text with tags}]}, tools in the first text."""
+    """The Agents Course: {"conversations": [{"role": "human", "content": text with tags}]}."""
     return PlainRow(messages, row.get("tools") or row.get("functions"), has_tags=True)
 
 
 def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """ShareGPT: {"conversations": [{"from": "gpt", "value": text with tags}], "system": text, "tools": [...]}."""
+    """ShareGPT: {"conversations": [{"from": "gpt", "value": text with tags}], "system", "tools"}.
+
+    The two columns, a system text and a list, may be absent.
+    """
     renamed = []
     for message in messages:
         if isinstance(message, Mapping):
@@ -83,12 +87,12 @@ def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
 
 
 def openai(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """OpenAI: {"messages": [{"role": "assistant", "tool_calls": [...]}], "tools": [...]}."""
+    """OpenAI: {"messages": [{"role": "assistant", "content", "tool_calls": [...]}], "tools"}."""
     return PlainRow(messages, row.get("tools") or None)
 
 
 def mistral(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """Mistral: {"messages": [{"role": "assistant", "function_call": [...]}], "functions": [...]}."""
+    """Mistral: {"messages": [{"role": "assistant", "function_call": [...]}], "functions"}."""
     return PlainRow(messages, row.get("tools") or row.get("functions"))
 
 
@@ -105,13 +109,13 @@ FORMS: tuple[tuple[set[str], Callable[[Mapping[str, Any], list[Any]], PlainRow]]
 def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conversation:
     """Read one row, given as an object or as a line of JSON.
 
-    Raises: ValueError for every problem of the row, one sentence a line; messages are numbered from
-    1.
+    Raises: ValueError for all problems of the row, one sentence a line; the first message is 1.
     """
     if isinstance(row, str | bytes):
         try:
             row = load_json(row.decode() if isinstance(row, bytes) else row)
-        except (ValueError, RecursionError) as error:  # all errors of decoding are ValueErrors
+        except (ValueError, RecursionError) as error:
+            # Errors of UTF-8, of JSON and of values that are refused are ValueErrors alike
             raise ValueError(
                 f"{where}: expected one JSON object on the line, got {error}; repair the line"
             ) from None
@@ -130,11 +134,15 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     if not isinstance(messages, list | tuple) or not messages:
         got = shorten(repr(messages))
         raise ValueError(f"{where}: expected a list of messages, got {got}; give two or more")
+
+    # Parquet gives every row and message the keys of all others, with nulls: those do not count
     keys = {key for key in row if row[key] is not None}
     for message in messages:
         if isinstance(message, Mapping):
             keys |= {key for key in message if message[key] is not None}
     plain = next(read for signs, read in FORMS if signs & keys)(row, list(messages))
+
+    # From here on problems are collected: one run over a file is to name them all
     reader = _Reader(where, plain.has_tags)
     try:
         reader.tools = read_tools(plain.tools)
@@ -174,14 +182,14 @@ def conversation_from(
 
     Messages are `Message` objects, or objects of OpenAI's form; a system message may come first.
     The tools get the shape and the wording of `prompt`, usually `tokenizer.prompt`. A program's own
-    turns need no check: `chat.start_conversation`.
+    turns need none of this: it builds a `Conversation`.
 
     Raises: ValueError as `parse_row`; but there need not be a model's message.
     """
     wording = prompt or DEFAULT_PROMPT
-    read = [tool if isinstance(tool, Tool) else read_tool(tool) for tool in tools]
     reader = _Reader(where)
-    reader.tools = tuple(as_shape(tool, wording.shape) for tool in read)
+    read = [tool if isinstance(tool, Tool) else read_tool(tool) for tool in tools]
+    reader.tools = as_tools(read, wording.shape)
     reader.prompt = wording if tools else None
     reader.read(messages)
     return reader.finish()
@@ -189,7 +197,7 @@ def conversation_from(
 
 @dataclass
 class _Reader:
-    """Builds one conversation message by message, and collects the problems so that all are reported at once."""
+    """Builds one conversation, message by message, and collects all its problems."""
 
     where: str
     has_tags: bool = False
@@ -225,12 +233,12 @@ class _Reader:
                 message = None
             last = self.messages[-1] if self.messages else None
             if message and last and last.role == message.role and role in ("call", "tool"):
-                # Calls and results that came as messages of their own join the turn that they
-                # belong to
+                # Calls and results that came as messages of their own join their turn
                 calls, results = last.calls + message.calls, last.results + message.results
                 self.messages[-1] = dataclasses.replace(last, calls=calls, results=results)
             elif message:
                 self.messages.append(message)
+            # A broken message counts for the order too, or all after it would be complained about
             previous = {"system": previous, "call": "model"}.get(role, role)
 
     def _read_message(self, role: str, raw: Mapping[str, Any]) -> Message | None:
@@ -261,13 +269,14 @@ class _Reader:
         return None
 
     def finish(self) -> Conversation:
-        """Return the conversation. Raises: ValueError for the problems that were collected, one a line."""
+        """Return the conversation. Raises: ValueError for the collected problems, one a line."""
         messages, repairs, problems = _match_results(self.messages)
         for problem in problems:
             self.complain(problem)
         if self.problems:
             raise ValueError("\n".join(self.problems))
-        # Where a turn thinks and the system text does not ask for it yet, it asks from now on
+        # Where a turn thinks and the system text does not ask for it yet, it asks from now on: the
+        # model learns to think when asked, and only then
         system, prompt = self.system, self.prompt
         said = system + (prompt.before + prompt.after if prompt else "")
         if THINK_REQUEST not in said and any(message.thinking for message in messages):
@@ -280,7 +289,7 @@ class _Reader:
 
 
 def _explain_place(raw: Any, role: str, previous: str) -> str:
-    """Return what is wrong with a message's role, or with its place after a message of the role `previous`."""
+    """Return what is wrong with a message's role, or with its place after the role `previous`."""
     if not isinstance(raw, Message | Mapping):
         return f"expected an object with role and content, got {shorten(repr(raw))}"
     given = raw.role if isinstance(raw, Message) else str(raw.get("role"))
@@ -291,11 +300,9 @@ def _explain_place(raw: Any, role: str, previous: str) -> str:
     if role in NEXT[previous]:
         problem = f"expected the role user after a model message without a call, got {given!r}"
         return f"{problem}; give the call that this result answers"
-    # Only the roles that every form has: a call as a message of its own is ShareGPT's
-    names = [
-        name for name in NEXT[previous] if name in ("user", "model", "tool") and name != previous
-    ]
-    expected = " or ".join(names)
+    # Only what every form has: a call or a second result as a message of its own is special
+    others = ("system", "call", previous)
+    expected = " or ".join(name for name in NEXT[previous] if name not in others)
     after = f"after a {previous} message" if previous else "as the first turn"
     return f"expected the role {expected} {after}, got {given!r}; reorder or merge the messages"
 
@@ -325,7 +332,7 @@ def _plain_text(content: Any) -> str:
 def _read_model(
     raw: Mapping[str, Any], pieces: Sequence[Piece], tools: Sequence[Tool], *, is_call: bool
 ) -> tuple[Message, list[str]]:
-    """Read a model's message from the pieces of its text and its calls, and name the repairs that it took.
+    """Read a model's message from the pieces of its text and its calls, and name the repairs.
 
     Raises: ValueError for a broken call, a tag that is not closed or at a wrong place, or nothing
     at all.
@@ -333,17 +340,18 @@ def _read_model(
     reply = read_pieces(pieces, HERMES, tools)
     calls = [outcome for outcome in reply.outcomes if isinstance(outcome, ToolCall)]
     if len(calls) < len(reply.outcomes) or not STRUCTURAL.keys().isdisjoint(reply.repairs):
-        raise ValueError(_explain_problems(reply))
+        raise ValueError(explain_problems(reply))
     repairs = list(reply.repairs)
     if is_call:
         return Message("model", reply.content, reply.thinking, tuple(calls)), repairs
     for key in ("tool_calls", "function_call"):
         if raw.get(key):
-            found, names = _read_api_calls(raw[key], tools)
+            found, names = read_api_calls(raw[key], tools)
             calls += found
             repairs += names
     thinking = _plain_text(raw.get("reasoning_content") or raw.get("reasoning")).strip()
-    thinking = thinking or reply.thinking
+    thinking = thinking or reply.thinking  # never both: some servers repeat it in the text
+    # Both are common ways to say that a turn is context and not an example
     is_trained = raw.get("weight") != 0 and raw.get("train") is not False
     message = Message("model", reply.content, thinking, tuple(calls), trained=is_trained)
     if not (message.content or message.thinking or message.calls):
@@ -353,62 +361,8 @@ def _read_model(
     return message, repairs
 
 
-def _explain_problems(reply: Reply) -> str:
-    """Return what in a reply the model must not learn to write."""
-    problems = [f"{error.message}; {error.hint}" for error in reply.errors]
-    for repair in dict.fromkeys(reply.repairs):
-        if repair in STRUCTURAL:
-            got = STRUCTURAL[repair]
-            problems.append(f"expected balanced tags, got {got}; close or remove it")
-    return " / ".join(problems)
-
-
-def _read_api_calls(value: Any, tools: Sequence[Tool]) -> tuple[list[ToolCall], list[str]]:
-    """Read a column of calls: JSON, one call, or a list of {"id", "function": {"name", "arguments"}} or inner objects.
-
-    Raises: ValueError for a broken call.
-    """
-    if isinstance(value, str) and value.strip():
-        outcomes, repairs = read_calls(value, tools)
-        reply = Reply(outcomes=tuple(outcomes))
-        if reply.errors:
-            raise ValueError(_explain_problems(reply))
-        return list(reply.calls), repairs
-    calls: list[ToolCall] = []
-    repairs = []
-    for item in value if isinstance(value, list | tuple) else [value]:
-        spec = item.get("function") if isinstance(item, Mapping) else None
-        spec = spec if isinstance(spec, Mapping) else item
-        if (
-            not isinstance(spec, Mapping)
-            or not isinstance(spec.get("name"), str)
-            or not spec["name"]
-        ):
-            got = shorten(repr(item))
-            raise ValueError(
-                f"expected a call with a function's name, got {got}; give name and arguments"
-            )
-        try:
-            # Arguments as a string of JSON are normal here, not a repair
-            call, names = make_call(spec["name"], spec.get("arguments"), tools, _label(item, "id"))
-        except LiteralError as error:
-            raise ValueError(f"{error}; {error.hint}") from None
-        calls.append(call)
-        repairs += names
-    return calls, repairs
-
-
-def _label(raw: Mapping[str, Any], key: str) -> str | None:
-    """Return a name or an id. Raises: ValueError for anything but text or null."""
-    value = raw.get(key)
-    if not isinstance(value, str | None):
-        got = shorten(repr(value))
-        raise ValueError(f"expected text under {key!r}, got {got}; write it as a string")
-    return value
-
-
 def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
-    """Read a tool's message: one result for each pair of tags, or without tags the whole content as one result.
+    """Read a tool's message: one result for each pair of tags, or without tags one in all.
 
     Tags inside a result stay text. A result ends at the tag that closes the message or is followed
     by the next opening tag, so that a lone `</tool_response>` in the middle of a result does not
@@ -421,8 +375,9 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
     if not (content is None or isinstance(content, str) or is_parts):
         content = dump(check_value(content))  # a result that came as data
     text = _plain_text(content)
+    # A message's "id" is the call's only where there is no tool_call_id
     keys = ["name", "tool_call_id"] + ([] if raw.get("tool_call_id") else ["id"])
-    labels = {key: _label(raw, key) for key in keys if raw.get(key) is not None}
+    labels = {key: read_label(raw, key) for key in keys if raw.get(key) is not None}
     name, id = labels.get("name"), labels.get(keys[-1])
     stripped = text.strip()
     if not (has_tags and stripped.startswith(_OPEN)):
@@ -447,7 +402,7 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
 
 
 def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[str], list[str]]:
-    """Put results into the order of their calls, by id, and give those without a name the name of their call.
+    """Put results into the order of their calls, by id, and give each the name of its call.
 
     The Hermes format has neither ids nor names, so order alone tells the model which result belongs
     to which call. Where ids are absent, a result's place counts if there are as many results as
@@ -463,13 +418,13 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         calls = matched[-1].calls if matched and message.role == "tool" else ()
         places = {call.id: place for place, call in enumerate(calls) if call.id}
         ids = [result.id for result in message.results if result.id] if places else []
+        # An unknown id, or one that came twice: the results then keep the order of the row
         wrong = [id for id in ids if id not in places]
         wrong += [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
         if wrong:
             known = ", ".join(map(repr, places))
-            problems.append(
-                f"expected one result for each call id out of {known}, got {wrong[0]!r}; correct the id"
-            )
+            problem = f"expected one result for each call id out of {known}, got {wrong[0]!r}"
+            problems.append(f"{problem}; correct the id")
         results = list(message.results)
         if len(ids) == len(results) and not wrong:
             results.sort(key=lambda result: places[result.id or ""])

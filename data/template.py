@@ -10,6 +10,9 @@ import re
 from data.conversation import DEFAULT_PROMPT, SystemPrompt
 from data.wire import Block, WireFormat
 
+# `text` takes a string or OpenAI's list of parts; `word` and `compact` are `_write_compact` of
+# `data/tool_schema.py`. Every tag has a dash: without it, the line breaks would be part of the
+# prompt.
 _MACROS = """\
 {%- macro text(content) -%}
   {%- if content is string -%}{{- content -}}
@@ -21,8 +24,9 @@ _MACROS = """\
   {%- for key in schema if key not in ['description', 'title', 'default', 'examples'] -%}
     {%- set plain.keys = plain.keys + [key] -%}
   {%- endfor -%}
-  {%- if plain.keys == ['type'] and schema.type is string -%}{{- (schema.type + ('' if required else '?')) | tojson -}}
-  {%- elif required and schema.enum and (plain.keys | sort == ['enum', 'type'] or plain.keys == ['enum']) -%}
+  {%- if plain.keys == ['type'] and schema.type is string -%}
+    {{- (schema.type + ('' if required else '?')) | tojson -}}
+  {%- elif required and schema.enum and plain.keys | sort in [['enum', 'type'], ['enum']] -%}
     {{- schema.enum | tojson -}}
   {%- else -%}
     {{- '{' -}}
@@ -37,7 +41,8 @@ _MACROS = """\
   {%- if tool.description -%}{{- ', "description": ' + (tool.description | tojson) -}}{%- endif -%}
   {{- ', "parameters": {' -}}
   {%- for name, schema in tool.parameters.properties.items() -%}
-    {{- name | tojson }}: {{ word(schema, name in (tool.parameters.required or [])) -}}{{- '' if loop.last else ', ' -}}
+    {{- name | tojson }}: {{ word(schema, name in (tool.parameters.required or [])) -}}
+    {{- '' if loop.last else ', ' -}}
   {%- endfor -%}
   {{- '}}' -}}
 {%- endmacro -%}
@@ -53,6 +58,7 @@ _TOOLS = {
     "{{- '' if loop.last else ', ' -}}{%- endfor -%}{{- ']' -}}",
 }
 
+# Thinking comes in a field of its own or in front of the text, as rows have it
 _THINKING = """\
     {%- set content = text(message.content) | trim -%}
     {%- set thinking = (message.reasoning_content or '') | trim -%}
@@ -76,7 +82,8 @@ _CALLS = {
     "hermes": "{%- for call in message.tool_calls or [] -%}{{- @CALL_OPEN@ -}}"
     + _CALL
     + "{{- @CALL_CLOSE@ -}}{%- endfor -%}",
-    "mistral": "{%- for call in message.tool_calls or [] -%}{{- @CALL_OPEN@ + '[' if loop.first else ', ' -}}"
+    "mistral": "{%- for call in message.tool_calls or [] -%}"
+    + "{{- @CALL_OPEN@ + '[' if loop.first else ', ' -}}"
     + _CALL
     + "{{- ']' if loop.last else '' -}}{%- endfor -%}",
 }
@@ -87,6 +94,8 @@ _RESULT = {
     "{{- '}' + @RESULT_CLOSE@ -}}",
 }
 
+# Turn by turn. A system message writes nothing itself: it is remembered until the first user's
+# turn, and neighbouring tool messages share one turn, since rows have one message for each result.
 _BODY = """\
 {{- bos_token -}}
 {%- set chat = namespace(system='') -%}
@@ -114,7 +123,8 @@ _BODY = """\
     @RESULT@
     {%- if loop.last or loop.nextitem.role != 'tool' -%}{{- '<end_of_turn>\\n' -}}{%- endif -%}
   {%- else -%}
-    {{- raise_exception('expected the role system, user, assistant or tool, got ' + message.role) -}}
+    {%- set wanted = 'the role system, user, assistant or tool' -%}
+    {{- raise_exception('expected ' + wanted + ', got ' + message.role) -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
@@ -122,7 +132,7 @@ _BODY = """\
 
 
 def chat_template(wire: WireFormat, prompt: SystemPrompt | None) -> str:
-    """Return the Jinja template for a wire format, with the wording and the tool shape of `prompt`."""
+    """Return the Jinja template of a wire format, with the wording and tool shape of `prompt`."""
     prompt = prompt or DEFAULT_PROMPT
     body = _BODY.replace("@THINKING@", _THINKING).replace("@TOOLS@", _TOOLS[prompt.shape])
     body = body.replace("@CALLS@", _CALLS[wire.name]).replace("@RESULT@", _RESULT[wire.name])

@@ -32,7 +32,8 @@ META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
 # Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and
 # spaces, its HTML tags
-_HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 blockquote strong em b i u s sub sup code"
+_HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 "
+_HTML += "blockquote strong em b i u s sub sup code"
 _TEXT_TOKEN = re.compile(rf"[{META}\s]+|</?(?:{'|'.join(_HTML.split())})>")
 # How `tokenizer.json` describes a tag that is appended to the vocabulary
 _SPECIAL = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {
@@ -88,6 +89,7 @@ class Tokenizer:
         if absent:
             got = f"got none named {', '.join(absent)}"
             raise ValueError(f"{self._where}: expected Gemma's control tokens, {got}")
+        # bos_id and the like; declared above, so that a type checker knows them
         for name, content in NAMED.items():
             setattr(self, name, added[content])
         self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
@@ -107,6 +109,7 @@ class Tokenizer:
         Raises: FileNotFoundError for a folder, repository or file that does not exist, ValueError
         for a gated repository or a file that is no usable tokenizer.
         """
+        # No weights: a hub repository of a model has gigabytes beside its tokenizer
         path = fetch(path_or_repo, ["tokenizer.json", "tokenizer_config.json"])
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
@@ -124,11 +127,11 @@ class Tokenizer:
         return self.wire.name
 
     def __len__(self) -> int:
-        """The size of the vocabulary with the tags: the rows that the model's embedding must have."""
+        """The size of the vocabulary with the tags: the rows that the embedding must have."""
         return self._size
 
     def encode(self, text: str) -> list[int]:
-        """Encode as ordinary text: "<tool_call>", "<bos>" or "<unused7>" become pieces that spell them, never control.
+        """Encode as ordinary text: "<bos>" or "<tool_call>" become pieces that spell them.
 
         `decode` gives the text back unchanged. Gemma writes a space as U+2581, so its own pieces
         cannot tell that character from a space; it is spelled by its three byte pieces, which
@@ -146,7 +149,8 @@ class Tokenizer:
 
     def _encode(self, text: str) -> list[int]:
         try:
-            text.encode()  # tokenizers answers half a surrogate pair with a TypeError that says nothing
+            # tokenizers answers half a surrogate pair with a TypeError that says nothing
+            text.encode()
         except UnicodeEncodeError:
             raise ValueError(
                 f"expected whole characters, got half of a surrogate pair at {text[:40]!r}"
@@ -154,7 +158,7 @@ class Tokenizer:
         return self._content.encode(text, add_special_tokens=False).ids
 
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
-        """Decode each run of content between control ids to its text, and each control id to its tag."""
+        """Decode each run of content between control ids to a text, each control id to its tag."""
         pieces: list[Piece] = []
         run: list[int] = []
         # Runs are decoded as wholes: one character may take several byte pieces
@@ -171,7 +175,7 @@ class Tokenizer:
         return pieces
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
-        """Decode; control ids appear as their names ("<tool_call>"), or not at all with `skip_control`."""
+        """Decode; control ids appear as their names, or not at all with `skip_control`."""
         pieces = self.pieces(ids)
         if skip_control:
             pieces = [piece for piece in pieces if isinstance(piece, str)]
@@ -182,7 +186,7 @@ class Tokenizer:
         return self.encode(tag)
 
     def save(self, directory: str | Path, prompt: SystemPrompt | None = None) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, as Transformers reads them.
+        """Write the three files that Transformers reads, `chat_template.jinja` among them.
 
         The chat template and inference use the wording of `prompt`; None means that of
         `self.prompt`.
@@ -193,6 +197,7 @@ class Tokenizer:
         data = json.loads(self._source)
         for tag in self._absent:
             data["added_tokens"].append({"id": self.tag_ids[tag], "content": tag, **_SPECIAL})
+        # Tags that the vocabulary had as plain added tokens: only special ones are never split
         for entry in data["added_tokens"]:
             if entry["content"] in self.tag_ids:
                 entry["special"] = True
@@ -205,7 +210,8 @@ class Tokenizer:
     def _saved_config(
         self, added_tokens: list[dict[str, Any]], prompt: SystemPrompt | None
     ) -> dict[str, Any]:
-        """The old config with the tags; `chat_template.jinja` beside it replaces its own template."""
+        """The old config with the tags, but without its template, which has a file of its own."""
+        # A folder that was saved before has the old wording here
         config = dict(self._config)
         for key in ("chat_template", "tool_prompt"):
             config.pop(key, None)
@@ -239,7 +245,7 @@ class Tokenizer:
         return data
 
     def _content_tokenizer(self, data: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
-        """Build the tokenizer for content: the same pieces and merges without a single control token.
+        """Build the tokenizer for content: the same pieces and merges without any control token.
 
         Taken out of the added tokens, the vocabulary and the merges alike; `encode_special_tokens`
         would still let the non-special ones through (<unused0>, <mask>, [@BOS@]).
@@ -277,7 +283,10 @@ class Tokenizer:
         return [vocab[piece] for piece in pieces]
 
     def _check_lossless(self) -> None:
-        """Refuse a tokenizer that changes text: every byte, spaces at both ends, and a piece that looks like a byte."""
+        """Refuse a tokenizer that changes text.
+
+        Probed with every byte, spaces at both ends, and text that looks like a byte piece.
+        """
         # All of ASCII and every continuation byte, then one character for each first byte of
         # UTF-8's longer forms
         spans = (

@@ -1,11 +1,11 @@
-"""Tools and calls from the JSON that data sets and models write: good ones, and an error for each broken call.
+"""Tools and calls from the JSON that data sets and models write; a broken call becomes an error.
 
 Separate because rows and a model's replies share it: a row with an error is refused, while the
 error of a reply goes back to the model as a result.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from data.lenient_json import (
     read_values,
     shorten,
 )
-from data.tool_schema import JSON_TYPES, as_shape, is_optional
+from data.tool_schema import JSON_TYPES, as_tools, is_optional
 
 MAX_CALLS = 64
 # Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
@@ -39,15 +39,15 @@ _TOOLS_BLOCK = re.compile(r"<tools>\s*(?=\[|\{\s*[\"'])")
 
 @dataclass(frozen=True)
 class CallError:
-    """Why a call cannot be run, in words that the model can act on. `code` is a key of `data.lenient_json.HINTS`."""
+    """Why a call cannot be run, in words that the model can act on."""
 
-    code: str
+    code: str  # a key of `data.lenient_json.HINTS`
     message: str
     hint: str
     name: str | None = None
 
     def as_result(self) -> dict[str, dict[str, str]]:
-        """What the model reads in place of a tool's result: {"error": {"code", "message", "hint"}}."""
+        """What the model reads in place of a result: {"error": {"code", "message", "hint"}}."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
 
@@ -60,15 +60,16 @@ def error_for(code: str, message: str, name: str | None = None) -> CallError:
 
 
 def read_calls(body: str, tools: Iterable[Tool] = ()) -> tuple[list[Outcome], list[str]]:
-    """Read the text of a call, usually one {"name": ..., "arguments": {...}}, into outcomes and repairs; never raises.
+    """Read a call's text, usually one {"name": ..., "arguments": {...}}, into outcomes and repairs.
 
-    The outcomes are calls and errors in their order, the repairs the names of what had to be
-    mended. A call without arguments is an error if its tool is among `tools` and requires some.
+    The outcomes are calls and errors in their order, the repairs the names of what was mended. A
+    call without arguments is an error if its tool is among `tools` and requires some. Never raises.
     """
     try:
         values, repairs = read_values(body)
     except LiteralError as error:
         return [error_for(error.code, str(error))], []
+    # Several calls between one pair of tags: objects one after the other, or lists of them
     items: list[Any] = []
     for value in values:
         items += value if isinstance(value, list) else [value]
@@ -80,6 +81,7 @@ def read_calls(body: str, tools: Iterable[Tool] = ()) -> tuple[list[Outcome], li
         outcome, repair = _read_call(item, tools)
         outcomes.append(outcome)
         repairs += repair
+    # The calls up to the cap are kept; the model is told about the rest
     if len(items) > MAX_CALLS:
         problem = f"expected at most {MAX_CALLS} calls, got {len(items)}"
         outcomes.append(error_for("too_many_calls", problem))
@@ -110,13 +112,14 @@ def _read_call(value: Any, tools: Iterable[Tool]) -> tuple[Outcome, list[str]]:
 def make_call(
     name: str, arguments: Any, tools: Iterable[Tool] = (), id: str | None = None
 ) -> tuple[ToolCall, list[str]]:
-    """Build a call from arguments that are an object, a string that holds one, or absent; and name the repairs.
+    """Build a call from arguments that are an object, one as a string, or absent; name the repairs.
 
     Raises: LiteralError for any other arguments, or for none where the tool requires some.
     """
     repairs: list[str] = []
     tool = next((tool for tool in tools if tool.name == name), None)
     if isinstance(arguments, str) and arguments.strip():
+        # OpenAI's API gives arguments as a string of JSON, and models copy the habit
         values, repairs = read_values(arguments)
         arguments = values[0] if len(values) == 1 else values
     if arguments is None or arguments == "":
@@ -137,9 +140,9 @@ def make_call(
 
 
 def _may_be_null(tool: Tool | None, argument: str) -> bool:
-    """False for a null without a meaning: Parquet fills in the arguments of other rows, and optional ones left out."""
+    """False for a null that only stands for an argument left out, as Parquet fills them in."""
     if tool is None or argument in tool.required:
-        return True
+        return True  # nothing says that it is stray
     schema = tool.parameters.get("properties", {}).get(argument)
     if schema is None:
         return False
@@ -152,9 +155,9 @@ def _may_be_null(tool: Tool | None, argument: str) -> bool:
 
 
 def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
-    """Cut a Hermes system text into the words before its block of tools, the tools (None without a block), and the rest.
+    """Cut a Hermes system text into the words before its tools, the tools, and the words after.
 
-    Raises: ValueError for a block that is broken, if no other is whole.
+    Without a block, the tools are None. Raises: ValueError for a broken block and no whole one.
     """
     problem: ValueError | None = None
     for tag in _TOOLS_BLOCK.finditer(text):
@@ -174,7 +177,7 @@ def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
                 raise ValueError(f"expected </tools> after the tools, got {got}; close it")
             tools = read_tools(text[start:position])
         except ValueError as error:
-            problem = problem or error
+            problem = problem or error  # the first is the likeliest to be meant as a block
         else:
             return text[: tag.start()], tools, text[position + len("</tools>") :]
     if problem:
@@ -183,7 +186,7 @@ def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
 
 
 def read_tools(value: Any) -> tuple[Tool, ...]:
-    """Read a list of tools, all in the shape of the first; a JSON string, a single tool and None (no tools) will do.
+    """Read a list of tools, a JSON string of one, a single tool or None; all in the first's shape.
 
     Raises: ValueError for all broken tools in one message.
     """
@@ -207,16 +210,16 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
     if problems:
         raise ValueError("; ".join(problems))
     # A prompt writes all its tools alike; few rows mix shapes
-    if any(tool.shape != tools[0].shape for tool in tools):
-        tools = [as_shape(tool, tools[0].shape) for tool in tools]
-    return tuple(tools)
+    is_mixed = any(tool.shape != tools[0].shape for tool in tools)
+    return as_tools(tools, tools[0].shape) if is_mixed else tuple(tools)
 
 
 def read_tool(value: Any) -> Tool:
-    """Read one tool in any of the three shapes. Raises: ValueError with what was expected and what came."""
+    """Read one tool in any of the three shapes. Raises: ValueError for anything else."""
     if not isinstance(value, Mapping):
         raise ValueError(f"expected an object with name and parameters, got {shorten(repr(value))}")
-    check_value(dict(value))
+    check_value(dict(value))  # a tool ends up in the prompt, as JSON and as tokens
+    # "compact" shows only in the parameters, below
     shape: Shape = "function"
     spec, outer = value, {}
     if isinstance(value.get("function"), Mapping):
@@ -294,7 +297,8 @@ def _read_compact(name: str, words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _normalise(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a schema the type names of JSON schema, recursing only through keywords: parameters may be NAMED type."""
+    """Give a schema the type names of JSON schema."""
+    # Recursing only through keywords: parameters may be NAMED type
     result = dict(schema)
     if isinstance(result.get("type"), str):
         result["type"] = TYPE_NAMES.get(result["type"], result["type"])

@@ -5,7 +5,7 @@ rows, which need not be the shape in which they came.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data.conversation import Shape, Tool
@@ -33,6 +33,7 @@ def _write_compact(tool: Tool) -> dict[str, Any]:
             words[argument] = schema["type"] + ("" if is_required else "?")
         elif is_required and _is_plain_enum(schema):
             words[argument] = schema["enum"]
+        # A schema with a default is optional by itself; others need the word
         elif is_required or is_optional(schema):
             words[argument] = schema
         else:
@@ -59,16 +60,20 @@ def is_optional(word: Any) -> bool:
 
 
 def as_shape(tool: Tool, shape: Shape) -> Tool:
-    """Return the tool in another shape; "compact" loses what its words cannot express, such as descriptions."""
+    """Return the tool in another shape; "compact" has no words for descriptions and loses them."""
     if tool.shape == shape:
         return tool
     parameters = dict(tool.parameters)
     if shape == "compact":
-        # Only of the arguments themselves: deeper levels stay schemas, whose descriptions then
-        # count
+        # Only of the arguments themselves: deeper levels stay schemas, descriptions and all
         properties = parameters.get("properties", {})
         parameters["properties"] = {
             argument: {key: item for key, item in schema.items() if key not in _DECORATION}
             for argument, schema in properties.items()
         }
     return dataclasses.replace(tool, parameters=parameters, shape=shape, outer={})
+
+
+def as_tools(tools: Iterable[Tool], shape: Shape) -> tuple[Tool, ...]:
+    """Return all tools in one shape, as a prompt shows them."""
+    return tuple(as_shape(tool, shape) for tool in tools)

@@ -1,4 +1,4 @@
-"""How a chat is written: one `WireFormat` for each format, shared by whatever writes, reads or tokenizes chats.
+"""How a chat is written: one `WireFormat` for each format, the table that all of `data` shares.
 
 Separate because four files need the same table: `chat.py` writes by it, `reply.py` reads by it,
 `tokenizer.py` gives its tags ids and `template.py` says the same in Jinja. A further format is one
@@ -17,7 +17,7 @@ from data.tool_schema import write_tool
 
 @dataclass(frozen=True)
 class Tag:
-    """A control token, by its name. A type of its own, so that no string, however it is spelled, equals a tag."""
+    """A control token, by its name. A type of its own, so that no string ever equals a tag."""
 
     name: str
 
@@ -60,6 +60,7 @@ class WireFormat:
     """
 
     name: str
+    # Where a block holds only strings as marks, the format has no token for it
     tools: Block
     thinking: Block
     call: Block
@@ -72,22 +73,24 @@ class WireFormat:
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """The names of all tags. A vocabulary that lacks them gets them in this order, so the order decides their ids."""
+        """The names of all tags."""
+        # A vocabulary without them gets them in this order, which so decides their ids
         return self.tools.tags + self.thinking.tags + self.call.tags + self.result.tags
 
     @property
     def turn_ends(self) -> tuple[str, ...]:
-        """The tags that end the model's turn besides Gemma's own: a model that writes a result would believe it."""
+        """The tags that end the model's turn, besides Gemma's own."""
+        # A result is the chat's to write: a model that wrote one would believe it
         return self.result.tags[:1]
 
 
 def dump(value: object) -> str:
-    """Write JSON in its one spelling: json's default separators, characters beyond ASCII as themselves."""
+    """Write JSON in its one spelling: default separators, characters beyond ASCII as they are."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _tools_as_list(tools: Sequence[Tool]) -> str:
-    return dump([write_tool(tool) for tool in tools])
+    return dump([write_tool(tool) for tool in tools])  # Transformers' `tojson` writes the same
 
 
 def _as_objects(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
@@ -95,6 +98,7 @@ def _as_objects(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
 
 
 def _named_result(result: ToolResult) -> str:
+    # A row may not say which tool gave a result, and two calls may be of one tool
     named = {"content": result.content}
     return dump(named | ({"name": result.name} if result.name else {}))
 
@@ -119,4 +123,5 @@ MISTRAL = WireFormat(
     write_calls=lambda calls: [dump(_as_objects(calls))] if calls else [],
     write_result=_named_result,
 )
+# A file with the tags of several formats is taken for the last of them, so the order counts
 FORMATS = {wire.name: wire for wire in (HERMES, MISTRAL)}

@@ -1,1 +1,1 @@
-"""LoRA by hand: the layer, the fused low-rank path, injection into a model and PEFT's adapter files."""
+"""LoRA by hand: layers, the fused low-rank path, injection into a model, PEFT's adapter files."""

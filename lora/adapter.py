@@ -1,9 +1,10 @@
 """PEFT's two adapter files: save, checked load, merge.
 
-`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `new_rows.safetensors` is ours and PEFT ignores it:
-the frozen rows that new tokens started from. Only the course's recipe needs it, because there the adapter is a
-difference to those rows; PEFT would store two copies of the whole embedding instead (2.36 GB for 2B). To read such an
-adapter with PEFT, give the resized base these rows first:
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's. `new_rows.safetensors` is ours and
+PEFT ignores it: the frozen rows that new tokens started from. Only the course's recipe needs it,
+because there the adapter is a difference to those rows; PEFT would store two copies of the whole
+embedding instead (2.36 GB for 2B). To read such an adapter with PEFT, give the resized base these
+rows first:
 
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rows = load_file(folder + "/new_rows.safetensors")            # from safetensors.torch
@@ -15,53 +16,50 @@ With `adapt="rows"` the rows are in PEFT's own file, and the first line alone is
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.atomic import write_tensors, write_text
 from common.sharding import unsharded
 from lora.config import EMBEDDING, HEAD, LoRAConfig
+from lora.embedding import ROWS_KEY
 from lora.inject import add_lora
-from lora.layer import LoRAEmbedding, LoRALinear, NewTokensEmbedding, NewTokensHead
+from lora.wrapped import WrappedLayer
 
-CONFIG, WEIGHTS, NEW_ROWS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "new_rows.safetensors",
-)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NEW_ROWS = "new_rows.safetensors"
 PREFIX = "base_model.model."
-ROWS = ".token_adapter.trainable_tokens_delta"
 # Copies of whole base matrices that PEFT may add for embedding and head, after the module's name.
 BASE_COPIES = (".base_layer.weight", ".weight", ".token_adapter.base_layer.weight")
-MERGE_ROWS = (
-    8192  # rows of a weight merged at a time: bounds the float32 temporary of a 256,000-row matrix
-)
+
+
+def _wrapped_layers(model: nn.Module) -> Iterator[tuple[str, WrappedLayer]]:
+    # A list first: merging replaces modules while the caller is still in its loop.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, WrappedLayer):
+            yield name, module
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every trained tensor under PEFT's key. Rows that a tied head shares stand once, under the embedding."""
+    """Every trained tensor under PEFT's key.
+
+    Rows that a tied head shares appear once, under the embedding.
+    """
     tensors: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
-        key = PREFIX + name
-        if isinstance(module, LoRALinear):
-            tensors |= {
-                f"{key}.lora_A.weight": module.lora_A,
-                f"{key}.lora_B.weight": module.lora_B,
-            }
-        elif isinstance(module, LoRAEmbedding):
-            tensors |= {
-                f"{key}.lora_embedding_A": module.lora_A,
-                f"{key}.lora_embedding_B": module.lora_B,
-            }
-        elif isinstance(module, NewTokensEmbedding | NewTokensHead):
-            if not any(module.trained.rows is seen for seen in tensors.values()):
-                tensors[key + ROWS] = module.trained.rows
+    seen: set[int] = set()
+    for name, layer in _wrapped_layers(model):
+        for key, parameter in layer.peft_tensors(PREFIX + name).items():
+            # By identity, not by value: two rows that start equal are still two.
+            if id(parameter) not in seen:
+                tensors[key] = parameter
+            seen.add(id(parameter))
     return tensors
 
 
@@ -70,9 +68,11 @@ def save_adapter(
 ) -> None:
     """Writes the adapter of `model` as PEFT reads it, float32, each file replaced in one step.
 
-    Every rank of a sharded model must call it, since its tensors are put together here; only one `writes`.
+    Every rank of a sharded model must call it, since its tensors are put together here; only one
+    `writes`.
 
-    The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of this file.
+    The course's recipe needs `new_rows.safetensors` and three more lines in PEFT: see the top of
+    this file.
     Raises: ValueError if the model has no adapter.
     """
     directory = Path(directory)
@@ -86,36 +86,29 @@ def save_adapter(
     if config.adapt == "course" and config.token_ids:
         ids = torch.tensor(config.token_ids)
         rows = {name: unsharded(_base_weight(model, name)).cpu()[ids] for name in (EMBEDDING, HEAD)}
+    # After the last `unsharded`: had a rank left earlier, the others would wait for its slices.
     if not writes:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    _write(tensors, directory / WEIGHTS)
+    write_tensors(directory / WEIGHTS, tensors, metadata={"format": "pt"})
     (directory / NEW_ROWS).unlink(missing_ok=True)  # of an earlier adapter in this folder
     if rows:
-        _write({"ids": ids, **rows}, directory / NEW_ROWS)
+        write_tensors(directory / NEW_ROWS, {"ids": ids, **rows}, metadata={"format": "pt"})
     content = config.to_peft(tied=model.config.tie_word_embeddings)
-    partial = directory / (CONFIG + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / CONFIG)
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors makes a file that only its owner can read
-    partial.replace(path)
+    write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
 def _base_weight(model: nn.Module, name: str) -> Tensor:
     weight = model.get_submodule(name if name == HEAD else f"model.{name}").weight
     assert isinstance(weight, Tensor)
-    return weight.detach()
+    return weight.detach()  # the same memory: what is written into it changes the model
 
 
 def read_config(directory: str | Path) -> LoRAConfig:
     """The configuration of the adapter in `directory`.
 
-    Raises: FileNotFoundError without the file; ValueError if it is not a supported LoRA configuration.
+    Raises: FileNotFoundError without the file; ValueError if it is not a supported LoRA
+    configuration.
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
@@ -129,6 +122,7 @@ def read_config(directory: str | Path) -> LoRAConfig:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     config = LoRAConfig.from_peft(raw, str(path))
+    # LoRA on both ends is the course's recipe; PEFT's file says nothing of it by name.
     if config.token_ids or not (config.matches(f"model.{EMBEDDING}") and config.matches(HEAD)):
         return config
     rows = _read_rows(Path(directory))
@@ -138,9 +132,10 @@ def read_config(directory: str | Path) -> LoRAConfig:
 def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAConfig:
     """Adds the adapter in `directory` to a plain Gemma2 in place and returns its configuration.
 
-    The model's vocabulary must already have the adapter's size (see `model.embedding.resize_embedding`); rows of new
-    tokens are filled from the adapter.
-    Raises: FileNotFoundError; ValueError naming every tensor that is missing, unexpected or misshapen.
+    The model's vocabulary must already have the adapter's size (see
+    `model.embedding.resize_embedding`); rows of new tokens are filled from the adapter.
+    Raises: FileNotFoundError; ValueError naming every tensor that is missing, unexpected or
+    misshapen.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -148,6 +143,7 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     rows = _read_rows(directory) if config.adapt == "course" else {}
     copies = _base_copies(tensors)
     problems = _pop_shared_rows(tensors, model.config.tie_word_embeddings)
+    # The model with LoRA in it says which tensors must be there; all are compared, then copied.
     add_lora(model, config, impl=impl)
     expected = adapter_tensors(model)
     problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
@@ -156,6 +152,7 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
             f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems)
         )
     with torch.no_grad():
+        # The base first: rows of new tokens in it are what the adapter's differences refer to.
         _fill_base(model, copies, rows)
         for key, parameter in expected.items():
             parameter.copy_(tensors[key])
@@ -174,21 +171,22 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_rows(directory: Path) -> dict[str, Tensor]:
-    """The frozen rows of new tokens: ids (n,), embed_tokens and lm_head (n, D); empty where the adapter has none."""
+    """The frozen rows of new tokens; empty where the adapter has none.
+
+    ids (n,), embed_tokens and lm_head (n, D).
+    """
     path = directory / NEW_ROWS
     if not path.is_file():
         return {}
     rows = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in rows.items()}
-    is_whole = (
-        set(rows) == {"ids", EMBEDDING, HEAD}
-        and rows["ids"].dim() == 1
-        and rows[EMBEDDING].dim() == 2
-    )
-    if not is_whole or not shapes[EMBEDDING] == shapes[HEAD] == (
-        *shapes["ids"],
-        shapes[EMBEDDING][1],
-    ):
+    is_right = set(rows) == {"ids", EMBEDDING, HEAD}
+    if is_right:
+        ids, embedding, head = (shapes[name] for name in ("ids", EMBEDDING, HEAD))
+        # One id for each row, and rows of one width in both matrices.
+        is_right = len(ids) == 1 and len(embedding) == 2
+        is_right = is_right and embedding[0] == ids[0] and head == embedding
+    if not is_right:
         raise ValueError(
             f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}"
         )
@@ -196,7 +194,7 @@ def _read_rows(directory: Path) -> dict[str, Tensor]:
 
 
 def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Takes PEFT's copies of whole base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
+    """Takes PEFT's copies of base matrices out of `tensors`: (embed_tokens or lm_head, matrix)."""
     keys = {
         f"{PREFIX}{path}{suffix}": path.removeprefix("model.")
         for path in (f"model.{EMBEDDING}", HEAD)
@@ -206,10 +204,11 @@ def _base_copies(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
-    """Drops the duplicate that PEFT may write of the rows which a tied head shares; says so if it is no duplicate."""
-    first, second = PREFIX + f"model.{EMBEDDING}" + ROWS, PREFIX + HEAD + ROWS
+    """Drops PEFT's duplicate of the rows that a tied head shares; a problem if it is none."""
+    first, second = f"{PREFIX}model.{EMBEDDING}{ROWS_KEY}", PREFIX + HEAD + ROWS_KEY
     if not is_tied or first not in tensors or second not in tensors:
         return []
+    # PEFT writes both names for one parameter; two that differ come from an untied model.
     is_same = torch.equal(tensors.pop(second), tensors[first])
     return [] if is_same else [f"{second} differs from {first} on a tied model"]
 
@@ -234,14 +233,15 @@ def _base_problems(
         for name, copy in copies
         if copy.shape != (size, width)
     ]
-    if model.config.tie_word_embeddings and any(
-        not torch.equal(copy, copies[0][1]) for _, copy in copies
-    ):
+    # On a tied model both copies would go into one matrix, and the second would win unseen.
+    checked = copies if model.config.tie_word_embeddings else []
+    if any(not torch.equal(copy, checked[0][1]) for _, copy in checked):
         problems.append(f"the copies of {EMBEDDING} and {HEAD} differ on a tied model")
     last = int(rows["ids"].max()) if rows else 0
     if last >= size:
         problems.append(
-            f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: resize the embedding first"
+            f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: "
+            "resize the embedding first"
         )
     if rows and rows[EMBEDDING].shape[1] != width:
         problems.append(
@@ -253,51 +253,36 @@ def _base_problems(
 def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Tensor]) -> None:
     for name, copy in copies:
         _base_weight(model, name).copy_(copy)
-    for name in (EMBEDDING, HEAD) if rows else ():
+    if not rows:
+        return
+    for name in (EMBEDDING, HEAD):
         weight = _base_weight(model, name)
         weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 
 
-def _add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    """weight (N, K) += scaling * left (N, r) @ right (r, K), in float32, rounded once."""
-    for start in range(0, weight.shape[0], MERGE_ROWS):
-        part = slice(start, start + MERGE_ROWS)
-        weight[part] = (weight[part].float() + scaling * (left[part].float() @ right.float())).to(
-            weight.dtype
-        )
-
-
-def _set_rows_(module: Any) -> None:
-    weight = module.base.weight
-    weight.index_copy_(0, module.trained.ids, module.trained.rows.to(weight.dtype))
-
-
 def merge_adapter(model: Any) -> Any:
-    """Folds LoRA and token rows into the weights in place and returns the plain model, in the base's dtype.
+    """Folds LoRA and token rows into the weights in place; returns the plain model in its dtype.
 
-    A tied model with LoRA on embedding or head comes out untied: the two deltas differ (W_in = W + d_in,
-    W_out = W + d_out), and `config.tie_word_embeddings` turns false.
+    A tied model with LoRA on embedding or head comes out untied: the two deltas differ
+    (W_in = W + d_in, W_out = W + d_out), and `config.tie_word_embeddings` turns false.
     Raises: ValueError if there is nothing to merge.
     """
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
-    whole = isinstance(model.model.embed_tokens, LoRAEmbedding) or isinstance(
-        model.lm_head, LoRALinear
-    )
-    if whole and model.config.tie_word_embeddings:
-        head = model.lm_head.base if isinstance(model.lm_head, LoRALinear) else model.lm_head
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    embedding, head = model.model.embed_tokens, model.lm_head
+    if model.config.tie_word_embeddings and _trained(embedding) != _trained(head):
+        # A copy for the head, before either delta is added to the matrix that they still share.
+        base: Any = head.base if isinstance(head, WrappedLayer) else head
+        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
         model.replace_config(replace(model.config, tie_word_embeddings=False))
-    mergers: dict[type, Callable[[Any], None]] = {
-        LoRALinear: lambda m: _add_delta_(m.base.weight, m.lora_B, m.lora_A, m.scaling),
-        LoRAEmbedding: lambda m: _add_delta_(m.base.weight, m.lora_A.T, m.lora_B.T, m.scaling),
-        NewTokensEmbedding: _set_rows_,
-        NewTokensHead: _set_rows_,
-    }
-    with torch.no_grad():
-        for name, module in list(model.named_modules()):
-            if type(module) in mergers:
-                mergers[type(module)](module)
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, module.base)
+    for name, wrapped in _wrapped_layers(model):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, wrapped.merged())
     return model
+
+
+def _trained(module: nn.Module) -> set[int]:
+    """The identities of what trains in a layer: layers with the same ones merge to the same."""
+    if not isinstance(module, WrappedLayer):
+        return set()
+    return {id(parameter) for parameter in module.peft_tensors("").values()}

@@ -1,4 +1,4 @@
-"""What a LoRA adapter is made of: ranks, scalings and targets, and their form in PEFT's `adapter_config.json`.
+"""What a LoRA adapter is made of: ranks, scalings, targets; and PEFT's `adapter_config.json`.
 
 Source: "LoRA" (arXiv:2106.09685), section 4.1; rank-stabilised scaling: arXiv:2312.03732.
 """
@@ -10,35 +10,25 @@ from typing import Any
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
-# PEFT options that change the result and that this implementation does not have; each must be absent or "off".
-UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "layers_to_transform",
-    "layer_replication",
-    "lora_bias",
-    "target_parameters",
-    "exclude_modules",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "fan_in_fan_out",
-    "use_qalora",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
-# Ways to start that leave the base's weights alone; the others (pissa, olora, ...) save an adapter of a changed base.
+# PEFT options that change the result and that this implementation does not have; each must be
+# absent or "off".
+UNSUPPORTED = """use_dora modules_to_save layers_to_transform layer_replication lora_bias
+    target_parameters exclude_modules use_bdlora alora_invocation_tokens arrow_config
+    fan_in_fan_out use_qalora kasa_config velora_config monteclora_config""".split()
+# Ways to start that leave the base's weights alone; the others (pissa, olora, ...) save an adapter
+# of a changed base.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """rank r, alpha and dropout of the low-rank path; targets are module names or one regular expression.
+    """Rank r, alpha and dropout of the low-rank path, and the modules that it is added to.
 
-    adapt "rows" trains the rows `token_ids` of the embedding fully; "course" puts LoRA on embedding and head instead,
-    and `token_ids` are then the frozen new rows that the adapter must carry. An untied head gets trained rows of its
-    own where `trains_head_tokens`. Patterns map a module name or a regular expression to its own rank or alpha.
+    `targets` are module names or one regular expression. adapt "rows" trains the rows `token_ids`
+    of the embedding fully; "course" puts LoRA on embedding and head instead, and `token_ids` are
+    then the frozen new rows that the adapter must carry. An untied head gets trained rows of its
+    own where `trains_head_tokens`. Patterns map a module name or a regular expression to its own
+    rank or alpha.
     Raises: ValueError naming every field that is out of range.
     """
 
@@ -55,6 +45,7 @@ class LoRAConfig:
     base_model: str = ""
 
     def __post_init__(self) -> None:
+        # A sentence for each condition: every field that is out of range is named at once.
         checks = {
             f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
             f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha)
@@ -77,6 +68,7 @@ class LoRAConfig:
         problems = [sentence for sentence, ok in checks.items() if not ok]
         if problems:
             raise ValueError("LoRA: " + "; ".join(problems))
+        # Compiled here, so that a misspelt one is refused by its name and not deep inside a search.
         regex = self.targets if isinstance(self.targets, str) else ""
         for expression in (regex, *self.rank_pattern, *self.alpha_pattern):
             try:
@@ -89,16 +81,21 @@ class LoRAConfig:
     @property
     def all_targets(self) -> tuple[str, ...] | str:
         """The targets, with embedding and head for the course's recipe."""
-        if self.adapt == "rows" or all(
-            _matches(self.targets, name) for name in (f"model.{EMBEDDING}", HEAD)
-        ):
+        ends = (f"model.{EMBEDDING}", HEAD)
+        # Targets that name both ends stay as they are: a file read and written again is equal.
+        if self.adapt == "rows" or all(_matches(self.targets, name) for name in ends):
             return self.targets
-        if isinstance(self.targets, str):
+        if isinstance(
+            self.targets, str
+        ):  # one expression must match all, so it gets two more branches
             return rf"({self.targets})|model\.{EMBEDDING}|{HEAD}"
         return tuple(dict.fromkeys((*self.targets, EMBEDDING, HEAD)))
 
     def matches(self, name: str) -> bool:
-        """True if the module path `name` is a target: by its last parts, or by the whole regular expression."""
+        """True if the module path `name` is a target.
+
+        Names match a path's last parts, a regular expression all of it.
+        """
         return _matches(self.all_targets, name)
 
     def rank_of(self, name: str) -> int:
@@ -106,13 +103,20 @@ class LoRAConfig:
         return _lookup(self.rank_pattern, name, self.rank)
 
     def scaling_of(self, name: str) -> float:
-        """alpha / r, or alpha / sqrt(r) when rank-stabilised: the only place where it is computed."""
+        """alpha / r, or alpha / sqrt(r) if rank-stabilised: the only place where it is computed."""
+        # With alpha / sqrt(r) the size of the low-rank term does not shrink as the rank grows.
         rank, alpha = self.rank_of(name), _lookup(self.alpha_pattern, name, self.alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def to_peft(self, tied: bool) -> dict[str, Any]:
-        """The content of `adapter_config.json`. An untied head has rows of its own, which PEFT wants named."""
+        """The content of `adapter_config.json`.
+
+        An untied head has rows of its own, which PEFT wants named.
+        """
+        # In the course's recipe token ids are frozen rows, which PEFT has no name for.
         rows: Any = list(self.token_ids) if self.adapt == "rows" and self.token_ids else None
+        if rows and self.trains_head_tokens and not tied:
+            rows = {EMBEDDING: rows, HEAD: rows}
         targets = self.all_targets
         return {
             "peft_type": "LORA",
@@ -122,9 +126,7 @@ class LoRAConfig:
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
-            "trainable_token_indices": {EMBEDDING: rows, HEAD: rows}
-            if rows and self.trains_head_tokens and not tied
-            else rows,
+            "trainable_token_indices": rows,
             "use_rslora": self.use_rslora,
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
@@ -138,25 +140,18 @@ class LoRAConfig:
 
         Raises: ValueError naming what is missing or not supported.
         """
-        problems = (
-            []
-            if raw.get("peft_type") == "LORA"
-            else [f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'"]
-        )
-        problems += [
-            f"{name} is missing"
-            for name in ("r", "lora_alpha", "target_modules")
-            if raw.get(name) is None
-        ]
-        odd, targets, rows = (
-            _unsupported(raw),
-            raw.get("target_modules") or (),
-            _rows_by_module(raw),
-        )
+        problems = []
+        if raw.get("peft_type") != "LORA":
+            problems.append(f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
+        required = ("r", "lora_alpha", "target_modules")
+        problems += [f"{name} is missing" for name in required if raw.get(name) is None]
+        targets, rows = raw.get("target_modules") or (), _rows_by_module(raw)
+        odd = _unsupported(raw)
         if odd:
             problems.append(f"not supported: {', '.join(odd)} (merge this adapter with PEFT first)")
         if problems:
             raise ValueError(f"{where}: " + "; ".join(problems))
+        # The fields are checked by the class itself; here its sentence gets the file's name.
         try:
             return cls(
                 rank=raw["r"],
@@ -175,22 +170,25 @@ class LoRAConfig:
 
 
 def _rows_by_module(raw: dict[str, Any]) -> dict[str, Any]:
+    # PEFT takes a list, for the embedding, or a dict with a list for each module.
     rows = raw.get("trainable_token_indices") or []
     return rows if isinstance(rows, dict) else {EMBEDDING: rows}
 
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:
-    """The options of an `adapter_config.json` that change the result and have no counterpart here."""
+    """The options of an `adapter_config.json` that change the result and are not supported."""
     odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
-    odd += [f"bias={raw['bias']!r}"] if raw.get("bias", "none") != "none" else []
+    if raw.get("bias", "none") != "none":
+        odd.append(f"bias={raw['bias']!r}")
     start = raw.get("init_lora_weights")
-    odd += [f"init_lora_weights={start!r}"] if start not in PLAIN_STARTS else []
-    targets = raw.get("target_modules") or ()
-    if raw.get("ensure_weight_tying") and any(
-        _matches(targets, name) for name in (f"model.{EMBEDDING}", HEAD)
-    ):
+    if start not in PLAIN_STARTS:
+        odd.append(f"init_lora_weights={start!r}")
+    targets, ends = raw.get("target_modules") or (), (f"model.{EMBEDDING}", HEAD)
+    # PEFT would then give both ends one delta; here they have two.
+    if raw.get("ensure_weight_tying") and any(_matches(targets, name) for name in ends):
         odd.append("ensure_weight_tying=True with LoRA on embedding or head")
     rows = _rows_by_module(raw)
+    # The same ids for both ends, or for the embedding alone: all that one list of ids can say.
     ids = rows.get(EMBEDDING)
     if not isinstance(ids, list) or set(rows) - {EMBEDDING, HEAD} or rows.get(HEAD, ids) != ids:
         odd.append(f"trainable_token_indices={raw['trainable_token_indices']!r}")
@@ -198,6 +196,7 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
 
 
 def _is_rank(value: Any) -> bool:
+    # The type itself: True is an int for isinstance, and a rank of True would pass as 1.
     return type(value) is int and value >= 1
 
 
@@ -217,6 +216,7 @@ def _matches(targets: Any, name: str) -> bool:
 
 def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first key that matches the end of the path, as PEFT matches it."""
+    # Each key is a regular expression for PEFT: the dot in "model.embed_tokens" matches anything.
     return next(
         (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default
     )
@@ -224,5 +224,6 @@ def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
 
 def parse_targets(text: str) -> tuple[str, ...] | str:
     """Comma-separated module names, or one regular expression."""
+    # Anything that is not made of names, dots and commas must be an expression, commas included.
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text

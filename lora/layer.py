@@ -1,31 +1,61 @@
-"""The modules that carry what trains: LoRA on a linear layer, LoRA on an embedding, and replaced token rows.
+"""LoRA on a linear layer, and the operator it computes with: all linears that read the same x.
 
-Shapes: B batch, T positions, K in, N out, r rank, V vocabulary, D model width, n trained tokens.
+Shapes: M rows, K in, N_i and r_i of linear i, R = sum of the ranks. With D = dropout of x, one mask
+for the group:
+
+    forward    s    = c D(x) A^T                (M, R)     shrink: one read of x
+               y_i  = x W_i^T + s_i B_i^T       (M, N_i)   expand_: added in place
+    backward   ds_i = c_i dy_i B_i              (M, r_i)   expand_backward: one read of dy_i
+               dB_i = dy_i^T s_i                (N_i, r_i)     for both
+               dA   = ds^T D(x)                 (R, K)     shrink_backward_: the same mask again
+               dx   = sum_i dy_i W_i + D'(ds A) (M, K)         for both
+
+c holds the scaling of each rank. Saved for backward: x, the weights, A, B, s and the seed. Layer
+and operator share this file; how each step is computed is in `lora/steps.py`, or with Triton in
+`lora/kernels/steps.py`. Source: arXiv:2106.09685, equation 3; the split at s is that of LoRAFusion
+(arXiv:2510.00206).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from lora.fused import fused_linears
-from lora.ops import lora_linear, resolve_impl
-
-
-def _scale(embedding: nn.Embedding) -> Tensor:
-    """Gemma's sqrt(D), which the model's own embedding multiplies with."""
-    scale = embedding.scale
-    assert isinstance(scale, Tensor)
-    return scale
+from lora import steps as plain_steps
+from lora.implementations import resolve_impl
+from lora.reference import lora_linear_reference
+from lora.wrapped import WrappedLayer, add_delta_
 
 
-class LoRALinear(nn.Module):
-    """A frozen linear layer plus scaling * B A: A starts Kaiming-uniform, B at zero, so training starts from the base.
+@dataclass(frozen=True)
+class LowRank:
+    """One linear of a group: its frozen weight (N, K) and, where LoRA adapts it, its factors.
 
-    lora_A (r, K) and lora_B (N, r) are float32 whatever the base's dtype. Source: arXiv:2106.09685, section 4.1.
+    lora_a (r, K) and lora_b (N, r), float32.
     """
+
+    weight: Tensor
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    scaling: float = 0.0
+
+
+class LoRALinear(WrappedLayer):
+    """A frozen linear layer plus scaling * B A.
+
+    A starts Kaiming-uniform and B at zero, so training starts from the base.
+
+    lora_A (r, K) and lora_B (N, r) are float32 whatever the base's dtype. "auto" is resolved here,
+    once, for the device and dtype of the base. Source: arXiv:2106.09685, section 4.1.
+    """
+
+    base: nn.Linear
 
     def __init__(
         self,
@@ -37,136 +67,177 @@ class LoRALinear(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
+        if impl == "auto":
+            impl, _ = resolve_impl(impl, base.weight.device, base.weight.dtype)
         self.base, self.scaling, self.dropout, self.impl = base, scaling, dropout, impl
-        bound = 1.0 / math.sqrt(
-            base.in_features
-        )  # Kaiming-uniform with a = sqrt(5), as PEFT draws it
+        # Kaiming-uniform with a = sqrt(5), as PEFT draws it: the gain sqrt(2 / (1 + 5)) and the
+        # sqrt(3) of a uniform distribution leave 1 / sqrt(K).
+        bound = 1.0 / math.sqrt(base.in_features)
+        # Drawn on the CPU, then moved: every device starts from the same numbers.
         lora_a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(lora_a.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
     def forward(self, x: Tensor) -> Tensor:
-        return lora_linear(
-            x,
-            self.base.weight,
-            self.lora_A,
-            self.lora_B,
-            self.scaling,
-            self.dropout,
-            self.training,
-            self.impl,
-            self.base,
-        )
+        p = self.dropout if self.training else 0.0
+        if self.impl != "reference":
+            return fused_linears(x, [_low_rank(self)], p=p, impl=self.impl)[0]
+        # The base, not F.linear: on a CPU without 16-bit products the model's own linear knows a
+        # faster way.
+        return lora_linear_reference(x, self.base(x), self.lora_A, self.lora_B, self.scaling, p)
 
     def forward_group(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
-        """The outputs of several linears that read the same x, this one among them, with one pass over x for all.
+        """The outputs of linears that read the same x, this one among them, in one pass over x.
 
-        Fused ways share one dropout mask among the group; the reference draws one for each linear, as PEFT does.
+        Fused ways share one dropout mask among the group; the reference draws one for each linear,
+        as PEFT does.
         """
         adapted = [linear for linear in linears if isinstance(linear, LoRALinear)]
-        impl, _ = resolve_impl(self.impl, x.device, x.dtype)
-        if (
-            impl == "reference"
-            or len({(linear.dropout, linear.training) for linear in adapted}) > 1
-        ):
+        modes = {(linear.dropout, linear.training) for linear in adapted}
+        # One mask cannot serve two rates: linears that differ are computed one after the other.
+        if self.impl == "reference" or len(modes) > 1:
             return [linear(x) for linear in linears]
-        paths = [
-            "base.weight" if isinstance(linear, LoRALinear) else "weight" for linear in linears
-        ]
-        weights = [linear.get_parameter(path) for linear, path in zip(linears, paths, strict=True)]
-        lora_a = [linear.lora_A if isinstance(linear, LoRALinear) else None for linear in linears]
-        lora_b = [linear.lora_B if isinstance(linear, LoRALinear) else None for linear in linears]
-        scalings = [linear.scaling if isinstance(linear, LoRALinear) else 0.0 for linear in linears]
-        return fused_linears(
-            x, weights, lora_a, lora_b, scalings, self.dropout if self.training else 0.0, impl
+        p = self.dropout if self.training else 0.0
+        return fused_linears(x, [_low_rank(linear) for linear in linears], p=p, impl=self.impl)
+
+    def merged(self) -> nn.Linear:
+        add_delta_(self.base.weight, self.lora_B, self.lora_A, self.scaling)
+        return self.base
+
+    def peft_tensors(self, prefix: str) -> dict[str, nn.Parameter]:
+        return {f"{prefix}.lora_A.weight": self.lora_A, f"{prefix}.lora_B.weight": self.lora_B}
+
+
+def _low_rank(linear: nn.Module) -> LowRank:
+    """What the operator needs of a linear, with LoRA or without."""
+    if isinstance(linear, LoRALinear):
+        return LowRank(linear.base.weight, linear.lora_A, linear.lora_B, linear.scaling)
+    return LowRank(linear.get_parameter("weight"))
+
+
+def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str) -> list[Tensor]:
+    """x W_i^T + scaling_i dropout(x) A_i^T B_i^T for every linear i; one at least has LoRA.
+
+    x (..., K) and weights (N_i, K) in one dtype, A and B float32 -> (..., N_i) each. `p` is the
+    dropout rate of this call, 0 outside training; `impl` is "torch" or "triton".
+    Raises: ValueError for a weight that requires a gradient, since none would reach it.
+    """
+    weights = [linear.weight for linear in linears]
+    if any(weight.requires_grad for weight in weights):
+        raise ValueError(
+            f"lora impl: {impl} is for a frozen weight, but this one requires a gradient; "
+            "use reference"
         )
+    # One matrix for the group: x is read once for all ranks together. Autograd cuts dA apart again.
+    a = torch.cat([linear.lora_a for linear in linears if linear.lora_a is not None])  # (R, K)
+    # A linear without LoRA has rank 0: an empty B keeps the group's lists as long as one another.
+    b = [
+        weight.new_empty(weight.shape[0], 0, dtype=torch.float32)
+        if linear.lora_b is None
+        else linear.lora_b
+        for linear, weight in zip(linears, weights, strict=True)
+    ]
+    # The kernels read the seed where it lies, so the host never waits for a GPU; the plain steps
+    # read it on the host. It comes from PyTorch's generator, whose state checkpointing puts back: a
+    # recomputed block repeats its mask.
+    seed_device = x.device if impl == "triton" else torch.device("cpu")
+    if p:
+        seed = torch.randint(2**62, (1,), device=seed_device)
+    else:
+        seed = torch.zeros(1, dtype=torch.int64, device=seed_device)
+    call = _Call(tuple(linear.scaling for linear in linears), p, impl)
+    rows = x.reshape(-1, x.shape[-1])  # (M, K)
+    # A compiler follows neither a generator's seed nor a kernel's launch. There a compiled caller
+    # breaks its graph and the operator runs as it is; without dropout the plain steps are compiled
+    # with everything around them.
+    apply = _apply_untraced if p or impl == "triton" else _Fused.apply
+    outputs = apply(rows, a, seed, call, *weights, *b)
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
 
-class LoRAEmbedding(nn.Module):
-    """A frozen embedding plus scaling * (B A)^T: ids (B, T) -> (B, T, D), the delta times Gemma's sqrt(D) as well.
+@dataclass(frozen=True)
+class _Call:
+    """What the operator needs besides tensors: every scaling, the dropout rate, whose steps."""
 
-    lora_A (r, V) starts at zero and lora_B (D, r) normal, as PEFT draws them; no dropout on ids.
+    scalings: tuple[float, ...]
+    p: float
+    impl: str
+
+
+class _Fused(torch.autograd.Function):
+    """The group's products and their gradients, in the equations at the top of this file.
+
+    An autograd.Function and not a `torch.library.custom_op`, whose dispatcher costs 0.1 ms a group,
+    as much again as a whole small one (forward and backward of 64 -> 64 on 8 rows: 0.12 ms against
+    0.23 ms on a CPU).
     """
 
-    def __init__(
-        self, base: nn.Embedding, rank: int, scaling: float, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.base, self.scaling = base, scaling
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
-        self.lora_B = nn.Parameter(
-            torch.randn(base.embedding_dim, rank, generator=generator).to(device)
-        )
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, seed: Tensor, call: _Call, *matrices: Tensor
+    ) -> tuple[Tensor, ...]:
+        count, steps = len(call.scalings), _steps(call.impl)
+        weights, b = matrices[:count], matrices[count:]
+        ranks = tuple(matrix.shape[1] for matrix in b)
+        s = steps.shrink(x, a, _per_rank(call.scalings, ranks, x.device), call.p, seed)  # (M, R)
+        outputs = [x @ weight.T for weight in weights]
+        for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
+            if matrix.shape[1]:
+                # In place, before autograd sees y: a copy of M x N would cost as much as the whole
+                # low-rank path.
+                steps.expand_(y, part, matrix)
+        ctx.call, ctx.ranks = call, ranks
+        # x as it came, not dropped out and not in float32: the mask is made again from its seed.
+        ctx.save_for_backward(x, a, seed, s, *matrices)
+        return tuple(outputs)
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        frozen = self.base(tokens)
-        delta = F.linear(F.embedding(tokens, self.lora_A.T), self.lora_B) * (
-            self.scaling * _scale(self.base).float()
-        )
-        return (frozen + delta).to(frozen.dtype)
-
-
-class NewTokens(nn.Module):
-    """The replaced rows of some tokens: ids (n,) and rows (n, D), float32; embedding and tied head share one."""
-
-    ids: Tensor
-
-    def __init__(self, weight: Tensor, ids: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("ids", torch.tensor(ids, device=weight.device), persistent=False)
-        self.host_ids = ids  # read without waiting for a GPU
-        self.rows = nn.Parameter(weight.detach()[self.ids].float())
-
-
-class NewTokensEmbedding(nn.Module):
-    """An embedding in which some rows are replaced by trained ones: ids (B, T) -> (B, T, D)."""
-
-    def __init__(self, base: nn.Embedding, trained: NewTokens) -> None:
-        super().__init__()
-        self.base, self.trained = base, trained
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        frozen = self.base(tokens)
-        match = tokens[..., None] == self.trained.ids  # (B, T, n)
-        # Rounded before the scale, so that merging the rows into the weight changes nothing.
-        rows = self.trained.rows.to(frozen.dtype) * _scale(self.base)
-        return torch.where(
-            match.any(-1, keepdim=True), F.embedding(match.int().argmax(-1), rows), frozen
-        )
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
+        x, a, seed, s, *matrices = ctx.saved_tensors
+        call, steps = ctx.call, _steps(ctx.call.impl)
+        weights, b = matrices[: len(dys)], matrices[len(dys) :]
+        ds_parts: list[Tensor] = []
+        db: list[Tensor | None] = [None] * len(dys)
+        parts = zip(dys, b, s.split(ctx.ranks, dim=1), call.scalings, strict=True)
+        for i, (dy, matrix, s_part, scaling) in enumerate(parts):
+            if matrix.shape[1]:
+                ds_part, db[i] = steps.expand_backward(dy, matrix, s_part, scaling)
+                ds_parts.append(ds_part)
+        ds = torch.cat(ds_parts, dim=1)  # (M, R)
+        # The first layer's x wants no gradient, which saves its N x K product.
+        dx = _frozen_grad(dys, weights) if ctx.needs_input_grad[0] else None
+        da = steps.shrink_backward_(dx, ds, x, a, call.p, seed)
+        return dx, da, None, None, *(None for _ in weights), *db
 
 
-class NewTokensHead(nn.Module):
-    """A head in which some tokens' logits come from trained rows: (..., D) -> (..., V)."""
+_apply_untraced = torch.compiler.disable(_Fused.apply)
 
-    def __init__(self, base: nn.Linear, trained: NewTokens) -> None:
-        super().__init__()
-        self.base, self.trained = base, trained
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
+def _steps(impl: str) -> ModuleType:
+    """The module that holds the five steps: `lora.steps`, or the Triton kernels' launchers."""
+    if impl == "triton":
+        from lora.kernels import steps  # only where it runs: there is no Triton on Mac and Windows
 
-    def replaced_rows(self) -> tuple[tuple[int, ...], Tensor]:
-        """The ids and rows for a caller that computes the logits itself (`model/loss.py`)."""
-        return self.trained.host_ids, self.trained.rows
+        return steps
+    assert impl == "torch", impl
+    return plain_steps
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.base(hidden)
-        replaced = F.linear(hidden, self.trained.rows.to(hidden.dtype))  # (..., n)
-        # In place: a copy of 256,000 columns would cost more than the product of the n rows. Not by index_copy_, which has
-        # been wrong and slow on MPS (github.com/pytorch/pytorch/issues/166237).
-        logits[..., self.trained.ids] = replaced
-        return logits
+
+@cache
+def _per_rank(scalings: tuple[float, ...], ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """The scaling of each rank, (R,) float32.
+
+    Cached, because a copy from the host would wait for the GPU in every layer.
+    """
+    values = [scaling for scaling, rank in zip(scalings, ranks, strict=True) for _ in range(rank)]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _frozen_grad(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """sum_i dy_i W_i (M, K), the later products added in place."""
+    # No sum of separate products: each would need one more M x K matrix and a pass over it.
+    dx = dys[0] @ weights[0]
+    for dy, weight in zip(dys[1:], weights[1:], strict=True):
+        dx.addmm_(dy, weight)
+    return dx

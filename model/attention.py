@@ -153,7 +153,7 @@ class KVCache:
         """
         stored = self.keys[layer], self.values[layer]
         for cached, new in zip(stored, (keys, values), strict=True):
-            # The two index tensors stand around a slice, so their dimensions (B, T) come first.
+            # With a slice between two index tensors their own dimensions, (B, T), come first.
             cached[self.rows, :, positions] = new
         keys, values = (cached[:, :, : self.visible].transpose(1, 2) for cached in stored)
         return keys, values

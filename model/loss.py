@@ -58,8 +58,8 @@ def supervised_loss(
     picked = hidden.flatten(0, 1).index_select(0, places)  # (n, D)
     head, cap = model.lm_head, model.config.final_logit_softcapping
     params = [p for p in head.parameters() if p.requires_grad]
-    # Asked here: inside a Function's forward gradients are always off, and an evaluation would pay
-    # for them.
+    # Decided here: inside a Function's forward gradients are always off, and an evaluation would
+    # pay for them.
     needs_grad = torch.is_grad_enabled() and (picked.requires_grad or bool(params))
     replaced = _replaced_rows(head)
     if replaced is not None and _can_sweep(head.weight, cap, hidden):

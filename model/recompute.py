@@ -37,13 +37,13 @@ class MicroBatch:
     slices: int = 1
 
     def memory_bytes(self, mode: str) -> int:
-        """Weights, and what the blocks keep for the backward pass."""
+        """Weights, and what the blocks save for the backward pass."""
         weights = self.dtype.itemsize * self.config.num_parameters // self.slices
         layers = self.config.num_hidden_layers
         return weights + self.tokens * layers * self.activation_bytes_per_token(mode)
 
     def activation_bytes_per_token(self, mode: str) -> int:
-        """Rough size of what one block keeps for one token: a count, not a measurement.
+        """Rough size of what one block saves for one token: a count, not a measurement.
 
         Counted from what the operators save: the inputs of the four norms and of the four groups of
         linears, queries, keys, values, gate and up.

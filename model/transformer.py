@@ -50,11 +50,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, call: Pass) -> Tensor:
         """The residual stream x (B, T, D) -> the same, with what the two branches add to it."""
+        # x + norm(attention(norm(x)))
         norm = self.input_layernorm
         normed = norm(x)
         with _not_kept(normed, norm, x) if call.recompute else nullcontext():
             attended = self.self_attn(normed, call)
         x = self.post_attention_layernorm(attended, residual=x)
+        # x + norm(mlp(norm(x)))
         norm = self.pre_feedforward_layernorm
         normed = norm(x)
         with _not_kept(normed, norm, x) if call.recompute else nullcontext():
@@ -63,10 +65,8 @@ class Block(nn.Module):
 
 
 def _not_kept(normed: Tensor, norm: RMSNorm, x: Tensor) -> AbstractContextManager[None]:
-    """Inside, the backward pass gets no normed = norm(x) to keep, but computes it again from x."""
-    # x is in memory anyway, for the norm's own backward pass. Detached, so that the closure does
-    # not keep the graph of all layers before alive.
-    source = x.detach()
+    """Inside, autograd saves no normed = norm(x): the backward pass computes it again from x."""
+    source = x.detach()  # or the closure would keep the graph of all earlier layers alive
     return recomputed(normed, lambda: norm(source))
 
 
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        # Even layers see a window, odd ones everything (`Gemma2Config.is_sliding`).
+        # Even layers see a window, odd ones all keys (`Gemma2Config.is_sliding`).
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # What the backward pass computes again instead of keeping it: "none"; "selective", norms
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         if cache is not None and documents is not None:
             raise ValueError("documents and a cache exclude each other: a cache keeps no documents")
-        is_whole = positions is None  # no token but these is to be seen
+        is_whole = positions is None  # these tokens are all: none in the cache comes before them
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         # Without gradients, as in decoding, nothing is kept that could be computed again.
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         )
         x = self.embed_tokens(tokens)  # (B, T, D)
         if x.dtype == torch.float16:
-            x = x.float()  # the residual stream of a trained Gemma-2 outgrows float16
+            x = x.float()  # a trained Gemma-2's residual stream outgrows float16
         for layer in self.layers:
             if recompute == "full":
                 # The reentrant kind would lose the gradients behind a frozen embedding's output.
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         cache: KVCache | None,
         is_whole: bool = False,
     ) -> Attend:
-        """How this pass attends. `is_whole`: positions are 0 .. T - 1, whatever the cache held."""
+        """How this pass attends. `is_whole`: positions are 0 .. T - 1, and no others are seen."""
         batch, length = positions.shape
         window = self.config.sliding_window
         if cache is None and positions.is_cuda:

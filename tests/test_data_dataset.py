@@ -1,4 +1,4 @@
-"""Files are read whole or refused with their place; what is dropped or cut is counted; held-out rows stay out."""
+"""Files are read whole or refused with their place; dropped and cut rows are counted."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Values are read without ever being run: caps come first, and what is accepted beside JSON is named."""
+"""Values are read, never run: caps come first, and what is accepted beside JSON is named."""
 
 import pytest
 

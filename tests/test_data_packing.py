@@ -1,4 +1,4 @@
-"""Packs hold every example once and no more than fits; targets never cross a document; the arithmetic is fast."""
+"""Packs hold every example once and no more than fits; targets never cross a document."""
 
 import random
 import time

@@ -1,6 +1,7 @@
-"""Whatever a model writes is taken apart without raising: good calls, structured errors, in their order.
+"""Whatever a model writes is read without raising: good calls, structured errors, in their order.
 
-The numbers of BAD_OUTPUTS below 100 are the cases that every tool loop meets; those above are further ones.
+The numbers of BAD_OUTPUTS below 100 are the cases that every tool loop meets; those above are
+further ones.
 """
 
 import pytest

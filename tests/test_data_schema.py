@@ -1,14 +1,24 @@
-"""Rows of all four forms give the same conversation; what is broken is told with its place, all of it at once."""
+"""Rows of all four forms give the same conversation; what is broken is reported with its place."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.conversation import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Message, ToolCall
-from data.schema import conversation_from, parse_row
+from data.schema import (
+    FORMS,
+    ROLES,
+    PlainRow,
+    conversation_from,
+    course,
+    mistral,
+    parse_row,
+    sharegpt,
+)
+from data.schema import openai as openai_form
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPEC = {
@@ -24,7 +34,8 @@ OPENAI_TOOL = {"type": "function", "function": SPEC}
 SYSTEM = (
     "You are given signatures within <tools></tools> XML tags. Here they are:<tools> "
     + json.dumps([OPENAI_TOOL])
-    + ' </tools>Call within <tool_call></tool_call> tags:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
+    + " </tools>Call within <tool_call></tool_call> tags:\n"
+    + '<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
 )
 CALLS = (ToolCall("get_weather", {"city": "Paris"}), ToolCall("get_weather", {"city": "Rome"}))
 HERMES_REPLY = (
@@ -123,6 +134,55 @@ def test_all_four_forms_say_the_same(make: Any) -> None:
         assert conversation.prompt is not None and conversation.prompt.after.endswith(
             "\n" + THINK_REQUEST
         )
+
+
+def test_each_form_is_read_by_its_own_function() -> None:
+    rows = (
+        (course_row(), course),
+        (sharegpt_row(), sharegpt),
+        (openai_row(), openai_form),
+        (mistral_row(), mistral),
+    )
+    for row, form in rows:
+        column = "conversations" if "conversations" in row else "messages"
+        keys = set(row).union(*row[column])
+        assert next(read for signs, read in FORMS if signs & keys) is form
+        plain = form(row, list(row[column]))
+        assert plain.has_tags == (column == "conversations")
+        roles = [ROLES[message["role"]] for message in plain.messages]
+        assert [role for role in roles if role in ("user", "model")] == ["user", "model", "model"]
+        assert bool(plain.tools) == (column == "messages")
+
+
+def test_a_new_form_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
+        call = {"role": "assistant", "tool_calls": row["answers"]}
+        return PlainRow([*messages, call], row["tools"])
+
+    monkeypatch.setattr("data.schema.FORMS", (({"answers"}, answers), *FORMS))
+    row = {
+        "messages": [{"role": "user", "content": "q"}],
+        "tools": [SPEC],
+        "answers": json.dumps([{"name": "get_weather", "arguments": {"city": "Oslo"}}]),
+    }
+    conversation = parse_row(row)
+    assert conversation.messages[1].calls == (ToolCall("get_weather", {"city": "Oslo"}),)
+    assert conversation.tools[0].name == "get_weather"
+
+
+@pytest.mark.parametrize("name", ["conversations", "messages"])
+def test_a_row_that_mixes_the_forms_keys_is_read(name: str) -> None:
+    turns = [
+        {"role": "user", "value": "q"},
+        {"from": "gpt", "content": "", "function_call": {"name": "f", "arguments": {}}},
+        {"from": "observation", "role": None, "value": "1", "content": None},
+    ]
+    conversation = parse_row({name: turns, "functions": [SPEC], "system": "S"})
+    assert [message.role for message in conversation.messages] == ["user", "model", "tool"]
+    assert conversation.messages[0].content == "q" and conversation.system == "S"
+    assert conversation.messages[1].calls == (ToolCall("f", {}),)
+    assert conversation.messages[2].results[0].content == "1"
+    assert [tool.name for tool in conversation.tools] == ["get_weather"]
 
 
 def test_tools_keep_the_shape_of_their_column() -> None:
@@ -250,7 +310,8 @@ def test_tags_inside_the_strings_of_calls_and_results_are_data() -> None:
         f"<tool_call>{json.dumps({'name': 'f', 'arguments': {'city': city}})}</tool_call>"
     )
     row["conversations"][3]["content"] = (
-        '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response><tool_response>2</tool_response>'
+        '<tool_response>{"a": "</tool_response> <tool_response>"}</tool_response>'
+        "<tool_response>2</tool_response>"
     )
     conversation = parse_row(row)
     assert conversation.messages[1].calls == (ToolCall("f", {"city": city}),)
@@ -334,7 +395,8 @@ def call_row(body: str) -> dict[str, Any]:
         (
             openai("user x", "model z", "tool 1"),
             [
-                "f:7: message 3: expected the role user after a model message without a call, got 'tool'"
+                "f:7: message 3: expected the role user after a model message without a call, "
+                "got 'tool'"
             ],
         ),
         (

@@ -109,7 +109,7 @@ def test_transformers_renders_the_same_thinking(tmp_path: Path) -> None:
 def test_real_rows_are_served_the_ids_that_they_were_trained_on(
     format: str, file: str, tmp_path: Path
 ) -> None:
-    """The wording of these data sets quotes the tags; whoever serves the adapter must get the very ids of training."""
+    """Their wording quotes the tags; whoever serves the adapter must get the ids of training."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("jinja2")
     tokenizer = gemma_tokenizer(format)

@@ -1,4 +1,4 @@
-"""Content never becomes control, text comes back unchanged, and what is saved loads in Transformers with equal ids."""
+"""Content never becomes control, text comes back unchanged, and Transformers reads equal ids."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.conversation import SystemPrompt
-from data.wire import HERMES, MISTRAL
 from data.tokenizer import META, Tokenizer
+from data.wire import HERMES, MISTRAL
 
 HERMES_TAGS, MISTRAL_TAGS = HERMES.tags, MISTRAL.tags
 GEMMA = Path(__file__).resolve().parents[2] / "shared" / "gemma-2-tokenizer"

@@ -88,3 +88,8 @@ def test_a_tool_changes_its_shape() -> None:
 def test_tools_one_after_the_other_are_a_list() -> None:
     assert len(read_tools(json.dumps(SPEC) + "\n" + json.dumps({**SPEC, "name": "g"}))) == 2
     assert read_tools(None) == read_tools("") == read_tools("[]") == ()
+
+
+def test_tools_of_mixed_shapes_take_the_shape_of_the_first() -> None:
+    tools = read_tools([SPEC, {**OPENAI_TOOL, "function": {**SPEC, "name": "g"}}])
+    assert [tool.shape for tool in tools] == ["function", "function"]

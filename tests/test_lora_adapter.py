@@ -1,20 +1,27 @@
-"""The adapter against PEFT, in both directions: outputs, every gradient, merging, files; and the strict reader.
+"""The adapter against PEFT in both directions: outputs, gradients, merging, files; the reader.
 
-PEFT gives the padding token (id 0) no embedding gradient; in training no padding is supervised or seen, so id 0 is left
-out here. B is random everywhere: at its start of zero most errors do not show.
+PEFT gives the padding token (id 0) no embedding gradient; in training no padding is supervised or
+seen, so id 0 is left out here. B is random everywhere: at its start of zero most errors do not
+show.
 """
 
 import json
 import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lora.adapter import adapter_tensors, load_adapter, merge_adapter, read_config, save_adapter
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from lora.layer import LoRALinear
+from lora.wrapped import WrappedLayer
 from model.config import Gemma2Config
 from model.embedding import resize_embedding
 from model.loader import load_gemma2, save_gemma2
@@ -25,7 +32,9 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 IDS = (3, 41, 59)
-VARIANTS = {
+PREFIX = "base_model.model."
+DELTA = ".token_adapter.trainable_tokens_delta"
+VARIANTS: dict[str, dict[str, Any]] = {
     "seven": {},
     "rows": {"token_ids": IDS},
     "course": {"adapt": "course"},
@@ -61,23 +70,23 @@ BOTH = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
 
 @pytest.fixture
-def base(make_model, tmp_path):
+def base(make_model: Callable[..., Gemma2], tmp_path: Path) -> Callable[[bool], Path]:
     """base(tied) -> folder of a plain model."""
 
-    def make(tied):
+    def make(tied: bool) -> Path:
         save_gemma2(make_model(tie_word_embeddings=tied), tmp_path / "base")
         return tmp_path / "base"
 
     return make
 
 
-def hf_load(folder, dtype=torch.float32):
+def hf_load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return transformers.Gemma2ForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 
 
-def peft_load(hf, folder):
+def peft_load(hf: Any, folder: Path) -> Any:
     """PEFT only warns at what it cannot place: here that is an error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -91,18 +100,18 @@ def peft_load(hf, folder):
     return model
 
 
-def adapted(folder, config, randomized):
+def adapted(folder: Path, config: LoRAConfig) -> Gemma2:
     model = add_lora(load_gemma2(folder), config)
     fill(trainable_parameters(model).values())
     return model
 
 
-def fill(parameters, std=0.3):
+def fill(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
-        parameter.data.normal_(std=std)
+        parameter.data.normal_(std=0.3)
 
 
-def batch():
+def batch() -> tuple[Tensor, Tensor]:
     tokens = torch.randint(1, 60, (2, 14))
     tokens[0, :6] = torch.tensor(IDS * 2)
     targets = torch.randint(1, 60, (2, 14))
@@ -111,7 +120,7 @@ def batch():
     return tokens, targets
 
 
-def assert_equal(ours, theirs, relative):
+def assert_equal(ours: Gemma2, theirs: Any, relative: Callable[[Tensor, Tensor], float]) -> None:
     """Logits within 1e-5, and the gradient of every trained tensor within 1e-4, name by name."""
     tokens, targets = batch()
     logits = theirs(tokens).logits
@@ -130,21 +139,28 @@ def assert_equal(ours, theirs, relative):
     assert set(mine) == set(right)
     for name, gradient in right.items():
         assert gradient.abs().max() > 0, name
-        assert relative(mine[name], gradient) < 1e-4, name
+        ours_of_it = mine[name]
+        assert ours_of_it is not None and relative(ours_of_it, gradient) < 1e-4, name
 
 
 @BOTH
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_ours_loads_in_peft(base, randomized, relative, tmp_path, tied, variant):
+def test_ours_loads_in_peft(
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    tied: bool,
+    variant: str,
+) -> None:
     config = LoRAConfig(rank=4, alpha=8, dropout=0.0, base_model="base", **VARIANTS[variant])
-    ours = adapted(base(tied), config, randomized)
+    ours = adapted(base(tied), config)
     save_adapter(ours, tmp_path / "adapter", config)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     assert_equal(ours, peft_load(hf_load(base(tied)), tmp_path / "adapter"), relative)
 
 
-def peft_config(variant, tied):
+def peft_config(variant: str, tied: bool) -> Any:
     """The same variant as a PEFT user would write it."""
     ours = LoRAConfig(rank=4, alpha=8, dropout=0.0, **VARIANTS[variant])
     rows = list(ours.token_ids) or None
@@ -164,7 +180,7 @@ def peft_config(variant, tied):
     )
 
 
-def peft_save(hf, config, folder, copies):
+def peft_save(hf: Any, config: Any, folder: Path, copies: bool | str) -> Any:
     model = peft.get_peft_model(hf, config)
     fill(p for p in model.parameters() if p.requires_grad)
     model.save_pretrained(folder, save_embedding_layers=copies)
@@ -175,8 +191,15 @@ def peft_save(hf, config, folder, copies):
 @pytest.mark.parametrize("copies", [True, False], ids=["base copies", "no copies"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore")
-def test_pefts_loads_here(base, relative, tmp_path, tied, copies, variant):
-    """PEFT 0.21.2 with a plain forward crashes for none of these; on a tied model token rows are given as a list."""
+def test_pefts_loads_here(
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    tied: bool,
+    copies: bool,
+    variant: str,
+) -> None:
+    """PEFT 0.21.2 reads all of these; on a tied model token rows are given as a list."""
     folder = base(tied)
     theirs = peft_save(hf_load(folder), peft_config(variant, tied), tmp_path / "peft", copies)
     ours = load_gemma2(folder)
@@ -188,8 +211,11 @@ def test_pefts_loads_here(base, relative, tmp_path, tied, copies, variant):
 @pytest.mark.parametrize("copies", [True, False])
 @pytest.mark.filterwarnings("ignore")
 def test_pefts_token_list_on_an_untied_model_trains_the_embedding_alone(
-    base, relative, tmp_path, copies
-):
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    copies: bool,
+) -> None:
     folder = base(False)
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj"], trainable_token_indices=list(IDS), task_type="CAUSAL_LM"
@@ -207,10 +233,14 @@ def test_pefts_token_list_on_an_untied_model_trains_the_embedding_alone(
 @BOTH
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_merged_equals_unmerged_and_loads_in_transformers(
-    base, randomized, relative, tmp_path, tied, variant
-):
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    tied: bool,
+    variant: str,
+) -> None:
     config = LoRAConfig(rank=4, alpha=8, dropout=0.3, **VARIANTS[variant])
-    ours = adapted(base(tied), config, randomized)
+    ours = adapted(base(tied), config)
     tokens, _ = batch()
     with torch.no_grad():
         before = ours(tokens)
@@ -231,9 +261,14 @@ def test_merged_equals_unmerged_and_loads_in_transformers(
 @pytest.mark.parametrize("adapt", ["rows", "course"])
 @pytest.mark.parametrize("targets", [("q_proj", "up_proj"), r".*\.(q|up)_proj"], ids=str)
 def test_new_tokens_survive_in_our_reader_and_in_peft(
-    base, randomized, relative, tmp_path, tied, adapt, targets
-):
-    """A base of 60 rows, four new ones: each reader resizes the base first and must find the rows in the adapter."""
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    tied: bool,
+    adapt: str,
+    targets: Any,
+) -> None:
+    """A base of 60 rows and four new: each reader resizes it and finds the rows in the adapter."""
     folder = base(tied)
     config = LoRAConfig(
         rank=4, alpha=8, dropout=0.0, targets=targets, adapt=adapt, token_ids=(60, 61, 62, 63)
@@ -272,8 +307,11 @@ def test_new_tokens_survive_in_our_reader_and_in_peft(
 @BOTH
 @pytest.mark.filterwarnings("ignore")
 def test_new_tokens_of_pefts_own_course_adapter_come_from_its_base_copies(
-    base, relative, tmp_path, tied
-):
+    base: Callable[[bool], Path],
+    relative: Callable[[Tensor, Tensor], float],
+    tmp_path: Path,
+    tied: bool,
+) -> None:
     hf = hf_load(base(tied))
     hf.resize_token_embeddings(64, mean_resizing=False)
     hf.get_input_embeddings().weight.data[60:] = torch.randn(4, 32)
@@ -286,10 +324,12 @@ def test_new_tokens_of_pefts_own_course_adapter_come_from_its_base_copies(
 
 
 @pytest.mark.parametrize("variant", ["rows", "course"])
-def test_bf16_is_as_close_to_the_truth_as_peft(base, randomized, tmp_path, variant):
+def test_bf16_is_as_close_to_the_truth_as_peft(
+    base: Callable[[bool], Path], tmp_path: Path, variant: str
+) -> None:
     config = LoRAConfig(rank=4, alpha=8, dropout=0.0, **VARIANTS[variant])
     save_gemma2(load_gemma2(base(True), dtype=torch.bfloat16), tmp_path / "narrow")
-    save_adapter(adapted(tmp_path / "narrow", config, randomized), tmp_path / "adapter", config)
+    save_adapter(adapted(tmp_path / "narrow", config), tmp_path / "adapter", config)
     tokens = torch.randint(1, 60, (8, 24))
     results = []
     with torch.no_grad():
@@ -311,7 +351,7 @@ def test_bf16_is_as_close_to_the_truth_as_peft(base, randomized, tmp_path, varia
     assert after <= 3 * allowed, f"merged: {after:.2e} against {allowed:.2e}"
 
 
-def test_the_2b_adapter_stays_under_100_mb(tmp_path):
+def test_the_2b_adapter_stays_under_100_mb(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = Gemma2(Gemma2Config(vocab_size=256008))
     config = LoRAConfig(token_ids=tuple(range(256000, 256008)))
@@ -319,50 +359,93 @@ def test_the_2b_adapter_stays_under_100_mb(tmp_path):
     assert sum(sizes.values()) == 20_766_720 * 4 + 8 * 2304 * 4 < 100e6
 
 
-def test_an_older_adapters_files_do_not_survive_in_the_folder(base, randomized, tmp_path):
+def test_an_older_adapters_files_do_not_survive_in_the_folder(
+    base: Callable[[bool], Path], tmp_path: Path
+) -> None:
     folder = base(True)
     course = LoRAConfig(rank=4, adapt="course", token_ids=IDS)
-    save_adapter(adapted(folder, course, randomized), tmp_path / "adapter", course)
+    save_adapter(adapted(folder, course), tmp_path / "adapter", course)
     assert (tmp_path / "adapter" / "new_rows.safetensors").is_file()
     rows = LoRAConfig(rank=4, token_ids=IDS)
-    save_adapter(adapted(folder, rows, randomized), tmp_path / "adapter", rows)
+    save_adapter(adapted(folder, rows), tmp_path / "adapter", rows)
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
 
 
+@pytest.mark.parametrize("adapt", ["rows", "course"])
+@BOTH
+def test_adapters_keep_their_keys(
+    make_model: Callable[..., Gemma2], tmp_path: Path, adapt: str, tied: bool
+) -> None:
+    """PEFT's keys, written out: those of earlier adapters, which every later reader expects."""
+    parts = [f"self_attn.{letter}_proj" for letter in "qkvo"]
+    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    paths = [f"model.layers.{layer}.{part}" for layer in range(3) for part in parts]
+    if adapt == "course":
+        paths.append("lm_head")
+    keys = {f"{PREFIX}{path}.lora_{factor}.weight" for path in paths for factor in "AB"}
+    if adapt == "course":
+        keys |= {f"{PREFIX}model.embed_tokens.lora_embedding_{factor}" for factor in "AB"}
+    else:  # the rows that a tied head shares appear once
+        keys |= {f"{PREFIX}{path}{DELTA}" for path in ("model.embed_tokens", "lm_head")[: 2 - tied]}
+    config = LoRAConfig(rank=4, adapt=adapt, token_ids=IDS)
+    model = add_lora(make_model(tie_word_embeddings=tied), config)
+    save_adapter(model, tmp_path, config)
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("adapt", ["rows", "course"])
+def test_every_layer_merges_itself_in_place_and_in_the_bases_dtype(
+    make_model: Callable[..., Gemma2], adapt: str, dtype: torch.dtype
+) -> None:
+    """merged() is the frozen module itself; its weight is the float32 sum, rounded once."""
+    model = add_lora(make_model(dtype=dtype), LoRAConfig(rank=4, adapt=adapt, token_ids=IDS))
+    fill(trainable_parameters(model).values())
+    layers = [module for module in model.modules() if isinstance(module, WrappedLayer)]
+    assert len(layers) == 23
+    for layer in layers[1:-1]:
+        assert isinstance(layer, LoRALinear)
+        before, storage = layer.weight.detach().double(), layer.weight.data_ptr()
+        base, low = layer.base, layer.lora_B.detach().double() @ layer.lora_A.detach().double()
+        assert layer.merged() is base and base.weight.data_ptr() == storage
+        truth = before + layer.scaling * low
+        unit = torch.finfo(dtype).eps
+        assert base.weight.dtype == dtype
+        assert ((base.weight - truth).abs() <= 0.51 * unit * truth.abs() + 1e-6).all()
+    embedding = layers[0]
+    assert embedding.merged() is embedding.base and embedding.weight.dtype == dtype
+
+
 # The strict reader.
 
 
 @pytest.fixture
-def saved(base, randomized, tmp_path):
+def saved(base: Callable[[bool], Path], tmp_path: Path) -> tuple[Path, Path]:
     """An adapter folder of ours, and the base that it belongs to."""
     config = LoRAConfig(rank=4, dropout=0.0, token_ids=IDS)
-    save_adapter(adapted(base(True), config, randomized), tmp_path / "adapter", config)
+    save_adapter(adapted(base(True), config), tmp_path / "adapter", config)
     return tmp_path / "adapter", tmp_path / "base"
 
 
-def edit_config(adapter, **changes):
+def edit_config(adapter: Path, **changes: Any) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def edit_tensors(adapter, change):
+def edit_tensors(adapter: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     change(tensors)
     save_file({name: t.clone() for name, t in tensors.items()}, path)
 
 
-PREFIX = "base_model.model."
-DELTA = ".token_adapter.trainable_tokens_delta"
-
-
-def test_every_tensor_that_does_not_fit_is_named(saved):
+def test_every_tensor_that_does_not_fit_is_named(saved: tuple[Path, Path]) -> None:
     adapter, base = saved
 
-    def change(tensors):
+    def change(tensors: dict[str, Tensor]) -> None:
         del tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_B.weight"]
         tensors[f"{PREFIX}model.layers.7.mlp.up_proj.lora_B.weight"] = torch.zeros(2)
         tensors[f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight"] = torch.zeros(5, 32)
@@ -375,7 +458,8 @@ def test_every_tensor_that_does_not_fit_is_named(saved):
     for part in (
         f"missing {PREFIX}model.layers.0.mlp.up_proj.lora_B.weight",
         f"unexpected {PREFIX}model.layers.7.mlp.up_proj.lora_B.weight",
-        f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), expected (4, 32)",
+        f"{PREFIX}model.layers.1.self_attn.q_proj.lora_A.weight has shape (5, 32), "
+        "expected (4, 32)",
         f"{PREFIX}model.embed_tokens{DELTA} has shape (2, 32), expected (3, 32)",
         "copy of lm_head has shape (61, 32), expected (60, 32)",
         str(adapter),
@@ -383,7 +467,7 @@ def test_every_tensor_that_does_not_fit_is_named(saved):
         assert part in str(caught.value)
 
 
-def test_a_duplicate_under_the_tied_head_must_be_one(saved):
+def test_a_duplicate_under_the_tied_head_must_be_one(saved: tuple[Path, Path]) -> None:
     adapter, base = saved
     edit_tensors(
         adapter,
@@ -397,7 +481,7 @@ def test_a_duplicate_under_the_tied_head_must_be_one(saved):
         load_adapter(load_gemma2(base), adapter)
 
 
-def test_base_copies_that_differ_on_a_tied_model_are_refused(saved):
+def test_base_copies_that_differ_on_a_tied_model_are_refused(saved: tuple[Path, Path]) -> None:
     adapter, base = saved
     pair = {"model.embed_tokens": torch.zeros(60, 32), "lm_head": torch.ones(60, 32)}
     edit_tensors(
@@ -446,7 +530,9 @@ def test_base_copies_that_differ_on_a_tied_model_are_refused(saved):
         ({"trainable_token_indices": [3, 41, 60]}, ["below 60"]),
     ],
 )
-def test_what_cannot_be_read_right_is_refused_with_all_reasons(saved, changes, parts):
+def test_what_cannot_be_read_right_is_refused_with_all_reasons(
+    saved: tuple[Path, Path], changes: dict[str, Any], parts: list[str]
+) -> None:
     adapter, base = saved
     edit_config(adapter, **changes)
     with pytest.raises(ValueError) as caught:
@@ -455,7 +541,7 @@ def test_what_cannot_be_read_right_is_refused_with_all_reasons(saved, changes, p
         assert part in str(caught.value)
 
 
-def test_broken_and_missing_files_are_one_sentence(saved):
+def test_broken_and_missing_files_are_one_sentence(saved: tuple[Path, Path]) -> None:
     adapter, base = saved
     weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -472,7 +558,9 @@ def test_broken_and_missing_files_are_one_sentence(saved):
         read_config(adapter)
 
 
-def test_a_base_that_was_not_resized_is_told_so(base, randomized, tmp_path):
+def test_a_base_that_was_not_resized_is_told_so(
+    base: Callable[[bool], Path], tmp_path: Path
+) -> None:
     config = LoRAConfig(rank=4, adapt="course", token_ids=(60, 61))
     ours = load_gemma2(base(True))
     resize_embedding(ours, torch.randn(2, 32))

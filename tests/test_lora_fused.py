@@ -1,21 +1,29 @@
-"""The fused low-rank path in plain PyTorch against the formula: values, every gradient, masks, groups, compile."""
+"""The fused low-rank path in plain PyTorch against the formula: values, gradients, masks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora import fused
 from lora import steps as plain
 from lora.config import LoRAConfig
 from lora.inject import add_lora
-from lora.layer import LoRALinear
+from lora.layer import LoRALinear, LowRank, fused_linears
+from lora.ops import lora_linear
+from model.transformer import Gemma2
 
 M, K, SIZES = 37, 83, (129, 40, 64)  # nothing divides anything
 SCALINGS = [2.5, 0.7, 1.0]
 
 
-def make(dtype: torch.dtype, ranks: tuple[int, ...]):
+Group = tuple[Tensor, list[Tensor], list[Tensor | None], list[Tensor | None]]
+
+
+def make(dtype: torch.dtype, ranks: tuple[int, ...]) -> Group:
     """x, weights, A and B of a group; rank 0 is a linear without LoRA."""
     torch.manual_seed(1)
     x = torch.randn(M, K).to(dtype).requires_grad_()
@@ -28,23 +36,58 @@ def make(dtype: torch.dtype, ranks: tuple[int, ...]):
     return x, weights, lora_a, lora_b
 
 
-def formula(x, weights, lora_a, lora_b, mask=None, p=0.0):
+def fused(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_a: Sequence[Tensor | None],
+    lora_b: Sequence[Tensor | None],
+    p: float = 0.0,
+) -> list[Tensor]:
+    """The operator on the group, with the plain steps."""
+    linears = [LowRank(*parts) for parts in zip(weights, lora_a, lora_b, SCALINGS, strict=False)]
+    return fused_linears(x, linears, p=p, impl="torch")
+
+
+def formula(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_a: Sequence[Tensor | None],
+    lora_b: Sequence[Tensor | None],
+    mask: Tensor | None = None,
+    p: float = 0.0,
+) -> list[Tensor]:
     """The same in the dtype of the arguments, one operation after the other."""
     kept = x if mask is None else x * mask / (1 - p)
-    pairs = zip(weights, lora_a, lora_b, SCALINGS, strict=False)
-    return [
-        F.linear(x, w) + (0 if a is None else c * F.linear(F.linear(kept, a), b))
-        for w, a, b, c in pairs
-    ]
+    outputs = []
+    for w, a, b, c in zip(weights, lora_a, lora_b, SCALINGS, strict=False):
+        y = F.linear(x, w)
+        outputs.append(y if a is None or b is None else y + c * F.linear(F.linear(kept, a), b))
+    return outputs
 
 
-def results(outputs, dys, x, lora_a, lora_b) -> list[Tensor]:
+def given(matrices: Sequence[Tensor | None]) -> list[Tensor]:
+    return [matrix for matrix in matrices if matrix is not None]
+
+
+def results(
+    outputs: Sequence[Tensor],
+    dys: Sequence[Tensor] | None,
+    x: Tensor,
+    lora_a: Sequence[Tensor | None],
+    lora_b: Sequence[Tensor | None],
+) -> list[Tensor]:
     """Outputs, then the gradients of x and of every A and B."""
-    parameters = [x, *(m for m in (*lora_a, *lora_b) if m is not None)]
+    parameters = [x, *given(lora_a), *given(lora_b)]
     return [*outputs, *torch.autograd.grad(outputs, parameters, dys)]
 
 
-def cast(tensors, dtype):
+def gradients_of(model: nn.Module) -> list[Tensor]:
+    found = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None for gradient in found)
+    return given(found)
+
+
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
     return [
         None if t is None else t.detach().to(dtype).requires_grad_(t.requires_grad) for t in tensors
     ]
@@ -55,13 +98,15 @@ def cast(tensors, dtype):
     "ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (16, 4, 8), (16, 0, 3), (0, 8)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_no_more_than_twice_the_error_of_the_formula(dtype, ranks, p, monkeypatch):
+def test_no_more_than_twice_the_error_of_the_formula(
+    dtype: torch.dtype, ranks: tuple[int, ...], p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, weights, lora_a, lora_b = make(dtype, ranks)
     dys = [torch.randn(M, w.shape[0]).to(dtype) for w in weights]
     seed = torch.tensor([11])
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: seed)
-    mask = plain.keep_mask(M, K, p, seed, x.device) if p else None
-    outputs = fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[: len(ranks)], p, "torch")
+    mask = plain.keep_mask(x, p, seed) if p else None
+    outputs = fused(x, weights, lora_a, lora_b, p)
     ours = results(outputs, dys, x, lora_a, lora_b)
     errors = []
     for precision in (torch.float64, dtype):
@@ -77,64 +122,82 @@ def test_no_more_than_twice_the_error_of_the_formula(dtype, ranks, p, monkeypatc
 
 
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.5])
-def test_the_mask_has_its_rate_and_its_seed(p):
-    mask = plain.keep_mask(1000, 2003, p, torch.tensor([3]), torch.device("cpu"))
+def test_the_mask_has_its_rate_and_its_seed(p: float) -> None:
+    x = torch.empty(1000, 2003)
+    mask = plain.keep_mask(x, p, torch.tensor([3]))
     sigma = (p * (1 - p) / mask.numel()) ** 0.5
     assert abs((~mask).float().mean().item() - p) < 4 * sigma
     assert abs((~mask[:, ::7]).float().mean().item() - p) < 12 * sigma
-    assert torch.equal(mask, plain.keep_mask(1000, 2003, p, torch.tensor([3]), torch.device("cpu")))
-    assert not torch.equal(
-        mask, plain.keep_mask(1000, 2003, p, torch.tensor([4]), torch.device("cpu"))
-    )
+    assert torch.equal(mask, plain.keep_mask(x, p, torch.tensor([3])))
+    assert not torch.equal(mask, plain.keep_mask(x, p, torch.tensor([4])))
 
 
-def test_expanded_and_transposed_gradients_and_inputs():
+def test_expanded_and_transposed_gradients_and_inputs() -> None:
     x, weights, lora_a, lora_b = make(torch.float32, (8, 4))
     wide = torch.randn(K, M).T.requires_grad_()  # not contiguous
     for inputs in (x, wide):
-        got = results(
-            [
-                fused.fused_linears(inputs, weights, lora_a, lora_b, SCALINGS[:2], 0.0, "torch")[
-                    0
-                ].sum()
-            ],
-            None,
-            inputs,
-            lora_a[:1],
-            lora_b[:1],
-        )  # noqa: E501
-        want = results(
-            [formula(inputs, weights, lora_a, lora_b)[0].sum()],
-            None,
-            inputs,
-            lora_a[:1],
-            lora_b[:1],
-        )
-        for a, b in zip(got, want, strict=True):
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        sums = [f(inputs, weights, lora_a, lora_b)[0].sum() for f in (fused, formula)]
+        got, want = (results([y], None, inputs, lora_a[:1], lora_b[:1]) for y in sums)
+        for ours, truth in zip(got, want, strict=True):
+            assert torch.allclose(ours, truth, rtol=1e-4, atol=1e-5)
 
 
-def test_backward_twice_gives_the_same():
+def test_backward_twice_gives_the_same() -> None:
     x, weights, lora_a, lora_b = make(torch.float32, (16, 4))
-    loss = sum(
-        y.square().sum()
-        for y in fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS[:2], 0.2, "torch")
-    )
-    parameters = [x, *lora_a, *lora_b]
+    loss = torch.stack([y.square().sum() for y in fused(x, weights, lora_a, lora_b, 0.2)]).sum()
+    parameters = [x, *given(lora_a), *given(lora_b)]
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
-    assert all(
-        torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, parameters), strict=True)
-    )
+    second = torch.autograd.grad(loss, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_no_gradient_of_x_where_none_is_asked():
-    x, weights, lora_a, lora_b = make(torch.float32, (4,))
-    y = fused.fused_linears(x.detach(), weights, lora_a, lora_b, SCALINGS[:1], 0.0, "torch")[0]
-    y.sum().backward()
-    assert lora_a[0].grad is not None and lora_b[0].grad is not None
+class Products(TorchDispatchMode):
+    """Counts the matrix products whose result has x's shape: what dx is made of."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_product = func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        self.count += is_product and tuple(result.shape) == (M, K)
+        return result
 
 
-def test_backward_keeps_x_once_and_nothing_of_its_size_in_float32():
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_no_gradient_of_x_is_computed_where_none_is_asked(
+    p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two linears: dy W of both and ds A are three products of x's shape, or none at all."""
+    x, weights, lora_a, lora_b = make(torch.float32, (4, 8))
+    given_dx = []
+    step = plain.shrink_backward_
+
+    def note(dx: Tensor | None, *args: Any) -> Tensor:
+        given_dx.append(dx)
+        return step(dx, *args)
+
+    monkeypatch.setattr(plain, "shrink_backward_", note)
+    for inputs, products in ((x, 3), (x.detach(), 0)):
+        loss = torch.cat(fused(inputs, weights, lora_a, lora_b, p), dim=1).sum()
+        with Products() as counter:
+            loss.backward()
+        assert counter.count == products
+    assert x.grad is not None and given_dx[0] is not None and given_dx[1] is None
+    assert all(matrix.grad is not None for matrix in (*given(lora_a), *given(lora_b)))
+
+
+def test_a_weight_that_wants_a_gradient_is_refused() -> None:
+    """The operator gives it none; "auto" takes the reference, which does."""
+    x, weights, (a, _), (b, _) = make(torch.float32, (4, 8))
+    assert a is not None and b is not None
+    weight = weights[0].requires_grad_()
+    with pytest.raises(ValueError, match="frozen weight"):
+        lora_linear(x, weight, a, b, 2.0, impl="torch")
+    lora_linear(x, weight, a, b, 2.0).sum().backward()
+    assert weight.grad is not None
+
+
+def test_backward_keeps_x_once_and_nothing_of_its_size_in_float32() -> None:
     x, weights, lora_a, lora_b = make(torch.bfloat16, (16, 4, 8))
     kept: dict[int, int] = {}
 
@@ -143,49 +206,38 @@ def test_backward_keeps_x_once_and_nothing_of_its_size_in_float32():
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        outputs = fused.fused_linears(x, weights, lora_a, lora_b, SCALINGS, 0.1, "torch")
+        outputs = fused(x, weights, lora_a, lora_b, 0.1)
     frozen = sum(w.nbytes for w in weights) + x.nbytes
-    small = sum(m.nbytes for m in (*lora_a, *lora_b)) * 2 + M * 28 * 2 + 64
+    small = sum(m.nbytes for m in (*given(lora_a), *given(lora_b))) * 2 + M * 28 * 2 + 64
     assert sum(kept.values()) <= frozen + small
     assert outputs[0].dtype == torch.bfloat16
 
 
-def test_the_operators_pass_pytorchs_own_checks():
-    x, weights, lora_a, lora_b = make(torch.float32, (4, 8))
-    arguments = (
-        x,
-        weights,
-        torch.cat([a.detach() for a in lora_a]).requires_grad_(),
-        lora_b,
-        SCALINGS[:2],
-        0.0,
-        torch.zeros(1, dtype=torch.int64),
-        "torch",
-    )
-    torch.library.opcheck(torch.ops.gemma_lora.forward.default, arguments)
-
-
-def test_a_model_computes_the_same_in_both_ways(make_model, randomized, relative):
-    """Grouped q, k, v and gate, up against one linear at a time; v_proj of one layer has no LoRA, ranks differ."""
+def test_a_model_computes_the_same_in_both_ways(
+    make_model: Callable[..., Gemma2],
+    randomized: Callable[[nn.Module], None],
+    relative: Callable[[Tensor, Tensor], float],
+) -> None:
+    """Groups against one linear at a time; one layer's v_proj has no LoRA, and ranks differ."""
     tokens = torch.randint(0, 60, (2, 17))
     found = {}
     for impl in ("reference", "torch"):
         model = make_model()
-        targets = r"model\.layers\.\d\.(self_attn\.[qko]_proj|mlp\..*)|model\.layers\.1\.self_attn\.v_proj"
-        add_lora(
-            model,
-            LoRAConfig(rank=4, alpha=8, targets=targets, rank_pattern={"q_proj": 6}),
-            impl=impl,
-        )
+        layers = r"model\.layers\."
+        targets = rf"{layers}\d\.(self_attn\.[qko]_proj|mlp\..*)|{layers}1\.self_attn\.v_proj"
+        config = LoRAConfig(rank=4, alpha=8, targets=targets, rank_pattern={"q_proj": 6})
+        add_lora(model, config, impl=impl)
         randomized(model)
         logits = model(tokens)
         logits.square().mean().backward()
-        found[impl] = [logits.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
+        found[impl] = [logits.detach(), *gradients_of(model)]
     for ours, truth in zip(found["torch"], found["reference"], strict=True):
         assert relative(ours, truth) < 1e-4
 
 
-def test_checkpointing_repeats_the_mask(make_model, randomized):
+def test_checkpointing_repeats_the_mask(
+    make_model: Callable[..., Gemma2], randomized: Callable[[nn.Module], None]
+) -> None:
     gradients = []
     for mode in ("none", "full", "selective"):
         model = make_model()
@@ -194,10 +246,9 @@ def test_checkpointing_repeats_the_mask(make_model, randomized):
         model.train()
         model.model.checkpoint_activations = mode
         torch.manual_seed(5)
-        model(
-            torch.randint(0, 60, (1, 12), generator=torch.Generator().manual_seed(1))
-        ).square().mean().backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        tokens = torch.randint(0, 60, (1, 12), generator=torch.Generator().manual_seed(1))
+        model(tokens).square().mean().backward()
+        gradients.append(gradients_of(model))
     for other in gradients[1:]:
         assert all(
             torch.allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -206,17 +257,39 @@ def test_checkpointing_repeats_the_mask(make_model, randomized):
     assert any(g.abs().max() > 0 for g in gradients[0])
 
 
-def test_it_compiles():
+def compiled_pair(p: float, whole: bool) -> tuple[list[Tensor], list[Tensor], str]:
+    """Output and gradients of a layer as called and compiled, from one seed; the graphs' code."""
     torch._dynamo.reset()
-    layer = LoRALinear(
-        torch.nn.Linear(16, 24, bias=False).requires_grad_(False),
-        4,
-        2.0,
-        0.0,
-        torch.Generator(),
-        "torch",
-    )
-    torch.nn.init.normal_(layer.lora_B)
-    x = torch.randn(5, 16)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+    code = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        code.append(graph.print_readable(print_output=False))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    base = nn.Linear(16, 24, bias=False).requires_grad_(False)
+    linear = LoRALinear(base, 4, 2.0, p, torch.Generator(), "torch")
+    nn.init.normal_(linear.lora_B)
+    x = torch.randn(5, 16, requires_grad=True)
+    found = []
+    for call in (linear, torch.compile(linear, backend=backend, fullgraph=whole)):
+        torch.manual_seed(3)
+        y = call(x)
+        grads = torch.autograd.grad(y.square().sum(), [x, linear.lora_A, linear.lora_B])
+        found.append([y, *grads])
+    return found[0], found[1], "".join(code)
+
+
+def test_it_compiles() -> None:
+    """Without dropout the whole layer is one graph, its products included."""
+    called, compiled, code = compiled_pair(0.0, whole=True)
+    for ours, truth in zip(compiled, called, strict=True):
+        assert torch.allclose(ours, truth, atol=1e-6)
+    assert "addmm_" in code
+
+
+def test_a_compiled_caller_runs_the_operator_as_it_is_with_dropout() -> None:
+    """The graph breaks at the operator, no part of which is compiled: the same seed and mask."""
+    called, compiled, code = compiled_pair(0.5, whole=False)
+    for ours, truth in zip(compiled, called, strict=True):
+        assert torch.equal(ours, truth)
+    assert code and "addmm_" not in code

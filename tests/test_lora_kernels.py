@@ -1,9 +1,9 @@
 """The Triton kernels against the formulas, in Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, so this file runs itself once more in a process of its own: the
-functions named `interpreted_*` are collected only there, and here one test for each of them reports what it said.
-Letters: M rows, K in, N out, R stacked ranks. `pytest -o python_functions='interpreted_*'` with TRITON_INTERPRET=1 runs
-them directly.
+The interpreter has to be chosen before Triton is imported, so this file runs itself once more in a
+process of its own: the functions named `interpreted_*` are collected only there, and here one test
+for each of them reports what it said. Letters: M rows, K in, N out, R stacked ranks. `pytest -o
+python_functions='interpreted_*'` with TRITON_INTERPRET=1 runs them directly.
 """
 
 import importlib.util
@@ -22,8 +22,8 @@ from lora.kernels.tiles import Tile
 
 IS_INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 if IS_INSIDE:
-    from lora.fused import fused_linears
     from lora.kernels import steps as launch
+    from lora.layer import LowRank, fused_linears
 
 M, K, N = 37, 83, 129
 SCALING = 1.7
@@ -32,7 +32,7 @@ TINY = Tile(16, 16, 1, 1)
 
 
 def inputs(dtype: torch.dtype, ranks: tuple[int, ...], rows: int = M) -> dict[str, Tensor]:
-    """x, dx (M, K), dy, y (M, N), s, ds (M, R) in dtype; a (R, K), b (N, R) and scale (R) float32."""
+    """x, dx (M, K), dy, y (M, N), s, ds (M, R); in float32 a (R, K), b (N, R), scale (R)."""
     R, generator = sum(ranks), torch.Generator().manual_seed(sum(ranks))
     shapes = {
         "x": (rows, K),
@@ -70,23 +70,16 @@ def formulas(v: dict[str, Tensor], keep: Tensor, p: float, dtype: torch.dtype) -
 
 def kernels(v: dict[str, Tensor], p: float) -> dict[str, Tensor]:
     dx, y = v["dx"].clone(), v["y"].clone()
-    launch.add_grad_x_(dx, v["ds"], v["a"], p, SEED)
+    da = launch.shrink_backward_(dx, v["ds"], v["x"], v["a"], p, SEED)
     launch.expand_(y, v["s"], v["b"])
     ds, db = launch.expand_backward(v["dy"], v["b"], v["s"], SCALING)
     shrunk = launch.shrink(v["x"], v["a"], v["scale"], p, SEED)
-    return {
-        "shrink": shrunk,
-        "ds": ds,
-        "db": db,
-        "da": launch.grad_a(v["ds"], v["x"], p, SEED),
-        "dx": dx,
-        "y": y,
-    }
+    return {"shrink": shrunk, "ds": ds, "db": db, "da": da, "dx": dx, "y": y}
 
 
 def assert_close(v: dict[str, Tensor], p: float) -> None:
-    """Every result's largest error within twice that of the formula in the same dtype, both against float64."""
-    dtype, keep = v["x"].dtype, launch.keep_mask(*v["x"].shape, p, SEED)
+    """Every largest error within twice that of the formula in its dtype, against float64."""
+    dtype, keep = v["x"].dtype, launch.keep_mask(v["x"], p, SEED)
     truth, plain = formulas(v, keep, p, torch.float64), formulas(v, keep, p, dtype)
     for name, ours in kernels(v, p).items():
         assert (
@@ -106,7 +99,7 @@ def assert_close(v: dict[str, Tensor], p: float) -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole operator on a group: q and v with LoRA of unequal ranks, k without; backward twice gives the same."""
+    """The operator on a group: q and v with unequal ranks, k without; backward twice is equal."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 19, K, generator=generator).requires_grad_()
     weights = [torch.randn(n, K, generator=generator) for n in (N, 24, 40)]
@@ -118,11 +111,14 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
         for w, r in zip(weights, (8, 0, 24), strict=True)
     ]
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: SEED)
-    ours = fused_linears(x, weights, lora_a, lora_b, [SCALING, 0.0, 0.5], p, "triton")
-    keep = launch.keep_mask(38, K, p, SEED).view(2, 19, K)
+    linears = [
+        LowRank(*parts) for parts in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)
+    ]
+    ours = fused_linears(x, linears, p=p, impl="triton")
+    keep = launch.keep_mask(x.view(38, K), p, SEED).view(2, 19, K)
     dropped = torch.where(keep, x, 0) / (1 - p)
     truth = [
-        x @ w.T + (0 if a is None else c * (dropped @ a.T @ b.T))
+        x @ w.T + (0 if a is None or b is None else c * (dropped @ a.T @ b.T))
         for w, a, b, c in zip(weights, lora_a, lora_b, (SCALING, 0.0, 0.5), strict=True)
     ]
     trained = [x, *(m for m in (*lora_a, *lora_b) if m is not None)]
@@ -140,12 +136,16 @@ def interpreted_operator_and_its_gradients(p: float, monkeypatch: pytest.MonkeyP
     "ranks", [(1,), (4,), (8,), (16,), (24,), (64,), (8, 1, 24), (64, 64, 64)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def interpreted_results_match_the_formulas(dtype, ranks, p):
+def interpreted_results_match_the_formulas(
+    dtype: torch.dtype, ranks: tuple[int, ...], p: float
+) -> None:
     assert_close(inputs(dtype, ranks), p)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
+def interpreted_results_match_with_many_partial_sums(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
     monkeypatch.setattr(tiles, "WANTED_PROGRAMS", 20)
     assert tiles.split_rows(200, K, TINY) == (4, 4) and tiles.split_columns(M, K, TINY) == (6, 1)
@@ -155,15 +155,15 @@ def interpreted_results_match_with_many_partial_sums(dtype, monkeypatch):
     assert_close(inputs(dtype, (4,), rows=200), 0.3)
 
 
-def interpreted_bfloat16_products_are_upcast():
-    """The interpreter's bfloat16 is wrong beyond loads and stores, and truncates: one bit more is allowed."""
+def interpreted_bfloat16_products_are_upcast() -> None:
+    """The interpreter's bfloat16 truncates: one bit more is allowed."""
     v = inputs(torch.bfloat16, (24,))
-    truth = formulas(v, launch.keep_mask(M, K, 0.3, SEED), 0.3, torch.float64)
+    truth = formulas(v, launch.keep_mask(v["x"], 0.3, SEED), 0.3, torch.float64)
     for name, ours in kernels(v, 0.3).items():
         assert (ours - truth[name]).abs().max() <= 2**-6 * truth[name].abs().max(), name
 
 
-def interpreted_few_rows_and_none():
+def interpreted_few_rows_and_none() -> None:
     for dtype in (torch.float32, torch.float16):
         assert_close(inputs(dtype, (8, 4), rows=1), 0.3)
     results = kernels(inputs(torch.float16, (8, 4), rows=0), 0.3)
@@ -181,7 +181,7 @@ def interpreted_few_rows_and_none():
     )
 
 
-def interpreted_strided_inputs_give_the_same_bits():
+def interpreted_strided_inputs_give_the_same_bits() -> None:
     v = inputs(torch.float16, (24,))
     v["dy"] = v["dy"][:1, :1].expand(M, N)  # the gradient of a sum
     dense = {name: value.contiguous() for name, value in v.items()}
@@ -198,7 +198,7 @@ def interpreted_strided_inputs_give_the_same_bits():
         assert torch.equal(ours, kernels(dense, 0.3)[name]), name
 
 
-def interpreted_in_place_results_keep_what_lies_beside_them():
+def interpreted_in_place_results_keep_what_lies_beside_them() -> None:
     v = inputs(torch.float16, (8,))
     wide = torch.full((M + 2, N + 5), 7.0, dtype=torch.float16)
     wide[1:-1, 2 : N + 2] = v["y"]
@@ -214,7 +214,7 @@ def interpreted_in_place_results_keep_what_lies_beside_them():
         launch.expand_(v["y"].T.contiguous().T, v["s"], v["b"])
 
 
-def interpreted_nothing_else_is_written_and_two_runs_are_equal():
+def interpreted_nothing_else_is_written_and_two_runs_are_equal() -> None:
     v = inputs(torch.float16, (24, 8))
     before = {name: value.clone() for name, value in v.items()}
     first, second = kernels(v, 0.3), kernels(v, 0.3)
@@ -222,23 +222,22 @@ def interpreted_nothing_else_is_written_and_two_runs_are_equal():
     assert all(torch.equal(v[name], before[name]) for name in v)
 
 
-def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
+def interpreted_offsets_beyond_two_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     """Across tiles; inside one tile, rows * stride must stay below."""
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
-    rows, stride = (
-        40,
-        2**26,
-    )  # 40 rows 2^26 elements apart: the last begins past 2^31 (the memory is reserved, not touched)
+    # The last of 40 rows 2^26 elements apart begins past 2^31; the memory is reserved, not touched.
+    rows, stride = 40, 2**26
     storage = torch.empty(rows * stride, dtype=torch.float16)
     x = storage.as_strided((rows, K), (stride, 1))
     v = inputs(torch.float16, (8,), rows=rows)
     x.copy_(v["x"])
     expected = kernels(v, 0.3)
     assert torch.equal(launch.shrink(x, v["a"], v["scale"], 0.3, SEED), expected["shrink"])
-    assert torch.equal(launch.grad_a(v["ds"], x, 0.3, SEED), expected["da"])
+    da = launch.shrink_backward_(None, v["ds"], x, v["a"], 0.3, SEED)
+    assert torch.equal(da, expected["da"])
     x.copy_(v["dx"])
-    launch.add_grad_x_(x, v["ds"], v["a"], 0.3, SEED)
-    assert torch.equal(x, expected["dx"])
+    da = launch.shrink_backward_(x, v["ds"], v["x"], v["a"], 0.3, SEED)
+    assert torch.equal(x, expected["dx"]) and torch.equal(da, expected["da"])
     x.copy_(v["dy"][:, :K])
     ours = launch.expand_backward(x, v["b"][:K], v["s"], SCALING)
     assert all(
@@ -247,7 +246,10 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch):
 
 
 def philox(rows: int, groups: int, seed: int) -> np.ndarray:
-    """Four 32-bit words for each (row, group) by Philox4x32-7, written from the paper: counter (group, row, 0, 0)."""
+    """Four 32-bit words for each (row, group) by Philox4x32-7, written from the paper.
+
+    The counter is (group, row, 0, 0).
+    """
     shape = (rows, groups)
     c0, c1 = np.broadcast_arrays(
         np.arange(groups, dtype=np.uint64)[None, :], np.arange(rows, dtype=np.uint64)[:, None]
@@ -266,7 +268,7 @@ def philox(rows: int, groups: int, seed: int) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def interpreted_mask_is_the_documented_one():
+def interpreted_mask_is_the_documented_one() -> None:
     known = [
         0x5F6FB709,
         0x0D893F64,
@@ -274,17 +276,22 @@ def interpreted_mask_is_the_documented_one():
         0x4F730A48,
     ]  # Random123's test vector: 7 rounds, counter and key zero
     assert philox(1, 1, 0)[0, 0].tolist() == known
-    words = philox(M, 11, SEED.item())  # 11 groups of 8 columns hold K = 83
+    words = philox(M, 11, int(SEED))  # 11 groups of 8 columns hold K = 83
     halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).reshape(M, 88)[
         :, :K
     ]
     for p in (0.05, 0.3, 0.999):
-        assert np.array_equal(launch.keep_mask(M, K, p, SEED).numpy(), halves >= round(p * 65536))
+        assert np.array_equal(
+            launch.keep_mask(torch.empty(M, K), p, SEED).numpy(), halves >= round(p * 65536)
+        )
 
 
-def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatch):
+def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     masks = {
-        seed: launch.keep_mask(512, 640, 0.05, torch.tensor([seed])) for seed in (0, 1, 2**32, -3)
+        seed: launch.keep_mask(torch.empty(512, 640), 0.05, torch.tensor([seed]))
+        for seed in (0, 1, 2**32, -3)
     }
     count, p = 512 * 640, 0.05
     for mask in masks.values():
@@ -297,28 +304,31 @@ def interpreted_mask_has_its_rate_and_depends_on_seed_and_place_alone(monkeypatc
             both = (~mask & ~masks[other]).sum().item()
             assert abs(both - count * p * p) < 4 * (count * p * p * (1 - p * p)) ** 0.5
     monkeypatch.setattr(launch, "MASK", Tile(16, 32, 1, 1))
-    assert torch.equal(launch.keep_mask(100, 83, 0.05, torch.tensor([1])), masks[1][:100, :83])
-    assert launch.keep_mask(5, 7, 0.0, SEED).all() and launch.keep_mask(0, 7, 0.5, SEED).shape == (
-        0,
-        7,
-    )
+    part = launch.keep_mask(torch.empty(100, 83), 0.05, torch.tensor([1]))
+    assert torch.equal(part, masks[1][:100, :83])
+    few, none = torch.empty(5, 7), torch.empty(0, 7)
+    assert launch.keep_mask(few, 0.0, SEED).all()
+    assert launch.keep_mask(none, 0.5, SEED).shape == (0, 7)
     with pytest.raises(ValueError, match="probability"):
-        launch.keep_mask(5, 7, 1.0, SEED)
+        launch.keep_mask(few, 1.0, SEED)
 
 
-def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(monkeypatch):
-    """With A = 1 and one column at a time, or with ds = 1 and A = 1, each kernel shows the mask itself."""
-    p, keep = 0.5, launch.keep_mask(M, K, 0.5, SEED).float()
+def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With factors of ones and identities each kernel shows the mask itself."""
+    p, keep = 0.5, launch.keep_mask(torch.empty(M, K), 0.5, SEED).float()
     ones = torch.ones(M, 1)
     for tile in (TINY, Tile(32, 64, 1, 1), Tile(64, 128, 1, 1)):
         monkeypatch.setattr(launch, "tile_for", lambda *args, tile=tile: tile)
         dx = torch.zeros(M, K)
-        launch.add_grad_x_(dx, ones, torch.ones(1, K), p, SEED)
+        launch.shrink_backward_(dx, ones, torch.ones(M, K), torch.ones(1, K), p, SEED)
         assert torch.equal(dx, keep / (1 - p))
         assert torch.equal(
             launch.shrink(torch.ones(M, K), torch.eye(K), torch.ones(K), p, SEED), keep / (1 - p)
         )
-        assert torch.equal(launch.grad_a(torch.eye(M), torch.ones(M, K), p, SEED), keep / (1 - p))
+        da = launch.shrink_backward_(None, torch.eye(M), torch.ones(M, K), torch.eye(M, K), p, SEED)
+        assert torch.equal(da, keep / (1 - p))
 
 
 INTERPRETED = sorted(name for name in list(globals()) if name.startswith("interpreted_"))
@@ -326,7 +336,7 @@ INTERPRETED = sorted(name for name in list(globals()) if name.startswith("interp
 
 @pytest.fixture(scope="session")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """For each function the messages of its failed cases, from one run of this file in the interpreter."""
+    """For each function the messages of its failed cases, from one run in the interpreter."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
@@ -350,11 +360,11 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", INTERPRETED)
-def test_in_the_interpreter(name, verdicts):
+def test_in_the_interpreter(name: str, verdicts: dict[str, list[str]]) -> None:
     assert not verdicts[name], "\n".join(verdicts[name])
 
 
-def test_support_needs_tensor_cores():
+def test_support_needs_tensor_cores() -> None:
     assert [
         tiles.supported(capability)[0] for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))
     ] == [
@@ -364,14 +374,14 @@ def test_support_needs_tensor_cores():
     assert "sm_75" in tiles.supported((7, 5))[1]
 
 
-def test_ranks_are_padded_and_too_large_ones_refused():
+def test_ranks_are_padded_and_too_large_ones_refused() -> None:
     assert [tiles.padded(rank) for rank in (1, 16, 17, 48, 192)] == [16, 16, 32, 64, 256]
     with pytest.raises(ValueError, match="at most 256"):
         tiles.tile_for((9, 0), "shrink", 257, torch.bfloat16)
 
 
 @pytest.mark.parametrize("rows", [1, 37, 512, 1500, 8192, 100_000])
-def test_splits_cover_everything_once(rows):
+def test_splits_cover_everything_once(rows: int) -> None:
     tile = Tile(64, 128, 4, 3)
     for cols in (83, 2304, 9216):
         blocks, steps = tiles.split_rows(rows, cols, tile)

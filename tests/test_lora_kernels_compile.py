@@ -1,9 +1,10 @@
-"""Every kernel, for every row of the tile table, through the compiler for GPUs that this machine does not have.
+"""Every kernel, for every row of the tile table, compiled for GPUs that are not here.
 
-The launchers run on meta tensors of Gemma-2-2B's sizes while the kernels are replaced by a recorder: what is compiled is
-what a GPU would be asked to run. Read from the result: registers spilled (none may be), shared memory per block, and
-whether the matrix products use tensor cores. `pytest -m slow tests/test_lora_kernels_compile.py` compiles the full grid:
-every padded rank, both dtypes, with and without dropout, small M, and the consumer cards that share the default rows.
+The launchers run on meta tensors of Gemma-2-2B's sizes while the kernels are replaced by a
+recorder: what is compiled is what a GPU would be asked to run. Read from the result: registers
+spilled (none may be), shared memory per block, and whether the matrix products use tensor cores.
+`pytest -m slow tests/test_lora_kernels_compile.py` compiles the full grid: every padded rank, both
+dtypes, with and without dropout, small M, and the consumer cards that share the default rows.
 """
 
 import re
@@ -24,7 +25,7 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from lora.kernels import steps as launch
+from lora.kernels import steps as launch  # noqa: E402
 from lora.kernels import tiles  # noqa: E402
 
 KIB = 1024
@@ -51,7 +52,7 @@ Launch = tuple[Any, dict[str, Any]]
 
 
 class Recorder:
-    """Stands in for a kernel: `recorder[grid](...)` keeps the kernel with its arguments and runs nothing."""
+    """Replaces a kernel: `recorder[grid](...)` notes the kernel's arguments and runs nothing."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -85,14 +86,13 @@ def launch_all(dtype: torch.dtype, M: int, K: int, N: int, R: int, p: float) -> 
         empty(1, dtype=torch.int64),
     )
     launch.shrink(x, empty(R, K), empty(R), p, seed)
-    launch.grad_a(low, x, p, seed)
-    launch.add_grad_x_(x, low, empty(R, K), p, seed)
+    launch.shrink_backward_(x, low, x, empty(R, K), p, seed)
     launch.expand_backward(dy, empty(N, R), low, 2.0)
     launch.expand_(dy, low, empty(N, R))
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
-    """The kernel compiled for sm_<target>, specialised as the launcher would: on ones, and on multiples of 16."""
+    """The kernel compiled for sm_<target>, specialised as a launch would be."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value, name = arguments[parameter.name], parameter.name
@@ -114,7 +114,7 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
 
 
 def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
-    """Registers a thread, and bytes of stack and local memory a thread (spilled registers), from the machine code."""
+    """Registers, and bytes of stack and local memory a thread (spills), from the machine code."""
     file = tmp_path / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path
@@ -127,7 +127,7 @@ def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
 def problems(
     launches: list[Launch], target: int, tmp_path: Path, ignore: tuple[str, ...] = ()
 ) -> list[str]:
-    """One line for each launch that spills, wants too much shared memory, misses the tensor cores or does not pipeline."""
+    """One line for each launch that spills, is too large, misses tensor cores or no pipeline."""
     found = []
     for kernel, arguments in launches:
         name, compiled = kernel.__name__, compile_launch(kernel, arguments, target)
@@ -180,7 +180,15 @@ SLOW = [
 
 
 @pytest.mark.parametrize("target, dtype, rank, p", FAST, ids=str)
-def test_every_row_of_the_table_compiles(target, dtype, rank, p, launches, monkeypatch, tmp_path):
+def test_every_row_of_the_table_compiles(
+    target: int,
+    dtype: torch.dtype,
+    rank: int,
+    p: float,
+    launches: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     on(target, monkeypatch)
     launch_all(dtype, 8192, HIDDEN, WIDE, rank, p)
     assert not problems(launches, target, tmp_path)
@@ -188,7 +196,16 @@ def test_every_row_of_the_table_compiles(target, dtype, rank, p, launches, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target, dtype, rank, p", SLOW, ids=str)
-def test_the_full_grid_compiles(target, dtype, rank, p, launches, monkeypatch, tmp_path, request):
+def test_the_full_grid_compiles(
+    target: int,
+    dtype: torch.dtype,
+    rank: int,
+    p: float,
+    launches: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     if request.config.getoption("-m") != "slow":
         pytest.skip("minutes of compiling: run pytest -m slow")
     on(target, monkeypatch)
@@ -197,33 +214,44 @@ def test_the_full_grid_compiles(target, dtype, rank, p, launches, monkeypatch, t
     assert not problems(launches, target, tmp_path)
 
 
-def test_sizes_that_divide_nothing_compile(launches, monkeypatch, tmp_path):
-    """One address for each element instead of one for eight: slow, and it may spill; no real model has such sizes."""
+def test_sizes_that_divide_nothing_compile(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An address an element, not one for eight: slow, may spill; no real model has such sizes."""
     on(90, monkeypatch)
     launch_all(BF16, 37, 83, 129, 1, 0.05)
     assert not problems(launches, 90, tmp_path, ignore=("spills", "no pipeline"))
 
 
-def test_float32_compiles_within_the_smallest_card(launches, monkeypatch, tmp_path):
+def test_float32_compiles_within_the_smallest_card(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on(86, monkeypatch)
     launch_all(torch.float32, 512, HIDDEN, WIDE, 64, 0.05)
     assert not problems(launches, 86, tmp_path, ignore=("no tensor cores",))
 
 
 @pytest.mark.parametrize("target", [75, 80, 90, 100])
-def test_elementwise_kernels_compile(target, launches, monkeypatch, tmp_path):
+def test_elementwise_kernels_compile(
+    target: int, launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on(target, monkeypatch)
-    launch.keep_mask(8192, HIDDEN, 0.05, empty(1, dtype=torch.int64))
+    launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
     launch._sum_parts(empty(8, 8192, 16), FP16)
     assert [kernel.__name__ for kernel, _ in launches] == list(ELEMENTWISE)
     assert not problems(launches, target, tmp_path)
 
 
-def test_every_row_of_the_table_is_reached(launches, monkeypatch):
+def test_every_row_of_the_table_is_reached(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = set()
-    monkeypatch.setattr(
-        launch, "tile_for", lambda *args: used.add(args[:3]) or tiles.tile_for(*args)
-    )
+
+    def note(*args: Any) -> tiles.Tile:
+        used.add(args[:3])
+        return tiles.tile_for(*args)
+
+    monkeypatch.setattr(launch, "tile_for", note)
     for target in (80, 86, 90, 100):
         on(target, monkeypatch)
         for rank in RANKS.values():

@@ -1,12 +1,21 @@
-"""What a training step relies on: packing, padding, accumulation and recomputation change no gradient."""
+"""What a step relies on: packing, padding, accumulation, recomputation change no gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
 from lora.layer import LoRALinear
 from model.loss import supervised_loss
+from model.transformer import Gemma2
+
+Documents = tuple[list[Tensor], list[Tensor]]
+Pass = tuple[Tensor, Tensor | None, Tensor | None, Tensor]  # tokens, positions, documents, targets
+Result = tuple[float, int, dict[str, Tensor]]
 
 ADAPTS = {
     "rows": LoRAConfig(rank=4, alpha=8, dropout=0.0, token_ids=(57, 58, 59)),
@@ -16,10 +25,10 @@ SIZES = (9, 5, 13, 7)  # longer and shorter than the window of 5
 
 
 @pytest.fixture
-def adapted(make_model):
+def adapted(make_model: Callable[..., Gemma2]) -> Callable[..., Gemma2]:
     """adapted(config) -> model with nonzero LoRA everywhere."""
 
-    def make(config, **changes):
+    def make(config: LoRAConfig, **changes: Any) -> Gemma2:
         model = add_lora(make_model(**changes), config)
         generator = torch.Generator().manual_seed(5)
         for parameter in trainable_parameters(model).values():
@@ -30,8 +39,8 @@ def adapted(make_model):
 
 
 @pytest.fixture
-def documents():
-    """Token ids and targets (1, n) of four documents; the last tokens of the vocabulary are the trained rows."""
+def documents() -> Documents:
+    """Token ids and targets (1, n) of four documents; the vocabulary's last tokens are trained."""
     generator = torch.Generator().manual_seed(3)
     tokens = [torch.randint(40, 60, (1, n), generator=generator) for n in SIZES]
     targets = [torch.cat((row[:, 1:], torch.tensor([[-100]])), dim=1) for row in tokens]
@@ -40,18 +49,22 @@ def documents():
     ]
 
 
-def total_and_gradients(model, batches):
-    """Summed loss, supervised count and gradients, accumulated over micro-batches as a training step does."""
+def total_and_gradients(model: Gemma2, batches: Sequence[Pass]) -> Result:
+    """Summed loss, supervised count and gradients, accumulated as a training step does."""
     model.zero_grad()
     total, count = 0.0, 0
     for tokens, positions, ids, targets in batches:
         loss, n = supervised_loss(model, model.model(tokens, positions, ids), targets)
         loss.backward()
         total, count = total + loss.item(), count + n
-    return total, count, {name: p.grad.clone() for name, p in trainable_parameters(model).items()}
+    gradients = {}
+    for name, parameter in trainable_parameters(model).items():
+        assert parameter.grad is not None, name
+        gradients[name] = parameter.grad.clone()
+    return total, count, gradients
 
 
-def assert_same(one, other, tolerance=1e-5):
+def assert_same(one: Result, other: Result, tolerance: float = 1e-5) -> None:
     (total, count, gradients), (total_2, count_2, gradients_2) = one, other
     assert count == count_2 > 0 and abs(total - total_2) < tolerance * abs(total)
     norm, norm_2 = (
@@ -63,7 +76,7 @@ def assert_same(one, other, tolerance=1e-5):
         assert (gradient - gradients_2[name]).norm() < 10 * tolerance * gradient.norm(), name
 
 
-def pack(tokens, targets, padding):
+def pack(tokens: list[Tensor], targets: list[Tensor], padding: int) -> Pass:
     rows = [*tokens, torch.full((1, padding), 50)]
     positions = torch.cat([torch.arange(row.shape[1])[None] for row in rows], dim=1)
     ids = torch.cat([torch.full_like(row, i) for i, row in enumerate(rows)], dim=1)
@@ -77,7 +90,9 @@ def pack(tokens, targets, padding):
 
 @pytest.mark.parametrize("adapt", ADAPTS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_packed_documents_train_as_separate_ones(adapted, documents, adapt, tied):
+def test_packed_documents_train_as_separate_ones(
+    adapted: Callable[..., Gemma2], documents: Documents, adapt: str, tied: bool
+) -> None:
     model = adapted(ADAPTS[adapt], tie_word_embeddings=tied)
     separate = total_and_gradients(
         model, [(t, None, None, y) for t, y in zip(*documents, strict=True)]
@@ -87,8 +102,10 @@ def test_packed_documents_train_as_separate_ones(adapted, documents, adapt, tied
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)
-def test_four_micro_batches_equal_one_batch_of_four(adapted, documents, adapt):
-    """Right-padded to one length: padding lies in every real token's future, so no mask is needed."""
+def test_four_micro_batches_equal_one_batch_of_four(
+    adapted: Callable[..., Gemma2], documents: Documents, adapt: str
+) -> None:
+    """Right-padded to one length: padding is in every token's future, so no mask is needed."""
     model = adapted(ADAPTS[adapt])
     width = max(SIZES)
     rows = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=50) for t in documents[0]]
@@ -105,7 +122,9 @@ def test_four_micro_batches_equal_one_batch_of_four(adapted, documents, adapt):
 
 @pytest.mark.parametrize("adapt", ADAPTS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointed_activations_give_the_same_gradients(adapted, documents, adapt, dropout):
+def test_checkpointed_activations_give_the_same_gradients(
+    adapted: Callable[..., Gemma2], documents: Documents, adapt: str, dropout: float
+) -> None:
     model = adapted(ADAPTS[adapt]).train()
     for module in model.modules():
         if isinstance(module, LoRALinear):
@@ -126,7 +145,9 @@ def test_checkpointed_activations_give_the_same_gradients(adapted, documents, ad
 
 
 @pytest.mark.parametrize("adapt", ADAPTS)
-def test_only_adapter_parameters_train_and_the_base_gets_no_gradient(adapted, documents, adapt):
+def test_only_adapter_parameters_train_and_the_base_gets_no_gradient(
+    adapted: Callable[..., Gemma2], documents: Documents, adapt: str
+) -> None:
     model = adapted(ADAPTS[adapt])
     before = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     total_and_gradients(model, [pack(*documents, padding=0)])

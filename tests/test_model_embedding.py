@@ -1,5 +1,8 @@
 """New rows differ from one another, and a resize leaves everything else as it was."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,18 +10,16 @@ from lora.config import LoRAConfig
 from lora.inject import add_lora
 from model.embedding import new_rows, resize_embedding
 from model.loader import load_gemma2, save_gemma2
+from model.transformer import Gemma2
 
-PIECES = [
-    [4, 5, 6],
-    [4, 7, 5, 6],
-    [4, 5, 6],
-    [9],
-    [9, 9],
-]  # the first and third tag have the same pieces
+# The first and third tag have the same pieces.
+PIECES = [[4, 5, 6], [4, 7, 5, 6], [4, 5, 6], [9], [9, 9]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_new_rows_differ_far_above_bf16_resolution(make_model, dtype):
+def test_new_rows_differ_far_above_bf16_resolution(
+    make_model: Callable[..., Gemma2], dtype: torch.dtype
+) -> None:
     model = make_model(dtype=dtype)
     rows = new_rows(model, PIECES, seed=1)
     assert rows.shape == (5, 32) and rows.dtype == dtype
@@ -33,18 +34,21 @@ def test_new_rows_differ_far_above_bf16_resolution(make_model, dtype):
     assert nearest > 0.7  # still about the mean of the pieces
 
 
-def test_new_rows_are_seeded_and_checked(make_model):
+def test_new_rows_are_seeded_and_checked(make_model: Callable[..., Gemma2]) -> None:
     model = make_model()
     assert torch.equal(new_rows(model, PIECES, 1), new_rows(model, PIECES, 1))
     assert not torch.equal(new_rows(model, PIECES, 1), new_rows(model, PIECES, 2))
-    for pieces in ([[]], [[60]], [[-1]]):
+    wrong: list[list[list[int]]] = [[[]], [[60]], [[-1]]]
+    for pieces in wrong:
         with pytest.raises(ValueError, match="60 entries"):
             new_rows(model, pieces, 0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_resize_keeps_old_logits_tying_and_gradients(make_model, tmp_path, tied, dtype):
+def test_resize_keeps_old_logits_tying_and_gradients(
+    make_model: Callable[..., Gemma2], tmp_path: Path, tied: bool, dtype: torch.dtype
+) -> None:
     model = make_model(dtype=dtype, tie_word_embeddings=tied)
     model.model.embed_tokens.weight.requires_grad_(False)
     if not tied:
@@ -67,7 +71,7 @@ def test_resize_keeps_old_logits_tying_and_gradients(make_model, tmp_path, tied,
     assert torch.equal(load_gemma2(tmp_path)(with_new), model(with_new))
 
 
-def test_wrong_rows_and_wrapped_models_are_refused(make_model):
+def test_wrong_rows_and_wrapped_models_are_refused(make_model: Callable[..., Gemma2]) -> None:
     model = make_model()
     for shape in ((2, 31), (32,), (1, 2, 32)):
         with pytest.raises(ValueError, match=r"\(n, 32\)"):

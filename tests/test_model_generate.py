@@ -1,12 +1,16 @@
 """Decoding through the cache against full forward passes; sampling against its probabilities."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import model.generate as module
 from model.generate import Sampling, choose, decode, generate
+from model.transformer import Gemma2
 
 PROMPTS = [
     [2, 17, 5, 40, 33, 8, 21],
@@ -18,7 +22,7 @@ PROMPTS = [
 SEED, UNTIED = 3, {"tie_word_embeddings": False}
 
 
-def greedy(model, prompt, steps):
+def greedy(model: Gemma2, prompt: list[int], steps: int) -> list[int]:
     """The most probable ids by full forward passes, without a cache."""
     tokens = list(prompt)
     with torch.no_grad():
@@ -28,7 +32,9 @@ def greedy(model, prompt, steps):
 
 
 @pytest.mark.parametrize("window", [3, 5, 40])
-def test_a_batch_equals_each_prompt_alone_and_full_forward_passes(make_model, window):
+def test_a_batch_equals_each_prompt_alone_and_full_forward_passes(
+    make_model: Callable[..., Gemma2], window: int
+) -> None:
     """12 steps from lengths 2 to 12: every row crosses the window's edge, at different steps."""
     model = make_model(seed=SEED, sliding_window=window, **UNTIED)
     truth = [greedy(model, prompt, 12) for prompt in PROMPTS]
@@ -37,10 +43,14 @@ def test_a_batch_equals_each_prompt_alone_and_full_forward_passes(make_model, wi
     assert len({id for row in truth for id in row}) > 5  # no model that says one thing
 
 
-def test_every_step_has_the_logits_of_a_full_forward_pass(make_model, monkeypatch, relative):
+def test_every_step_has_the_logits_of_a_full_forward_pass(
+    make_model: Callable[..., Gemma2],
+    monkeypatch: pytest.MonkeyPatch,
+    relative: Callable[[Tensor, Tensor], float],
+) -> None:
     model, seen = make_model(seed=SEED, **UNTIED), []
 
-    def keep(logits, *_):
+    def keep(logits: Tensor, *_: Any) -> Tensor:
         seen.append(logits.clone())
         return choose(logits, Sampling(), None)
 
@@ -51,14 +61,14 @@ def test_every_step_has_the_logits_of_a_full_forward_pass(make_model, monkeypatc
         assert relative(torch.stack(seen)[:, row], truth) < 1e-5
 
 
-def test_a_batch_in_half_precision_is_the_prompt_alone(make_model):
+def test_a_batch_in_half_precision_is_the_prompt_alone(make_model: Callable[..., Gemma2]) -> None:
     model = make_model(seed=SEED, dtype=torch.bfloat16)
     assert [generate(model, [prompt], 6, ())[0] for prompt in PROMPTS[:2]] == generate(
         model, PROMPTS[:2], 6, ()
     )
 
 
-def test_a_stop_id_ends_its_row_only(make_model):
+def test_a_stop_id_ends_its_row_only(make_model: Callable[..., Gemma2]) -> None:
     model = make_model(seed=SEED, **UNTIED)
     whole = [greedy(model, prompt, 12) for prompt in PROMPTS]
     stop = whole[0][3]
@@ -69,7 +79,7 @@ def test_a_stop_id_ends_its_row_only(make_model):
     ]
 
 
-def test_none_after_the_end_and_no_step_too_many(make_model):
+def test_none_after_the_end_and_no_step_too_many(make_model: Callable[..., Gemma2]) -> None:
     model = make_model(seed=SEED, **UNTIED)
     first, second = greedy(model, PROMPTS[0], 12), greedy(model, PROMPTS[1], 12)
     steps = list(decode(model, PROMPTS[:2], 12, [first[0]]))
@@ -80,7 +90,7 @@ def test_none_after_the_end_and_no_step_too_many(make_model):
     assert len(list(decode(model, [PROMPTS[0]], 3, []))) == 3
 
 
-def test_the_last_position_can_be_used_but_no_further(make_model):
+def test_the_last_position_can_be_used_but_no_further(make_model: Callable[..., Gemma2]) -> None:
     model = make_model(max_position_embeddings=10)
     assert generate(model, [[2] * 6], 4, ())[0] == greedy(model, [2] * 6, 4)
     with pytest.raises(ValueError, match="7 tokens and 4 new ones exceed the model's 10 positions"):
@@ -88,25 +98,27 @@ def test_the_last_position_can_be_used_but_no_further(make_model):
 
 
 @pytest.mark.parametrize(("prompts", "new"), [([], 1), ([[]], 1), ([[2], []], 1), ([[2]], 0)])
-def test_empty_prompts_and_no_new_tokens_are_refused(make_model, prompts, new):
+def test_empty_prompts_and_no_new_tokens_are_refused(
+    make_model: Callable[..., Gemma2], prompts: list[list[int]], new: int
+) -> None:
     with pytest.raises(ValueError):
         generate(make_model(), prompts, new, ())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_forbidden_ids_never_appear(make_model, temperature):
+def test_forbidden_ids_never_appear(make_model: Callable[..., Gemma2], temperature: float) -> None:
     model = make_model(seed=SEED, **UNTIED)
     forbidden = tuple(sorted({id for prompt in PROMPTS for id in greedy(model, prompt, 12)}))
     replies = generate(model, PROMPTS, 12, (), Sampling(temperature, forbidden=forbidden))
     assert not {id for reply in replies for id in reply} & set(forbidden)
 
 
-def test_choosing_leaves_the_logits_as_they_are():
+def test_choosing_leaves_the_logits_as_they_are() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]])
     assert choose(logits, Sampling(forbidden=(2,)), None).item() == 1 and logits[0, 2] == 3.0
 
 
-def test_seeds_reproduce(make_model):
+def test_seeds_reproduce(make_model: Callable[..., Gemma2]) -> None:
     model = make_model(seed=SEED, **UNTIED)
     one, two, other = (
         generate(model, PROMPTS, 12, (), Sampling(1.0, seed=seed)) for seed in (7, 7, 8)
@@ -122,7 +134,7 @@ LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0])
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.01])
-def test_samples_follow_the_probabilities(temperature, top_p):
+def test_samples_follow_the_probabilities(temperature: float, top_p: float) -> None:
     """Chi-squared against the renormalised smallest set that holds p."""
     probabilities = torch.softmax(LOGITS.double() / temperature, 0)
     kept = next(k for k in range(1, 7) if k == 6 or probabilities[:k].sum() >= top_p)
@@ -138,7 +150,7 @@ def test_samples_follow_the_probabilities(temperature, top_p):
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6, 1e-4])
-def test_a_tiny_temperature_is_greedy(temperature):
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     ids = choose(10 * LOGITS[None], Sampling(temperature, 0.9), torch.Generator().manual_seed(0))
     assert ids.item() == 0
 
@@ -147,6 +159,6 @@ def test_a_tiny_temperature_is_greedy(temperature):
     ("temperature", "top_p"),
     [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0), (1, 1.1), (1, math.nan), (1, -0.5)],
 )
-def test_impossible_settings_are_refused(temperature, top_p):
+def test_impossible_settings_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match="got"):
         Sampling(temperature, top_p)

@@ -3,39 +3,43 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
+from model.transformer import Gemma2
 
 
 @pytest.fixture
-def folder(make_model, tmp_path):
+def folder(make_model: Callable[..., Gemma2], tmp_path: Path) -> Path:
     save_gemma2(make_model(), tmp_path)
     return tmp_path
 
 
-def edit_tensors(folder, change):
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def edit_config(folder, **changes):
+def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     raw = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in raw.items() if v != "DELETE"}))
 
 
-def test_every_difference_is_named_in_one_error(folder):
-    def change(tensors):
+def test_every_difference_is_named_in_one_error(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
         del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
         tensors["model.layers.9.extra.weight"] = torch.zeros(2)
         tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(3, 32)
@@ -56,7 +60,9 @@ def test_every_difference_is_named_in_one_error(folder):
     assert str(folder) in message
 
 
-def test_a_tied_duplicate_of_the_head_loads_and_a_different_head_does_not(folder, make_model):
+def test_a_tied_duplicate_of_the_head_loads_and_a_different_head_does_not(
+    folder: Path, make_model: Callable[..., Gemma2]
+) -> None:
     edit_tensors(
         folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
     )
@@ -73,14 +79,16 @@ def test_a_tied_duplicate_of_the_head_loads_and_a_different_head_does_not(folder
 
 
 @pytest.mark.parametrize("length", [0, 5, 200, -100])
-def test_a_truncated_file_is_one_sentence(folder, length):
+def test_a_truncated_file_is_one_sentence(folder: Path, length: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
         load_gemma2(folder)
 
 
-def test_a_missing_shard_and_a_broken_index_are_named(make_model, tmp_path):
+def test_a_missing_shard_and_a_broken_index_are_named(
+    make_model: Callable[..., Gemma2], tmp_path: Path
+) -> None:
     save_gemma2(make_model(), tmp_path, max_shard_bytes=30_000)
     shard = sorted(tmp_path.glob("model-*"))[1]
     shard.unlink()
@@ -116,14 +124,16 @@ def test_a_missing_shard_and_a_broken_index_are_named(make_model, tmp_path):
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaled rotary"),
     ],
 )
-def test_what_is_not_a_supported_gemma2_configuration_is_refused(folder, changes, part):
+def test_what_is_not_a_supported_gemma2_configuration_is_refused(
+    folder: Path, changes: dict[str, Any], part: str
+) -> None:
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=part) as caught:
         load_gemma2(folder)
     assert "config" in str(caught.value)
 
 
-def test_broken_config_files(folder):
+def test_broken_config_files(folder: Path) -> None:
     for content, kind in (("{", ValueError), ("[]", ValueError), (None, FileNotFoundError)):
         path = folder / "config.json"
         path.write_text(content) if content else path.unlink()
@@ -131,7 +141,7 @@ def test_broken_config_files(folder):
             load_gemma2(folder)
 
 
-def test_newer_transformers_configuration_loads(folder):
+def test_newer_transformers_configuration_loads(folder: Path) -> None:
     rope = {"rope_theta": 1234.0, "rope_type": "default"}
     types = ["sliding_attention", "full_attention", "sliding_attention"]
     edit_config(
@@ -164,7 +174,7 @@ PUBLISHED = """{
 }"""
 
 
-def test_the_real_models_published_configuration_loads(tmp_path):
+def test_the_real_models_published_configuration_loads(tmp_path: Path) -> None:
     """google/gemma-2-2b-it's config.json, whose null and absent fields mean different things."""
     (tmp_path / "config.json").write_text(PUBLISHED)
     assert Gemma2Config.from_json(tmp_path) == Gemma2Config()
@@ -189,14 +199,13 @@ class FakeResponse:
         (ConnectionError, ValueError),
     ],
 )
-def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, kind, expected):
-    def refuse(*args, **kwargs):
-        is_http = issubclass(kind, RepositoryNotFoundError)
-        raise (
-            kind("403 Client Error.\n\nCannot access", response=FakeResponse())
-            if is_http
-            else kind("no\nnetwork")
-        )
+def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, expected: type[Exception]
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        if issubclass(kind, RepositoryNotFoundError):
+            raise kind("403 Client Error.\n\nCannot access", response=FakeResponse())
+        raise kind("no\nnetwork")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(expected) as caught:
@@ -211,7 +220,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence_with_its_page(monkeypatch, 
 @pytest.mark.parametrize(
     "name", ["/no/such/folder", "./missing", "gemma", "a/b/c", "some folder/gemma 2"]
 )
-def test_what_can_be_no_hub_id_is_a_missing_folder(name):
+def test_what_can_be_no_hub_id_is_a_missing_folder(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_gemma2(name)
 
@@ -221,7 +230,7 @@ def test_a_file_where_a_folder_is_expected(folder: Path) -> None:
         load_gemma2(folder / "config.json")
 
 
-def test_dtype_conversion_and_evaluation_mode(folder):
+def test_dtype_conversion_and_evaluation_mode(folder: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         loaded = load_gemma2(folder, dtype=dtype)
         assert {p.dtype for p in loaded.parameters()} == {dtype}
@@ -234,7 +243,9 @@ def test_dtype_conversion_and_evaluation_mode(folder):
         )
 
 
-def test_saving_over_the_folder_that_is_loaded_keeps_it_whole(folder, make_model):
+def test_saving_over_the_folder_that_is_loaded_keeps_it_whole(
+    folder: Path, make_model: Callable[..., Gemma2]
+) -> None:
     """The weights are the mapped file itself; a save in another form leaves no stale file."""
     tokens = torch.arange(8)[None]
     expected = make_model()(tokens)
@@ -263,7 +274,9 @@ print(anonymous() - before, size, loaded.lm_head.weight.sum().item() != 0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_loading_copies_nothing_on_a_cpu(make_model, folder, tmp_path):
+def test_loading_copies_nothing_on_a_cpu(
+    make_model: Callable[..., Gemma2], folder: Path, tmp_path: Path
+) -> None:
     save_gemma2(make_model(vocab_size=200_000, hidden_size=64), tmp_path / "large")
     command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "large")]
     run = subprocess.run(

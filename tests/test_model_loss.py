@@ -1,17 +1,24 @@
 """The chunked loss against F.cross_entropy on whole logits: values, gradients, and memory."""
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import model.loss as loss_module
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
+from model.layers import TokenHead
 from model.loss import supervised_loss
+from model.transformer import Gemma2
 
-HEADS = {
+Problem = Callable[..., tuple[Gemma2, Tensor, Tensor]]
+
+HEADS: dict[str, LoRAConfig | None] = {
     "plain": None,
     "rows, tied": LoRAConfig(rank=3, dropout=0.0, token_ids=(3, 50, 59)),
     "LoRA on head": LoRAConfig(rank=3, dropout=0.0, adapt="course"),
@@ -19,19 +26,26 @@ HEADS = {
 
 
 @pytest.fixture
-def problem(make_model, randomized, monkeypatch):
-    """problem(head, dtype, **changes) -> model, hidden (B, T, D) and targets, a third supervised."""
+def problem(
+    make_model: Callable[..., Gemma2],
+    randomized: Callable[[nn.Module], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Problem:
+    """problem(head, dtype, **changes) -> model, hidden (B, T, D), targets, a third supervised."""
     # Four rows and seven columns: neither the last chunk nor the last block is full.
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)
     monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
     monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)
 
-    def make(head, dtype=torch.float32, **changes):
+    def make(
+        head: str, dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> tuple[Gemma2, Tensor, Tensor]:
         model = make_model(dtype=dtype, **changes)
         model.requires_grad_(False)
-        if HEADS[head] is not None:
+        lora = HEADS[head]
+        if lora is not None:
             frozen = {id(p) for p in model.parameters()}
-            add_lora(model, HEADS[head])
+            add_lora(model, lora)
             for parameter in trainable_parameters(model).values():
                 assert id(parameter) not in frozen
                 parameter.data.normal_(std=0.3)
@@ -43,12 +57,12 @@ def problem(make_model, randomized, monkeypatch):
     return make
 
 
-def reference(model, hidden, targets):
+def reference(model: Gemma2, hidden: Tensor, targets: Tensor) -> Tensor:
     logits = model.logits(hidden)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def gradients(model, hidden, loss):
+def gradients(model: Gemma2, hidden: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
     params = [p for p in model.lm_head.parameters() if p.requires_grad]
     return torch.autograd.grad(loss, [hidden, *params])
 
@@ -57,8 +71,12 @@ def gradients(model, hidden, loss):
 @pytest.mark.parametrize("cap", [6.0, None])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_value_and_gradients_equal_cross_entropy_on_whole_logits(
-    problem, relative, head, cap, scale
-):
+    problem: Problem,
+    relative: Callable[[Tensor, Tensor], float],
+    head: str,
+    cap: float | None,
+    scale: float,
+) -> None:
     model, hidden, targets = problem(head, final_logit_softcapping=cap)
     loss, count = supervised_loss(model, hidden, targets, scale)
     truth = reference(model, hidden, targets)
@@ -72,7 +90,12 @@ def test_value_and_gradients_equal_cross_entropy_on_whole_logits(
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 10, 11, 1000])
-def test_every_chunk_size_gives_the_same(problem, relative, monkeypatch, rows):
+def test_every_chunk_size_gives_the_same(
+    problem: Problem,
+    relative: Callable[[Tensor, Tensor], float],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+) -> None:
     model, hidden, targets = problem("LoRA on head")
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", rows * 60 * 4)
     loss, _ = supervised_loss(model, hidden, targets)
@@ -84,7 +107,9 @@ def test_every_chunk_size_gives_the_same(problem, relative, monkeypatch, rows):
         assert relative(mine, right) < 1e-5
 
 
-def test_confident_logits_at_the_cap_stay_finite(problem, relative):
+def test_confident_logits_at_the_cap_stay_finite(
+    problem: Problem, relative: Callable[[Tensor, Tensor], float]
+) -> None:
     """exp(30), 60 times over: the sum without a maximum taken off."""
     model, hidden, targets = problem("rows, tied", final_logit_softcapping=30.0)
     loss, _ = supervised_loss(model, hidden * 1e3, targets)
@@ -94,8 +119,10 @@ def test_confident_logits_at_the_cap_stay_finite(problem, relative):
 
 @pytest.mark.parametrize("head", ["plain", "rows, tied"])
 @pytest.mark.parametrize("confidence", [1.0, 5.0])
-def test_a_confident_bf16_gradient_does_not_drown_in_rounding(problem, head, confidence):
-    """Against the exact gradient at the same bf16 logits; at 5.0 the targets' mean p is over 0.99."""
+def test_a_confident_bf16_gradient_does_not_drown_in_rounding(
+    problem: Problem, head: str, confidence: float
+) -> None:
+    """Against the exact gradient at the same bf16 logits; at 5.0 the targets are over 0.99 sure."""
     model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=30.0)
     weight = effective_weight(model)
     targets = torch.arange(30).view(2, 15) + 30  # the replaced rows 50 and 59 among them
@@ -116,16 +143,17 @@ def test_a_confident_bf16_gradient_does_not_drown_in_rounding(problem, head, con
     assert ((ours.double() - exact).norm() / exact.norm()).item() < 0.01
 
 
-def effective_weight(model):
+def effective_weight(model: Gemma2) -> Tensor:
     """The head's weight with its trained rows in place."""
     weight = model.lm_head.weight.detach().clone()
-    if hasattr(model.lm_head, "trained"):
-        weight[model.lm_head.trained.ids] = model.lm_head.trained.rows.detach().to(weight.dtype)
+    if isinstance(model.lm_head, TokenHead):
+        ids, rows = model.lm_head.replaced_rows()
+        weight[list(ids)] = rows.detach().to(weight.dtype)
     return weight
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
+def test_no_supervised_position_gives_zero_and_zero_gradients(problem: Problem, head: str) -> None:
     model, hidden, targets = problem(head)
     loss, count = supervised_loss(model, hidden, torch.full_like(targets, -100))
     assert (loss.item(), count) == (0.0, 0)
@@ -135,7 +163,9 @@ def test_no_supervised_position_gives_zero_and_zero_gradients(problem, head):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, dtype):
+def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(
+    problem: Problem, head: str, dtype: torch.dtype
+) -> None:
     """fp16 on a CPU goes through the upcast product, into whose result token rows are written."""
     model, hidden, targets = problem(head, dtype)
     # 60 rows in chunks of 40: more than the upcast's least number.
@@ -161,7 +191,7 @@ def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(problem, head, d
         assert error <= 2 * allowed + 1e-6, f"{error:.2e} against {allowed:.2e}"
 
 
-def test_a_scaled_fp16_gradient_does_not_underflow(problem):
+def test_a_scaled_fp16_gradient_does_not_underflow(problem: Problem) -> None:
     """Divided by 5 million tokens, an unscaled fp16 gradient would be zero."""
     model, hidden, targets = problem("plain", torch.float16)
     scale = 65536.0
@@ -170,7 +200,7 @@ def test_a_scaled_fp16_gradient_does_not_underflow(problem):
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 
 
-def vocabulary_wide_tensors():
+def vocabulary_wide_tensors() -> list[tuple[int, ...]]:
     gc.collect()
     return [
         tuple(t.shape)
@@ -180,29 +210,39 @@ def vocabulary_wide_tensors():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_no_logits_stay_alive_after_the_forward(problem, head):
+def test_no_logits_stay_alive_after_the_forward(problem: Problem, head: str) -> None:
     model, hidden, targets = problem(head)
     params = [tuple(p.shape) for p in model.lm_head.parameters() if p.requires_grad]
     before = vocabulary_wide_tensors()
-    inside = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: inside.append(tuple(t.shape)) or t, lambda t: t
-    ):
+    inside: list[tuple[int, ...]] = []
+
+    def note(x: Tensor) -> Tensor:
+        inside.append(tuple(x.shape))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         loss, _ = supervised_loss(model, hidden, targets)
     assert vocabulary_wide_tensors() == before
     # The 10 supervised rows in chunks of 4: even during a chunk autograd keeps no (rows, V) tensor.
     assert inside and not {(10, 60), (4, 60), (2, 60)} & set(inside)
-    assert [tuple(t.shape) for t in loss.grad_fn.saved_tensors] == [(10, 32), *params]
+    saved: Any = loss.grad_fn
+    assert [tuple(t.shape) for t in saved.saved_tensors] == [(10, 32), *params]
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_evaluation_takes_no_gradient(problem, relative, monkeypatch, head):
+def test_evaluation_takes_no_gradient(
+    problem: Problem,
+    relative: Callable[[Tensor, Tensor], float],
+    monkeypatch: pytest.MonkeyPatch,
+    head: str,
+) -> None:
     model, hidden, targets = problem(head)
-    asked, modes = [], []
+    asked: list[bool] = []
+    modes: list[bool] = []
     handle = model.lm_head.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     sweep = loss_module._sweep
 
-    def recording(*args):
+    def recording(*args: Any) -> Any:
         asked.append(args[-1].needs_grad)
         return sweep(*args)
 

@@ -1,7 +1,12 @@
 """Gemma-2 against Transformers, through files both ways; cached and packed against plain passes."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from model.attention import KVCache
 from model.attention_flex import FlexAttention
@@ -14,7 +19,7 @@ from model.transformer import Embedding, Gemma2
 transformers = pytest.importorskip("transformers")
 
 # Transformers wants hidden_size to be a multiple of the heads, though nothing depends on it.
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "three heads, one kv": {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 30},
     "six heads, two kv": {
@@ -41,13 +46,13 @@ SHAPES = {
 }
 
 
-def hf_load(folder, dtype=torch.float32):
+def hf_load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return transformers.Gemma2ForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 
 
-def hf_random(config, randomized):
+def hf_random(config: Gemma2Config, randomized: Callable[[nn.Module], None]) -> Any:
     """A Transformers model of the same shape that owes nothing to our saving code."""
     values = {
         name: value
@@ -65,8 +70,12 @@ def hf_random(config, randomized):
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
 def test_logits_equal_transformers_through_files_both_ways(
-    make_model, relative, randomized, tmp_path, changes
-):
+    make_model: Callable[..., Gemma2],
+    relative: Callable[[Tensor, Tensor], float],
+    randomized: Callable[[nn.Module], None],
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
     ours = make_model(**changes)
     tokens = torch.randint(0, ours.config.vocab_size, (3, 17))  # rows longer than the window of 5
 
@@ -86,7 +95,12 @@ def test_logits_equal_transformers_through_files_both_ways(
     ) == ours.config.tie_word_embeddings
 
 
-def test_shards_of_both_sides_load(make_model, relative, randomized, tmp_path):
+def test_shards_of_both_sides_load(
+    make_model: Callable[..., Gemma2],
+    relative: Callable[[Tensor, Tensor], float],
+    randomized: Callable[[nn.Module], None],
+    tmp_path: Path,
+) -> None:
     ours = make_model()
     tokens = torch.randint(0, 60, (2, 9))
     save_gemma2(ours, tmp_path / "ours", max_shard_bytes=20_000)
@@ -100,7 +114,9 @@ def test_shards_of_both_sides_load(make_model, relative, randomized, tmp_path):
         assert torch.equal(load_gemma2(tmp_path / "ours")(tokens), ours(tokens))
 
 
-def test_bf16_is_as_close_to_the_float64_truth_as_transformers(make_model, tmp_path):
+def test_bf16_is_as_close_to_the_float64_truth_as_transformers(
+    make_model: Callable[..., Gemma2], tmp_path: Path
+) -> None:
     save_gemma2(make_model(hidden_size=64, num_hidden_layers=4), tmp_path)
     tokens = torch.randint(0, 60, (4, 24))
     with torch.no_grad():
@@ -115,7 +131,11 @@ def test_bf16_is_as_close_to_the_float64_truth_as_transformers(make_model, tmp_p
 
 
 @pytest.mark.parametrize("chunks", [[1] * 16, [7, 1, 1, 7], [3, 13], [16]], ids=str)
-def test_cached_decoding_equals_uncached_across_the_window(make_model, relative, chunks):
+def test_cached_decoding_equals_uncached_across_the_window(
+    make_model: Callable[..., Gemma2],
+    relative: Callable[[Tensor, Tensor], float],
+    chunks: list[int],
+) -> None:
     model = make_model()
     tokens = torch.randint(0, 60, (2, 16))  # the window of 5 ends inside
     cache = KVCache(model.config, 2, 16, "cpu", torch.float32)
@@ -129,7 +149,9 @@ def test_cached_decoding_equals_uncached_across_the_window(make_model, relative,
         assert relative(torch.cat(logits, dim=1), model(tokens)) < 1e-5
 
 
-def test_rows_of_different_lengths_share_a_cache(make_model, relative):
+def test_rows_of_different_lengths_share_a_cache(
+    make_model: Callable[..., Gemma2], relative: Callable[[Tensor, Tensor], float]
+) -> None:
     """Right-padded prompts of 9 and 4 tokens, then three steps each at its own position."""
     model = make_model()
     tokens = torch.randint(0, 60, (2, 12))
@@ -146,7 +168,9 @@ def test_rows_of_different_lengths_share_a_cache(make_model, relative):
             assert relative(torch.cat(steps, dim=1)[row : row + 1], alone) < 1e-5
 
 
-def test_a_full_cache_and_documents_with_a_cache_are_refused(make_model):
+def test_a_full_cache_and_documents_with_a_cache_are_refused(
+    make_model: Callable[..., Gemma2],
+) -> None:
     model = make_model()
     cache = KVCache(model.config, 1, 3, "cpu", torch.float32)
     tokens = torch.zeros(1, 4, dtype=torch.long)
@@ -156,7 +180,9 @@ def test_a_full_cache_and_documents_with_a_cache_are_refused(make_model):
         model(tokens[:, :2], documents=tokens[:, :2], cache=cache)
 
 
-def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(make_model, relative):
+def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(
+    make_model: Callable[..., Gemma2], relative: Callable[[Tensor, Tensor], float]
+) -> None:
     model = make_model()
     parts = [torch.randint(0, 60, (1, n)) for n in (9, 1, 12, 4)]
     padding = torch.full((1, 3), 7)
@@ -172,6 +198,7 @@ def test_packed_logits_equal_separate_ones_and_padding_does_not_matter(make_mode
 
 def test_the_embeddings_factor_is_rounded_as_in_transformers() -> None:
     """sqrt(3584) is 59.87, in bfloat16 59.75; that of the 2B model, 48, would hide an error."""
+    shape: dict[str, Any]
     shape = {"hidden_size": 3584, "vocab_size": 50, "intermediate_size": 4, "num_hidden_layers": 1}
     shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2}
     ours = Gemma2(Gemma2Config(**shape)).bfloat16()
@@ -189,7 +216,9 @@ def test_the_embeddings_factor_is_rounded_as_in_transformers() -> None:
     assert Embedding(2, 3584).scale.item() == pytest.approx(3584**0.5, rel=1e-7)
 
 
-def test_the_attention_of_a_pass_multiplies_in_what_the_device_is_fast_at(make_model) -> None:
+def test_the_attention_of_a_pass_multiplies_in_what_the_device_is_fast_at(
+    make_model: Callable[..., Gemma2],
+) -> None:
     """float16 has no product on a CPU; only the decoder asks, once for all layers."""
     positions = torch.arange(4)[None]
     for dtype, upcast in ((torch.float32, False), (torch.float16, True)):
@@ -197,7 +226,7 @@ def test_the_attention_of_a_pass_multiplies_in_what_the_device_is_fast_at(make_m
         assert isinstance(attend, TiledAttention) and attend.upcast == upcast
 
 
-def test_rms_norm_gradients_equal_autograds(relative):
+def test_rms_norm_gradients_equal_autograds(relative: Callable[[Tensor, Tensor], float]) -> None:
     norm = RMSNorm(24, 1e-3)
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(3, 5, 24, requires_grad=True)
@@ -212,31 +241,32 @@ def test_rms_norm_gradients_equal_autograds(relative):
         assert relative(ours, theirs) < 1e-6
 
 
-def test_float16_survives_outputs_and_residuals_beyond_its_range(make_model, relative):
+def test_float16_survives_outputs_and_residuals_beyond_its_range(
+    make_model: Callable[..., Gemma2], relative: Callable[[Tensor, Tensor], float]
+) -> None:
     """o_proj and down_proj give more than 65,504, and the residual stream grows past it too."""
     model = make_model(final_logit_softcapping=None)
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_(3e4)
-            layer.mlp.down_proj.weight.mul_(1e4)
-            layer.post_feedforward_layernorm.weight.add_(5e4)
+            layer.get_parameter("self_attn.o_proj.weight").mul_(3e4)
+            layer.get_parameter("mlp.down_proj.weight").mul_(1e4)
+            layer.get_parameter("post_feedforward_layernorm.weight").add_(5e4)
     tokens = torch.randint(0, 60, (2, 17))
     with torch.no_grad():
         truth = model(tokens)
-        peak = max(h.abs().max().item() for h in outputs_of(model, "down_proj", "o_proj", tokens))
+        peak = max(h.abs().max().item() for h in outputs_of(model, ("down_proj", "o_proj"), tokens))
         assert peak > 65_504
         ours = model.half()(tokens)
     assert torch.isfinite(ours).all() and relative(ours, truth) < 2e-2
 
 
-def outputs_of(model, *names_and_tokens):
+def outputs_of(model: Gemma2, names: tuple[str, ...], tokens: Tensor) -> list[Tensor]:
     """What the modules whose names end in one of the names return for the tokens."""
-    *names, tokens = names_and_tokens
-    found = []
+    found: list[Tensor] = []
     hooks = [
         m.register_forward_hook(lambda _m, _i, y: found.append(y))
         for n, m in model.named_modules()
-        if n.endswith(tuple(names))
+        if n.endswith(names)
     ]
     model(tokens)
     for hook in hooks:
@@ -245,30 +275,28 @@ def outputs_of(model, *names_and_tokens):
 
 
 @pytest.mark.parametrize("window", [5, 40])
-def test_flexattention_sees_what_the_loop_over_documents_sees(make_model, relative, window):
+def test_flexattention_sees_what_the_loop_over_documents_sees(
+    make_model: Callable[..., Gemma2],
+    relative: Callable[[Tensor, Tensor], float],
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+) -> None:
     """Uncompiled on a CPU, where it has no backward pass; all of it on a GPU."""
     model = make_model(sliding_window=window, head_dim=16)
     documents = torch.tensor([[0] * 9 + [1] * 8, [0] * 3 + [1] * 12 + [-1] * 2])
-    positions = torch.cat(
-        [
-            torch.arange(int(n))
-            for row in documents
-            for n in row.unique_consecutive(return_counts=True)[1]
-        ]
-    )
-    tokens, positions = torch.randint(0, 60, (2, 17)), positions.view(2, 17)
+    spans = document_spans(documents, 2, 17)
+    positions = torch.cat([torch.arange(stop - start) for _, start, stop in spans]).view(2, 17)
+    tokens = torch.randint(0, 60, (2, 17))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokens, positions, documents = (
-        x.to(device) for x in (model, tokens, positions, documents)
-    )
-    model.requires_grad_(device == "cuda")
-    spans, results = document_spans(documents, 2, 17), []
+    model = model.to(device).requires_grad_(device == "cuda")
+    tokens, positions, documents = (x.to(device) for x in (tokens, positions, documents))
+    results = []
     flex = FlexAttention.of(documents, window, is_compiled=device == "cuda")
     for attend in (TiledAttention(spans), flex):
-        model.model.choose_attention = lambda *_, attend=attend: attend
+        monkeypatch.setattr(model.model, "choose_attention", lambda *_, attend=attend: attend)
         logits = model(tokens, positions, documents)
         parameters = [p for p in model.model.layers.parameters() if p.requires_grad]
-        gradients = ()
+        gradients: tuple[Tensor, ...] = ()
         if parameters:
             gradients = torch.autograd.grad(logits.square().sum(), parameters)
         results.append([logits, *gradients])

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from common.device import Precision, pick_precision
-from lora.ops import resolve_impl
+from lora.implementations import resolve_impl
 from model.config import Gemma2Config
 from model.recompute import MicroBatch, pick_checkpointing
 

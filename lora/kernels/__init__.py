@@ -1,1 +1,1 @@
-"""Triton kernels of the low-rank path and their launchers; nothing imports them before they are chosen."""
+"""Triton kernels of the low-rank path and their launchers, imported only when chosen."""

@@ -1,8 +1,17 @@
-"""The launchers: what `lora.steps` does in PyTorch, with the kernels. Same names, same arguments.
+"""The launchers: the five steps of `lora/steps.py` as Triton kernels, same names and signatures.
 
-Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all linears that share x. `seed` is one int64 on
-the tensors' device, read by the kernels: the host never waits. Nothing is written but what a name with a trailing
-underscore says. On a CPU the kernels run in Triton's interpreter, whose bfloat16 products need UPCAST.
+Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all linears that share x.
+
+    shrink              s  = scale * D(x) a^T            (M, R)
+    expand_             y += s b^T                       (M, N) in place
+    expand_backward     ds = scaling * dy b,  db = dy^T s    (M, r), (N, r)
+    shrink_backward_    da = ds^T D(x)                   (R, K);  dx += D'(ds a)    (M, K) in place
+    keep_mask           the elements of x that D keeps   (M, K) bool
+
+D(x) is x with dropped elements at zero, over 1 - p. `seed` is one int64 on the tensors' device,
+read by the kernels: the host never waits. Nothing is written but what a name with a trailing
+underscore says. On a CPU the kernels run in Triton's interpreter, whose bfloat16 products need
+UPCAST.
 """
 
 import torch
@@ -21,6 +30,7 @@ from lora.kernels.tiles import (
     MASK,
     MAX_SLICE,
     SUM,
+    Tile,
     capability_of,
     padded,
     split_columns,
@@ -29,100 +39,73 @@ from lora.kernels.tiles import (
 )
 
 
-def keep_mask(M: int, K: int, p: float, seed: Tensor) -> Tensor:
-    """The mask that the kernels make: bool (M, K) on seed's device, True where an element is kept. See `mask`."""
-    out = torch.empty(M, K, dtype=torch.bool, device=seed.device)
-    if out.numel():
-        grid = (triton.cdiv(M, MASK.rows), triton.cdiv(K, MASK.cols))
-        with torch.cuda.device_of(seed):
-            keep_mask_kernel[grid](
-                out, seed, M, K, drop_threshold(p), ROWS=MASK.rows, COLS=MASK.cols, **MASK.options
-            )
-    return out
-
-
 def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tensor:
-    """s = scale * dropout_p(x) a^T: x (M, K), a (R, K) and scale (R,) float32 -> (M, R) in x's dtype, rounded once."""
+    """s (M, R) = scale * D(x) a^T in x's dtype, rounded once.
+
+    x (M, K), a (R, K) float32, scale (R,) float32.
+    """
     (M, K), R = x.shape, a.shape[0]
     if M == 0:
-        return x.new_empty(0, R)
+        return x.new_empty(0, R)  # a grid without programs cannot be launched
     x = _readable(x)
     tile = tile_for(capability_of(x.device), "shrink", R, x.dtype)
+    # With few rows there are few row blocks: the columns are split too, so that every
+    # multiprocessor has work.
     splits, steps = split_columns(M, K, tile)
-    out = torch.empty(
-        splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device
-    )
+    # Partial sums stay in float32; a single split is complete and rounds to x's dtype at once.
+    out_dtype = x.dtype if splits == 1 else torch.float32
+    out = torch.empty(splits, M, R, dtype=out_dtype, device=x.device)
+    inputs, sizes = (x, a.contiguous(), scale, seed), (M, K, R, x.stride(0))
+    options = _constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
-        shrink_kernel[(triton.cdiv(M, tile.rows), splits)](
-            x,
-            a.contiguous(),
-            scale,
-            seed,
-            out,
-            M,
-            K,
-            R,
-            x.stride(0),
-            drop_threshold(p),
-            1.0 / (1.0 - p),
-            RANK=padded(R),
-            ROWS=tile.rows,
-            COLS=tile.cols,
-            STEPS=steps,
-            DROPOUT=p > 0,
-            UPCAST=x.device.type == "cpu",
-            **tile.options,
-        )
+        grid = (triton.cdiv(M, tile.rows), splits)
+        shrink_kernel[grid](*inputs, out, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
         return _sum_parts(out, x.dtype)
 
 
 def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
-    """y += s b^T in place, rounded once: y (M, N), s (M, r) in y's dtype, b (N, r) float32."""
-    _add_product_(y, s, b.t(), 0.0, y)
+    """y (M, N) += s (M, r) b^T in place, rounded once: s in y's dtype, b (N, r) float32."""
+    # Without dropout the kernel reads no seed; y stands in for that pointer.
+    _add_product_(y, s, b.t(), p=0.0, seed=y)
 
 
 def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """ds = scaling * dy b in dy's dtype and db = dy^T s in float32, from one read of dy.
+    """ds (M, r) = scaling * dy b in dy's dtype, db (N, r) = dy^T s in float32; dy is read once.
 
-    dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled -> ds (M, r), db (N, r).
+    dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled.
     """
     (M, N), R = dy.shape, b.shape[1]
     if M == 0:
         return dy.new_empty(0, R), b.new_zeros(N, R)
     dy, s = _readable(dy), _readable(s)
+    # Slices of a large rank: more ranks in one program would leave it narrower strips of dy.
     rank = min(padded(R), MAX_SLICE)
     tile = tile_for(capability_of(dy.device), "expand_backward", rank, dy.dtype)
     blocks, steps = split_rows(M, N, tile)
     slices, strips = triton.cdiv(R, rank), triton.cdiv(N, tile.cols)
-    ds = torch.empty(
-        strips, M, R, dtype=dy.dtype if strips == 1 else torch.float32, device=dy.device
-    )
+    # One product sums over the columns of dy, the other over its rows: each leaves partial sums
+    # along the other cut.
+    ds_dtype = dy.dtype if strips == 1 else torch.float32
+    ds = torch.empty(strips, M, R, dtype=ds_dtype, device=dy.device)
     db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
+    inputs, sizes = (dy, b.contiguous(), s), (M, N, R, dy.stride(0), s.stride(0))
+    options = _constants(tile, rank, dy) | {"STEPS": steps}
     with torch.cuda.device_of(dy):
-        expand_backward_kernel[(slices, blocks, strips)](
-            dy,
-            b.contiguous(),
-            s,
-            ds,
-            db,
-            float(scaling),
-            M,
-            N,
-            R,
-            dy.stride(0),
-            s.stride(0),
-            RANK=rank,
-            ROWS=tile.rows,
-            COLS=tile.cols,
-            STEPS=steps,
-            UPCAST=dy.device.type == "cpu",
-            **tile.options,
-        )
+        grid = (slices, blocks, strips)
+        expand_backward_kernel[grid](*inputs, ds, db, float(scaling), *sizes, **options)
         return _sum_parts(ds, dy.dtype), _sum_parts(db, torch.float32)
 
 
-def grad_a(ds: Tensor, x: Tensor, p: float, seed: Tensor) -> Tensor:
-    """da = ds^T dropout_p(x), under the mask of `shrink`: ds (M, R) and x (M, K) in one dtype -> (R, K) float32."""
+def shrink_backward_(
+    dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
+) -> Tensor:
+    """da = ds^T D(x) (R, K) in float32; adds D'(ds a) to dx (M, K) in place where there is one.
+
+    ds (M, R) and x (M, K) in one dtype, a (R, K) float32; the mask is that of `shrink`.
+    """
+    # Two kernels: dx is written once for each element of x, da is summed over all rows of it.
+    if dx is not None:
+        _add_product_(dx, ds, a, p, seed)
     (M, K), R = x.shape, ds.shape[1]
     if M == 0:
         return torch.zeros(R, K, dtype=torch.float32, device=x.device)
@@ -130,94 +113,78 @@ def grad_a(ds: Tensor, x: Tensor, p: float, seed: Tensor) -> Tensor:
     tile = tile_for(capability_of(x.device), "grad_a", R, x.dtype)
     blocks, steps = split_rows(M, K, tile)
     da = torch.empty(blocks, R, K, dtype=torch.float32, device=x.device)
+    sizes = (M, K, R, ds.stride(0), x.stride(0))
+    options = _constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
-        grad_a_kernel[(blocks, triton.cdiv(K, tile.cols))](
-            ds,
-            x,
-            seed,
-            da,
-            M,
-            K,
-            R,
-            ds.stride(0),
-            x.stride(0),
-            drop_threshold(p),
-            1.0 / (1.0 - p),
-            RANK=padded(R),
-            ROWS=tile.rows,
-            COLS=tile.cols,
-            STEPS=steps,
-            DROPOUT=p > 0,
-            UPCAST=x.device.type == "cpu",
-            **tile.options,
-        )
+        grid = (blocks, triton.cdiv(K, tile.cols))
+        grad_a_kernel[grid](ds, x, seed, da, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
         return _sum_parts(da, torch.float32)
 
 
-def add_grad_x_(dx: Tensor, ds: Tensor, a: Tensor, p: float, seed: Tensor) -> None:
-    """dx += keep / (1 - p) * (ds a) in place, under the mask of `shrink`: dx (M, K), ds (M, R), a (R, K) float32."""
-    _add_product_(dx, ds, a, p, seed)
+def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """The mask of x (M, K), bool: true where an element is kept.
 
-
-def shrink_backward_(
-    dx: Tensor | None, ds: Tensor, x: Tensor, a: Tensor, p: float, seed: Tensor
-) -> Tensor:
-    """da (R, K); adds the low-rank part to dx (M, K) in place where there is one: the two functions above."""
-    if dx is not None:
-        add_grad_x_(dx, ds, a, p, seed)
-    return grad_a(ds, x, p, seed)
+    For tests, and to compare with another implementation.
+    """
+    M, K = x.shape
+    out = torch.empty(M, K, dtype=torch.bool, device=x.device)
+    if out.numel():
+        grid = (triton.cdiv(M, MASK.rows), triton.cdiv(K, MASK.cols))
+        with torch.cuda.device_of(x):
+            keep_mask_kernel[grid](
+                out, seed, M, K, drop_threshold(p), ROWS=MASK.rows, COLS=MASK.cols, **MASK.options
+            )
+    return out
 
 
 def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tensor) -> None:
-    """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), summed in float32 and rounded once.
+    """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), in float32, rounded once.
 
-    Raises: ValueError where out's columns are not one apart: a copy would leave the caller's tensor as it was.
+    Raises: ValueError where out's columns are not one apart: a copy would leave the caller's tensor
+    as it was.
     """
     (M, N), R = out.shape, left.shape[1]
     if out.stride(1) != 1 and N > 1:
         raise ValueError(
-            f"in-place low-rank product: expected columns one element apart, got strides {out.stride()}"
+            "in-place low-rank product: expected columns one element apart, "
+            f"got strides {out.stride()}"
         )
     if out.numel() == 0:
         return
     left = _readable(left)
     tile = tile_for(capability_of(out.device), "add_product", R, out.dtype)
+    # `right` may be transposed: both of its strides are passed on, which costs nothing for so small
+    # a matrix.
+    sizes = (M, N, R, out.stride(0), left.stride(0), *right.stride())
+    options = _constants(tile, padded(R), out) | {"DROPOUT": p > 0}
     with torch.cuda.device_of(out):
-        add_product_kernel[(triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))](
-            out,
-            left,
-            right,
-            seed,
-            M,
-            N,
-            R,
-            out.stride(0),
-            left.stride(0),
-            right.stride(0),
-            right.stride(1),
-            drop_threshold(p),
-            1.0 / (1.0 - p),
-            RANK=padded(R),
-            ROWS=tile.rows,
-            COLS=tile.cols,
-            DROPOUT=p > 0,
-            UPCAST=out.device.type == "cpu",
-            **tile.options,
+        grid = (triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))
+        add_product_kernel[grid](
+            out, left, right, seed, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options
         )
 
 
+def _constants(tile: Tile, rank: int, x: Tensor) -> dict[str, int]:
+    """What every kernel with a matrix product is compiled for: tile, rank, compiler options."""
+    sizes = {"RANK": rank, "ROWS": tile.rows, "COLS": tile.cols}
+    # The interpreter's bfloat16 products are wrong, so on a CPU the operands are float32.
+    return sizes | {"UPCAST": x.device.type == "cpu"} | tile.options
+
+
 def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over the first dimension of float32 partial results, always in the same order -> `dtype`."""
+    """The sum of float32 parts over their first dimension, in a fixed order -> `dtype`."""
     if len(parts) == 1 and parts.dtype == dtype:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
     grid = (triton.cdiv(out.numel(), SUM.cols),)
-    sum_parts_kernel[grid](
-        parts, out, len(parts), out.numel(), CHUNK=SUM.rows, BLOCK=SUM.cols, **SUM.options
-    )
+    constants = {"CHUNK": SUM.rows, "BLOCK": SUM.cols} | SUM.options
+    sum_parts_kernel[grid](parts, out, len(parts), out.numel(), **constants)
     return out
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """`tensor` (rows, columns) with its columns one apart, as the kernels read it; expanded or transposed, it is copied."""
+    """`tensor` (rows, columns) with its columns one apart, as the kernels read it.
+
+    Expanded or transposed, it is copied.
+    """
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()

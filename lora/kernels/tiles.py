@@ -1,7 +1,8 @@
-"""Tile sizes of the low-rank kernels: one frozen table, and the rules that cut the work into programs.
+"""Tile sizes of the low-rank kernels: one frozen table, and how work is cut into programs.
 
-Separate, because it is what changes when somebody measures on a new GPU, and because it needs no Triton: whoever
-chooses an implementation may ask `supported` first. Letters: M rows, K in, N out, R stacked ranks.
+Separate, because it is what changes when somebody measures on a new GPU, and because it needs no
+Triton: whoever chooses an implementation may ask `supported` first. Letters: M rows, K in, N out, R
+stacked ranks.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,16 @@ from types import MappingProxyType
 import torch
 
 WANTED_PROGRAMS = 128  # about one for each multiprocessor of an A100 (108) or H100 (132)
-MAX_STEPS = (
-    16  # row tiles that one program of a reduction over M reads: with more, too few programs remain
-)
+# Row tiles that one program of a reduction over M reads: with more, too few programs remain.
+MAX_STEPS = 16
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One program's tile: `rows` of M by `cols` of K or N, worked on by `warps`, with `stages` of loads in flight."""
+    """One program's tile: `rows` of M by `cols` of K or N.
+
+    `warps` work on it, with `stages` of loads in flight.
+    """
 
     rows: int
     cols: int
@@ -29,19 +32,22 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int]:
-        """What the launch passes on to the compiler; fused multiply-adds are asked for because the default is changing."""
+        """What the launch passes on to the compiler.
+
+        Fused multiply-adds are asked for because the default is changing.
+        """
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-# The largest padded rank that a row of the table serves; a rank takes the first bucket that holds it.
+# The largest padded rank that a row of the table serves; a rank takes the first that is enough.
 RANK_BUCKETS = (16, 64, 256)
-# expand_backward works on slices of the rank: with more columns of b in a program its strips of dy become narrow, and the
-# partial ds, one for each strip, would outgrow dy.
+# expand_backward works on slices of the rank: with more columns of b in a program its strips of dy
+# become narrow, and the partial ds, one for each strip, would outgrow dy.
 MAX_SLICE = 64
 
-# (architecture, kernel, rank bucket); an architecture without a row of its own takes that of "any", which fits in the
-# 99 KB of a consumer card (sm_86, sm_89, sm_120). Chosen by byte counts and the compiler's report (no spill; mostly two
-# blocks to a multiprocessor); not yet timed on a GPU.
+# (architecture, kernel, rank bucket); an architecture without a row of its own takes that of "any",
+# which fits in the 99 KB of a consumer card (sm_86, sm_89, sm_120). Chosen by byte counts and the
+# compiler's report (no spill; mostly two blocks to a multiprocessor); not yet timed on a GPU.
 TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
     {
         ("any", "shrink", 16): Tile(64, 64, 4, 3),
@@ -82,7 +88,8 @@ TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
         ("sm_100", "add_product", 256): Tile(128, 64, 8, 1),
     }
 )
-# float32 operands run without tensor cores and take twice the room; one small tile serves every rank and architecture.
+# float32 operands run without tensor cores and take twice the room; one small tile serves every
+# rank and architecture.
 FLOAT32 = Tile(32, 32, 8, 2)
 MASK = Tile(32, 128, 4, 1)
 SUM = Tile(8, 256, 4, 1)  # rows: partial results that are loaded at once
@@ -94,16 +101,15 @@ def supported(capability: tuple[int, int]) -> tuple[bool, str]:
         return False, "Triton is not installed"
     name = f"sm_{capability[0]}{capability[1]}"
     if capability < (8, 0):
-        return (
-            False,
-            f"{name}: below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores",
-        )
+        reason = "below sm_80 Triton's tl.dot compiles to scalar multiply-adds, not to tensor cores"
+        return False, f"{name}: {reason}"
     return True, f"{name}: tensor cores through tl.dot"
 
 
 def architecture(capability: tuple[int, int]) -> str:
     """The table's name for a compute capability; what was not compiled for takes the safe rows."""
     major, minor = capability
+    # sm_86 and sm_89 have the A100's number in front but a consumer card's shared memory.
     return {8: "sm_80" if minor == 0 else "any", 9: "sm_90", 10: "sm_100"}.get(major, "any")
 
 
@@ -122,29 +128,38 @@ def bucket(rank: int) -> int:
 
 
 def tile_for(capability: tuple[int, int], kernel: str, rank: int, dtype: torch.dtype) -> Tile:
-    """The tile of `kernel` at `rank` (padded or not) on this capability. Raises: ValueError for a rank over 256."""
-    size = bucket(rank)
+    """The tile of `kernel` at `rank` (padded or not) on this capability.
+
+    Raises: ValueError for a rank over 256.
+    """
+    size = bucket(rank)  # first, so that a rank too large is refused in float32 too
     if dtype.itemsize > 2:
         return FLOAT32
     return TILES.get((architecture(capability), kernel, size)) or TILES["any", kernel, size]
 
 
 def split_columns(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
-    """(splits, column tiles in each) for a reduction over columns: enough programs, and few different step counts."""
+    """(splits, column tiles in each) for a reduction over columns.
+
+    Enough programs, and few different step counts.
+    """
     programs, total = -(-num_rows // tile.rows), -(-num_cols // tile.cols)
+    # By powers of two: the step count is compiled into the kernel, and each new one costs seconds.
     splits = 1
     while programs * splits < WANTED_PROGRAMS and splits < total and splits < 16:
         splits *= 2
     steps = -(-total // splits)
+    # Counted again: after rounding up, fewer splits may hold all tiles, and none must be empty.
     return -(-total // steps), steps
 
 
 def split_rows(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
-    """(blocks, row tiles in each) for a reduction over rows; the step count is a power of two from 2 to MAX_STEPS.
+    """(blocks, row tiles in each) for a reduction over rows; a power of two from 2 to MAX_STEPS.
 
     Not 1: without a loop the compiler loads everything at once, and spills.
     """
     strips, total = -(-num_cols // tile.cols), -(-num_rows // tile.rows)
+    # As long as possible, since every block leaves partial sums of the size of the whole result.
     steps = MAX_STEPS
     while steps > 2 and -(-total // steps) * strips < WANTED_PROGRAMS:
         steps //= 2
@@ -153,5 +168,5 @@ def split_rows(num_rows: int, num_cols: int, tile: Tile) -> tuple[int, int]:
 
 @lru_cache
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a tensor's device, asked when a kernel is launched; (0, 0) in the interpreter."""
+    """The compute capability of a tensor's device when a kernel is launched; (0, 0) on a CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
