@@ -184,7 +184,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
         precision=precision,
         base=base,
     )
-    start, line = saving.resume(run, console.print) if args.resume else (0, None)
+    start, line = saving.resume(run, console.say) if args.resume else (0, None)
     if ranks.is_first and args.overwrite:
         run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
     report.introduce(run, examples, counts, choices, console)
@@ -313,14 +313,14 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
-        with interrupts(), run_folder.opened(args, ranks, console.print) as output:
+        with interrupts(), run_folder.opened(args, ranks, console.say) as output:
             train(*build(args, ranks, output))
             report.show_sample(output, console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
     command = f"python infer.py --adapter {output} {question}"
-    console.print(f"done: adapter in {output}; try: {command}", soft_wrap=True)
+    console.say(f"done: adapter in {output}; try: {command}")
     return 0
 
 

@@ -67,14 +67,15 @@ def pick_device(name: str) -> torch.device:
     number = name.removeprefix(kind).removeprefix(":")
     index = number or "0"
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not available[kind] or not index.isdecimal() or int(index) >= count:
+    is_number = index.isdecimal() and len(index) < 10
+    if not available[kind] or not is_number or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ValueError(
             f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
             f"there is {there}"
         )
-    # From the number: "cuda:00" is one to int(), but not to PyTorch.
-    return torch.device(kind, int(number)) if number else torch.device(kind)
+    # There is one CPU and one MPS device, and safetensors knows them without a number only.
+    return torch.device(kind, int(number)) if number and kind == "cuda" else torch.device(kind)
 
 
 def pick_precision(name: str, device: torch.device, num_parameters: int) -> Precision:

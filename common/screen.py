@@ -107,6 +107,10 @@ class Screen(Console):
         stream = Stream(is_error)
         super().__init__(file=stream, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
 
+    def say(self, sentence: str) -> None:
+        """Prints a sentence, whose lines the terminal breaks: it can be copied, and searched."""
+        self.print(sentence, soft_wrap=True)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:

@@ -329,6 +329,13 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
         (("--device", "cuda:99"), "--device"),
         (("--resume",), "no checkpoint"),
         (("--max-length", "5000"), "1024 positions"),
+        (("--rank", "1000000000"), "--rank: expected at most 32"),
+        (("--dataset", "~nobody-here/x"), "~nobody-here/x"),
+        (("--model", "~nobody-here/x"), "~nobody-here/x"),
+        (("--targets", "(?i)x", "--adapt", "course"), "--targets: '(?i)x'"),
+        (("--targets", "a{4294967296}"), "--targets: 'a{4294967296}'"),
+        (("--device", "cpu:" + "1" * 5000), "--device"),
+        (("--seed", "1" + "0" * 400), "--seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -342,14 +349,87 @@ def test_a_wrong_input_is_one_sentence_and_code_2(
 
 @pytest.mark.parametrize(
     "flags",
-    [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")],
+    [
+        ("--rank", "0"),
+        ("--lr", "nan"),
+        ("--dropout", "1"),
+        ("--epochs", "0"),
+        ("--lr", "x"),
+        ("--max-steps", "1" + "0" * 400),
+        ("--max-steps", "1" * 5000),
+        ("--epochs", "1e308"),
+        ("--lr", "1e300"),
+        ("--alpha", "1e300"),
+        ("--row-lr-scale", "1e300"),
+        ("--weight-decay", "1e300"),
+        ("--clip", "1e300"),
+    ],
 )
 def test_a_number_out_of_range_is_refused_by_the_command_line(
     run: Runner, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*flags)
-    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and flags[0] in error and len(error) < 600
+
+
+def test_a_flag_that_nobody_knows_does_not_steer_the_terminal(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("--x\x1b[31mred")
+    assert "--x␛[31mred" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu:00", "cpu:0"])
+def test_a_number_of_the_cpu_is_no_error(run: Runner, device: str) -> None:
+    assert run("--max-steps", "1", "--device", device)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "-1"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "²", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+    ],
+)
+def test_ranks_that_torchrun_has_not_made_are_one_sentence(
+    run: Runner,
+    changes: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert run("--max-steps", "1")[0] == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: environment:") and f"RANK='{changes['RANK']}'" in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA"),
+    ],
+)
+def test_no_memory_is_one_sentence_on_every_device(
+    run: Runner,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "train_step", fail)
+    assert run("--max-steps", "1")[0] == 1
+    assert "out of memory" in capsys.readouterr().err
 
 
 def test_no_supervised_token_is_an_error(
@@ -396,6 +476,7 @@ def test_a_full_disk_is_a_sentence_and_code_1(
     code, folder = run("--max-steps", "1")
     error = capsys.readouterr().err
     assert code == 1 and "No space left" in error and "--resume" in error
+    assert error.startswith(f"train.py: {folder}: ")
     assert (folder / "checkpoint" / "state.json").is_file()
 
 

@@ -73,16 +73,16 @@ def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: 
     Raises: ValueError for targets that are no usable regular expression.
     """
     base = args.model or embedded
-    config = LoRAConfig(
-        rank=args.rank,
-        alpha=args.alpha,
-        dropout=args.dropout,
-        targets=parse_targets(args.targets),
-        adapt=args.adapt,
-        token_ids=token_ids,
-        base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
-    )
     try:
+        config = LoRAConfig(
+            rank=args.rank,
+            alpha=args.alpha,
+            dropout=args.dropout,
+            targets=parse_targets(args.targets),
+            adapt=args.adapt,
+            token_ids=token_ids,
+            base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
+        )
         # The course's recipe makes a longer expression of it: "(?i)x" is valid only at the start.
         if isinstance(config.all_targets, str):
             re.compile(config.all_targets)
