@@ -151,7 +151,7 @@ def soak(run: SmallRun, seconds: float) -> list[str]:
                 sample = (step, resident_bytes(pid), len(os.listdir(f"/proc/{pid}/fd")))
             except OSError:  # it has just ended
                 continue
-            if step > 0:
+            if step > 0 and sample[1]:
                 samples.append(sample)
             if time.perf_counter() - start > seconds:
                 os.kill(pid, signal.SIGTERM)
