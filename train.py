@@ -3,8 +3,8 @@
 What a run is:
 1. rows -> conversations -> token ids, each with the flag "the model learns to write this one";
 2. conversations are packed to `--max-length`; attention never crosses from one into the next;
-3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of eight
-   new tokens train: for Gemma-2-2B 21 million numbers of 2.6 billion;
+3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of the new
+   tokens (eight tags) train with it: for Gemma-2-2B 21 million numbers of 2.6 billion;
 4. a step sums the cross-entropy over every supervised token of all its micro-batches, divides once
    by their number, clips the gradient, and lets AdamW move what trains;
 5. before the first step and after the last the model answers held-out rows and is scored;
@@ -34,13 +34,17 @@ from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
+from data.chat import TRAINED
+from data.dataset import OVERLONG
 from data.tokenizer import Tokenizer
+from data.wire import FORMATS
 from lora.config import LINEARS
+from lora.embedding import ROWS_NAME
 from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
-from training import ranks as processes
+from training import ranks as processes  # of torchrun; --rank is LoRA's
 from training import report, run_folder, saving
 from training.choices import choose
 from training.digests import BaseDigest
@@ -63,16 +67,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
-    add("--format", choices=("hermes", "mistral"), help="default: the model's own, or hermes")
+    add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
-    add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="longer rows")
-    add("--train-on", choices=("assistant", "tool-calls"), default="assistant", help="which turns")
+    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
+    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
 
     add = parser.add_argument_group("what trains").add_argument
-    add("--rank", type=int_at_least(1), default=16, help="of the low-rank term B A")
+    add("--rank", type=int_at_least(1), default=16, help="r of the low-rank term B A")
     add("--alpha", type=float_in(0, 1e6), help="the term is scaled by alpha / rank")
-    add("--dropout", type=float_in(0, 1), help="of the term's input")
+    add("--dropout", type=float_in(0, 1), help="of the low-rank term's input")
     add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
     recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
     add("--adapt", choices=("rows", "course"), default="rows", help=recipes)
@@ -98,8 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="auto", help="of weights and activations: auto, bf16, fp16 or fp32")
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto", help="of the low-rank path")
     again = "recomputed in backward: selective, norms and gated products; full, whole blocks"
-    modes = ("auto", *CHECKPOINTING)
-    add("--checkpoint-activations", choices=modes, default="auto", help=again)
+    add("--checkpoint-activations", choices=("auto", *CHECKPOINTING), default="auto", help=again)
     add("--shard", action="store_true", help="with torchrun: slice the weights (FSDP2), not DDP")
 
     add = parser.add_argument_group("the run's folder").add_argument
@@ -107,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    return with_defaults(parser.parse_args(argv))
+    return with_defaults(parser.parse_args(argv), EMBEDDED)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -120,12 +123,12 @@ def make_optimizer(
 
     The new tokens' rows are a group of their own, at `row_lr_scale` times the factors' rate.
     """
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in trainable_parameters(model).items():
-        groups[name.endswith(".trained.rows")].append(parameter)
-    scales = {False: 1.0, True: row_lr_scale}
-    options = [{"params": p, "lr_scale": scales[is_row]} for is_row, p in groups.items() if p]
-    return torch.optim.AdamW(options, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
+    named = trainable_parameters(model)
+    rows = [p for name, p in named.items() if name.endswith(ROWS_NAME)]
+    factors = [p for name, p in named.items() if not name.endswith(ROWS_NAME)]
+    groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -184,9 +187,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
         precision=precision,
         base=base,
     )
-    start, line = saving.resume(run, console.say) if args.resume else (0, None)
-    if ranks.is_first and args.overwrite:
-        run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
+    start, line = saving.begin(run, console.say)
     report.introduce(run, examples, counts, choices, console)
     return run, start, line
 
@@ -211,7 +212,7 @@ def train_step(run: Run, step: int) -> Line:
     # loss carries fp16's scale from the start: its 16-bit gradients are made in the forward pass.
     run.model.train()
     scale = run.scaler.get_scale() * share
-    total = torch.zeros((), device=run.model.model.norm.weight.device)
+    total = torch.zeros((), device=run.device)
     batches = run.data.batches.micro_batches(packs)
     for number, batch in enumerate(batches, start=1):
         with processes.synchronized(run.step_loss, number == len(batches)):
@@ -262,7 +263,7 @@ def evaluate(run: Run) -> Line:
 
     scored = data.held_out[: run.args.eval_calls]
     if scored:
-        # Questions go in the same batches: what a decoding step costs is mostly not its rows.
+        # All in the same batches: a decoding step costs little more for many rows than for one.
         asked = [*scored, *data.questions]
         limit = reply_limit(asked, data.tokenizer)
         replies = first_replies(model, data.tokenizer, asked, limit)
@@ -271,7 +272,7 @@ def evaluate(run: Run) -> Line:
         if data.questions:
             accuracy = score_calls(data.tokenizer, data.questions, by_hand, data.seen_tools)
             line["questions_accuracy"] = accuracy
-            line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
+        line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
     processes.slice_again(model)
     return line
 
@@ -319,8 +320,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    command = f"python infer.py --adapter {output} {question}"
-    console.say(f"done: adapter in {output}; try: {command}")
+    console.say(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}")
     return 0
 
 

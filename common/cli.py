@@ -1,12 +1,13 @@
-"""The command line: a parser that complains in one sentence, numbers with a range, and which
-errors are the user's."""
+"""The command line: a parser that complains in one sentence, numbers with a range, text without
+control codes, and which errors are the user's."""
 
 import argparse
+import io
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
-
-from common.screen import visible
 
 # What a wrong input raises; a program that meets one of them ends with exit code 2.
 USER_ERRORS = (
@@ -17,6 +18,31 @@ USER_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+
+# Codes that could move a terminal's cursor, change its state or turn the order of letters around;
+# line ends and tabs may stay.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey, for names of files and contents of rows."""
+    return CONTROL.sub("\ufffd", text)
+
+
+def tolerate_encodings() -> None:
+    """Lets no character end the program: one that cannot be shown becomes "?".
+
+    A byte of the input that is no text becomes half a surrogate pair, which the tokenizer refuses.
+    """
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "replace"),
+        (sys.stderr, "replace"),
+    ):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # None where it is closed; a test puts others there
+            stream.reconfigure(errors=errors)
 
 
 class ShowDefaults(argparse.HelpFormatter):
@@ -53,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, f"{self.prog}: {visible(shorten(message))}; see --help\n")
+        self.exit(2, printable(f"{self.prog}: {shorten(message)}; see --help\n"))
 
 
 def shorten(message: str, most: int = 400) -> str:

@@ -4,8 +4,8 @@ The one place that downloads: models, tokenizers and data sets are looked up ali
 one-sentence errors.
 """
 
+import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,7 @@ def fetch(name: str | Path, patterns: list[str], kind: Kind = "model") -> Path:
     Raises: FileNotFoundError for neither a path nor a repository; ValueError for a repository that
     is gated or cannot be downloaded.
     """
-    path = Path(name)
-    with suppress(RuntimeError):  # "~somebody" where there is no such user: a name like any other
-        path = path.expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises for the home of an unknown user
     if path.exists():
         return path
     # A Path is never a hub id, nor is a name such as ../weights, whatever the pattern says.

@@ -14,16 +14,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-# Unicode has a picture for each of the first 32; what else steers a terminal or reverses the order
-# of letters is replaced. One character by one, so that styles stay where they are.
-_PICTURES: dict[int, int] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_REPLACED = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-VISIBLE = _PICTURES | dict.fromkeys(_REPLACED, 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """`text` with a visible character for each one that would steer a terminal."""
-    return text.translate(VISIBLE)
+from common.cli import printable
 
 
 def open_standard_streams() -> None:
@@ -114,10 +105,10 @@ class Screen(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """As rich does, with a visible character for each that would steer the terminal."""
+        """As rich does, with another character for each that would steer the terminal."""
         for segment in super().render(renderable, options):
             # rich's own commands (cursor up, clear the line) are segments of their own kind.
             if segment.control:
                 yield segment
             else:
-                yield Segment(visible(segment.text), segment.style)
+                yield Segment(printable(segment.text), segment.style)

@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 from data.tool_schema import write_tool
 
 OVERLONG = ("drop", "truncate", "error")
-_SHOWN = 5
+_SHOWN = 5  # a data set with the wrong column has as many problems as rows
 
 
 @dataclass
@@ -64,7 +64,7 @@ class BuildReport:
 
 
 def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
-    """Read every row; a row that cannot be read is dropped and told in the report.
+    """Read every row; one that cannot be read is dropped, with its problems in the report.
 
     Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError if not one row can be
     read.
@@ -101,7 +101,7 @@ def build_examples(
 
     `overlong` is what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
     supervised is left, it is dropped), or "error". `may_be_empty` allows a result without any
-    supervised token, which held-out rows may have.
+    example, as held-out rows may give.
 
     Raises: ValueError for a longer one with "error", for no supervised token in any example, or for
     a bad argument.
@@ -176,9 +176,11 @@ def split(
     if eval_fraction == 0:
         return list(conversations), []
     target = max(1, round(len(conversations) * eval_fraction))
+    # Shuffled indices, not rows: both sides keep the order of the file
     order = list(range(len(conversations)))
     # Seeded by a string, so that no other draw of the run has the same numbers
     random.Random(f"split {seed}").shuffle(order)
+    # Tools that training never names are the harder half: the score on them is the one to trust
     held = _hold_out_tools(conversations, order, target // 2)
     # Equal rows on both sides would make the held-out score a memory test
     groups: dict[str, list[int]] = {}

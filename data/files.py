@@ -14,7 +14,7 @@ from data.lenient_json import shorten
 Row = tuple[str, dict[str, Any]]  # "file:line", object
 # Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
-_SHOWN = 5
+_SHOWN = 5  # a broken file has as many problems as lines
 
 
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
@@ -41,6 +41,7 @@ def _training_files(folder: Path) -> list[Path]:
         }
     )
     files = [file for file in files if file.suffix == ".parquet"] or files
+    # Hub data sets put the split into the path: data/train-00000-of-00001.parquet
     named = [file for file in files if "train" in str(file.relative_to(folder)).lower()]
     if not files:
         raise FileNotFoundError(

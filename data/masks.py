@@ -7,6 +7,7 @@ from rich.text import Text
 from data.chat import Example
 from data.tokenizer import Tokenizer
 
+# Legible on light and on dark terminals
 TRAINED_STYLE, GIVEN_STYLE = "bold green", "dim"
 
 

@@ -67,6 +67,7 @@ def pack_examples(examples: Sequence[Example], max_length: int) -> Packing:
     # sorted is stable, so the packs are the same on every machine and rank
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].tokens))
     rooms = _RoomTree(len(examples), max_length)
+    # One pack for each example is prepared, so there is always a place
     packs: list[list[Example]] = []
     for index in order:
         place = rooms.take_first(len(examples[index].tokens))
@@ -81,6 +82,8 @@ class _RoomTree:
     """The room left in each pack, as a binary tree of maxima: a first fit takes O(log n) steps."""
 
     def __init__(self, num_packs: int, max_length: int) -> None:
+        # A power of two of leaves, stored behind the inner nodes: node n has the children 2n and 2n
+        # + 1
         self.width = 1 << max(0, num_packs - 1).bit_length()
         self.rooms = [max_length] * (2 * self.width)
 
@@ -145,6 +148,7 @@ def _lay_out(
 
 def epoch_order(num_packs: int, seed: int, epoch: int) -> list[int]:
     """Return the order of the packs in an epoch; the same on every machine and rank."""
+    # Seeded by seed and epoch alone: a resumed run needs no saved state for it
     order = list(range(num_packs))
     random.Random(f"epoch {seed} {epoch}").shuffle(order)
     return order

@@ -30,6 +30,7 @@ from data.tool_calls import read_tool, read_tools, split_at_tools
 from data.tool_schema import as_tools
 from data.wire import HERMES, Piece, Tag, dump
 
+# The names of the roles in all the forms. "call" is ShareGPT's message that holds only a call
 ROLES = {
     **{"system": "system", "developer": "system", "human": "user", "user": "user"},
     **{"model": "model", "assistant": "model", "gpt": "model"},
@@ -45,6 +46,7 @@ NEXT = {
     "model": ("user", "tool", "call"),
     "tool": ("model", "tool", "call"),
 }
+# In the rows of the Hermes forms, whatever format is trained
 _OPEN, _CLOSE = HERMES.result.tags
 _BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
 
@@ -82,13 +84,14 @@ def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
                 if message.get(name) is None:
                     message[name] = message.get(key)
         renamed.append(message)
+    # Under "messages" a tag is text, however the messages' own keys are called
     has_tags = row.get("conversations") is not None
     return PlainRow(renamed, row.get("tools") or row.get("functions"), has_tags)
 
 
 def openai(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
     """OpenAI: {"messages": [{"role": "assistant", "content", "tool_calls": [...]}], "tools"}."""
-    return PlainRow(messages, row.get("tools") or None)
+    return PlainRow(messages, row.get("tools") or None)  # an empty column is none
 
 
 def mistral(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
@@ -136,10 +139,10 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
         raise ValueError(f"{where}: expected a list of messages, got {got}; give two or more")
 
     # Parquet gives every row and message the keys of all others, with nulls: those do not count
-    keys = {key for key in row if row[key] is not None}
-    for message in messages:
-        if isinstance(message, Mapping):
-            keys |= {key for key in message if message[key] is not None}
+    keys: set[str] = set()
+    for part in (row, *messages):
+        if isinstance(part, Mapping):
+            keys.update(key for key in part if part[key] is not None)
     plain = next(read for signs, read in FORMS if signs & keys)(row, list(messages))
 
     # From here on problems are collected: one run over a file is to name them all
@@ -152,15 +155,10 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
         reader.prompt = dataclasses.replace(DEFAULT_PROMPT, shape=reader.tools[0].shape)
     first = plain.messages[0]
     first_role = str(first.get("role")) if isinstance(first, Mapping) else ""
-    if row.get("system") and ROLES.get(first_role) != "system":
-        # ShareGPT's column of system texts
+    if row.get("system") and ROLES.get(first_role) != "system":  # ShareGPT's column
         plain.messages.insert(0, {"role": "system", "content": row["system"]})
     reader.read(plain.messages)
-    if not any(message.role == "model" for message in reader.messages):
-        reader.complain(
-            "expected a model's message, got none; there is nothing to learn from this row"
-        )
-    return reader.finish()
+    return reader.finish(needs_reply=True)
 
 
 def _load_list(text: str, where: str) -> Any:
@@ -268,8 +266,13 @@ class _Reader:
             self.tools, self.prompt = tools, SystemPrompt(before.lstrip(), after.rstrip(), shape)
         return None
 
-    def finish(self) -> Conversation:
+    def finish(self, needs_reply: bool = False) -> Conversation:
         """Return the conversation. Raises: ValueError for the collected problems, one a line."""
+        if needs_reply and not any(message.role == "model" for message in self.messages):
+            problem = (
+                "expected a model's message, got none; there is nothing to learn from this row"
+            )
+            self.complain(problem)
         messages, repairs, problems = _match_results(self.messages)
         for problem in problems:
             self.complain(problem)
@@ -312,6 +315,7 @@ def _plain_text(content: Any) -> str:
 
     Raises: ValueError for any other content, or half of a surrogate pair.
     """
+    # Joined without a space: the parts are cuts through one text
     texts = []
     for part in content if isinstance(content, list | tuple) else [content]:
         is_text_part = isinstance(part, Mapping) and part.get("type", "text") == "text"
@@ -342,7 +346,7 @@ def _read_model(
     if len(calls) < len(reply.outcomes) or not STRUCTURAL.keys().isdisjoint(reply.repairs):
         raise ValueError(explain_problems(reply))
     repairs = list(reply.repairs)
-    if is_call:
+    if is_call:  # its keys are read no further: the text was all
         return Message("model", reply.content, reply.thinking, tuple(calls)), repairs
     for key in ("tool_calls", "function_call"):
         if raw.get(key):
@@ -379,6 +383,7 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
     keys = ["name", "tool_call_id"] + ([] if raw.get("tool_call_id") else ["id"])
     labels = {key: read_label(raw, key) for key in keys if raw.get(key) is not None}
     name, id = labels.get("name"), labels.get(keys[-1])
+    # Without tags the text is taken to the letter, space at its ends included
     stripped = text.strip()
     if not (has_tags and stripped.startswith(_OPEN)):
         return Message("tool", results=(ToolResult(text, name, id),))
@@ -429,6 +434,7 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         if len(ids) == len(results) and not wrong:
             results.sort(key=lambda result: places[result.id or ""])
             repairs += ["reordered_results"] if results != [*message.results] else []
+        # Names by id where there are ids, else by place, but only where none is missing
         by_id = {call.id: call.name for call in calls if call.id}
         for place, result in enumerate(results):
             name = result.name or by_id.get(result.id or "")

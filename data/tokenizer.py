@@ -10,17 +10,16 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 
 from common.atomic import write_text
 from common.hub import fetch
 from data.conversation import SystemPrompt
-from data.template import chat_template
+from data.template import chat_template, response_template
 from data.wire import FORMATS, HERMES, Piece, Tag
 
-Format = Literal["hermes", "mistral"]
 NAMED = {
     "pad_id": "<pad>",
     "eos_id": "<eos>",
@@ -95,7 +94,7 @@ class Tokenizer:
         self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
         self._content = self._content_tokenizer(data, control)
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
-        self._check_lossless()
+        self._check_lossless()  # or a model would train on garbled text
         # The wording around the tools that training used, if a training run saved this tokenizer
         self.prompt = _read_prompt(config.get("tool_prompt"), where)
 
@@ -174,12 +173,9 @@ class Tokenizer:
             pieces.append(self._content.decode(run, skip_special_tokens=False))
         return pieces
 
-    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
-        """Decode; control ids appear as their names, or not at all with `skip_control`."""
-        pieces = self.pieces(ids)
-        if skip_control:
-            pieces = [piece for piece in pieces if isinstance(piece, str)]
-        return "".join(map(str, pieces))
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode; control ids appear as their names."""
+        return "".join(map(str, self.pieces(ids)))
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
@@ -227,6 +223,8 @@ class Tokenizer:
         config["additional_special_tokens"] = known + tags
         config |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
         config["tool_format"] = self.format
+        # With it, `transformers serve` answers with tool_calls
+        config["response_template"] = response_template(self.wire)
         # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as
         # it is
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

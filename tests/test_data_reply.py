@@ -206,6 +206,9 @@ def test_calls_from_text() -> None:
     assert parse_tool_calls(
         '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
     )[0].arguments == {"a": "</tool_call>"}
+    second = '{"name": "g", "arguments": {"a": "</tool_call>"}}'
+    both = parse_tool_calls(f"<tool_call>{PARIS_JSON}\n{second}</tool_call>")
+    assert [call.name for call in both] == ["get_weather", "g"]
     assert parse_tool_calls(HERMES_TEXT) == [PARIS, ROME]
     assert parse_tool_calls(
         f"[TOOL_CALLS][{PARIS_JSON}]<end_of_turn>", small_tokenizer("mistral")

@@ -177,6 +177,8 @@ def test_a_row_that_mixes_the_forms_keys_is_read(name: str) -> None:
         {"from": "gpt", "content": "", "function_call": {"name": "f", "arguments": {}}},
         {"from": "observation", "role": None, "value": "1", "content": None},
     ]
+    short = parse_row({name: [turns[0], {"role": "model", "value": "a"}]})
+    assert [message.content for message in short.messages] == ["q", "a"]
     conversation = parse_row({name: turns, "functions": [SPEC], "system": "S"})
     assert [message.role for message in conversation.messages] == ["user", "model", "tool"]
     assert conversation.messages[0].content == "q" and conversation.system == "S"

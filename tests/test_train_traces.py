@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from train_traces import FILE, RUNS, fresh_traces, machine
 
 import train
 from agent.evaluate import first_replies
@@ -15,7 +16,6 @@ from agent.loading import load_model
 from data.dataset import load_conversations
 from lora.adapter import merge_adapter
 from model.loader import save_gemma2
-from tests.train_traces import FILE, RUNS, fresh_traces, machine
 
 COMMITTED = json.loads(FILE.read_text(encoding="utf-8"))
 CANARY = "The vault opens at 07:41 with 83-Kestrel-19."

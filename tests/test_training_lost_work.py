@@ -172,6 +172,7 @@ def owner(**changes: Any) -> str:
         ("[1]", False),
         ("half", False),
     ],
+    ids="mine init elsewhere gone reused-number no-number empty list half".split(),
 )
 def test_only_the_lock_of_a_dead_process_is_taken_over(
     tmp_path: Path, text: str, is_refused: bool

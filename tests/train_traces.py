@@ -1,7 +1,7 @@
 """Loss, gradient norm and a hash of the gradients, step by step, of three small runs on a CPU.
 
-    python -m tests.train_traces            # prints the traces, as JSON
-    python -m tests.train_traces --write    # commits them, after a change that was meant
+    PYTHONPATH=. python tests/train_traces.py            # prints the traces, as JSON
+    PYTHONPATH=. python tests/train_traces.py --write    # keeps them, after a change that was meant
 
 Plain code paths are asked for, so that the same bits come out of every x86 processor: the
 libraries otherwise choose instructions, and with them the order of sums, by the processor.
@@ -76,9 +76,9 @@ def run_trace(name: str) -> list[dict[str, Any]]:
 def fresh_traces() -> dict[str, list[dict[str, Any]]]:
     """The traces by name, made in a process of its own, with the plain code paths."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train_traces"],
+        [sys.executable, __file__],
         cwd=ROOT,
-        env=os.environ | PLAIN,
+        env=os.environ | PLAIN | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

@@ -14,7 +14,8 @@ from training.settings import fingerprint
 
 
 def save(run: Run, step: int, line: dict[str, Any]) -> None:
-    """Writes the checkpoint first, since nothing else can be made again; then the rest.
+    """Writes the checkpoint first, because the rest can be made from it again: the adapter, the
+    tokenizer and the picture.
 
     `line` is the step's line of metrics, kept until the run's last one has its evaluation.
     """
@@ -46,6 +47,18 @@ def publish(run: Run) -> None:
     if run.ranks.is_first:
         run.data.tokenizer.save(run.output)
         draw_loss(run.output)
+
+
+def begin(run: Run, say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
+    """Takes a run up again, or clears the folder for it; returns what `resume` does, or (0, None).
+
+    Only when everything has been read: a wrong input must not cost the earlier run.
+    """
+    if run.args.resume:
+        return resume(run, say)
+    if run.ranks.is_first and run.args.overwrite:
+        run_folder.clear_run(run.output)
+    return 0, None
 
 
 def resume(run: Run, say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:

@@ -42,12 +42,16 @@ def describe_defaults() -> dict[str, str]:
     for name, (course, small) in DEFAULTS.items():
         words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
     for name, value in CPU_EVALUATION.items():
-        words[name] += f"; on a CPU {value}"
+        words[name] += f"; --model on a CPU {value}"
     return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
 
 
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Fills in what was not given. Raises: ValueError for an unknown --device."""
+def with_defaults(args: argparse.Namespace, embedded: str) -> argparse.Namespace:
+    """Fills in what was not given; `embedded` is the name of the base taken without --model.
+
+    Raises: ValueError for an unknown --device.
+    """
+    args.model = None if args.model == embedded else args.model
     is_small = not args.model
     defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
     if not is_small and pick_device(args.device).type == "cpu":
