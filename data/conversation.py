@@ -5,12 +5,13 @@ return them too.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["user", "model", "tool"]
 # How a prompt shows a tool: {"type": "function", "function": {...}}, or the inner object alone, or
 # that with the parameters as {argument: "string" | "integer?" | [allowed values] | schema}
 Shape = Literal["openai", "function", "compact"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 # The sentence with which the Agents Course asks for thinking; it is plain text in the prompt.
 THINK_REQUEST = (
