@@ -3,8 +3,8 @@
 What a run is:
 1. rows -> conversations -> token ids, each with the flag "the model learns to write this one";
 2. conversations are packed to `--max-length`; attention never crosses from one into the next;
-3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of eight
-   new tokens train: for Gemma-2-2B 21 million numbers of 2.6 billion;
+3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of the new
+   tokens (eight tags) train with it: for Gemma-2-2B 21 million numbers of 2.6 billion;
 4. a step sums the cross-entropy over every supervised token of all its micro-batches, divides once
    by their number, clips the gradient, and lets AdamW move what trains;
 5. before the first step and after the last the model answers held-out rows and is scored;
@@ -27,13 +27,17 @@ from agent.loading import EMBEDDED, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.sharding import unsharded
+from data.chat import TRAINED
+from data.dataset import OVERLONG
 from data.tokenizer import Tokenizer
+from data.wire import FORMATS
 from lora.config import LINEARS
+from lora.embedding import ROWS_NAME
 from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
-from training import ranks as processes
+from training import ranks as processes  # of torchrun; --rank is LoRA's
 from training import report, run_folder, saving
 from training.choices import choose
 from training.progress import Progress, StopSignal
@@ -54,16 +58,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
-    add("--format", choices=("hermes", "mistral"), help="default: the model's own, or hermes")
+    add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
-    add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="longer rows")
-    add("--train-on", choices=("assistant", "tool-calls"), default="assistant", help="which turns")
+    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
+    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
 
     add = parser.add_argument_group("what trains").add_argument
-    add("--rank", type=int_at_least(1), default=16, help="of the low-rank term B A")
+    add("--rank", type=int_at_least(1), default=16, help="r of the low-rank term B A")
     add("--alpha", type=float_in(0), help="the term is scaled by alpha / rank")
-    add("--dropout", type=float_in(0, 1), help="of the term's input")
+    add("--dropout", type=float_in(0, 1), help="of the low-rank term's input")
     add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
     recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
     add("--adapt", choices=("rows", "course"), default="rows", help=recipes)
@@ -98,7 +102,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    return with_defaults(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    args.model = None if args.model == EMBEDDED else args.model
+    return with_defaults(args)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -111,12 +117,13 @@ def make_optimizer(
 
     The new tokens' rows are a group of their own, at `row_lr_scale` times the factors' rate.
     """
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    factors: list[nn.Parameter] = []
+    rows: list[nn.Parameter] = []
     for name, parameter in trainable_parameters(model).items():
-        groups[name.endswith(".trained.rows")].append(parameter)
-    scales = {False: 1.0, True: row_lr_scale}
-    options = [{"params": p, "lr_scale": scales[is_row]} for is_row, p in groups.items() if p]
-    return torch.optim.AdamW(options, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
+        (rows if name.endswith(ROWS_NAME) else factors).append(parameter)
+    groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -197,7 +204,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     # loss carries fp16's scale from the start: its 16-bit gradients are made in the forward pass.
     run.model.train()
     scale = run.scaler.get_scale() * share
-    total = torch.zeros((), device=run.model.model.norm.weight.device)
+    total = torch.zeros((), device=run.device)
     batches = run.data.batches.micro_batches(packs)
     for number, batch in enumerate(batches, start=1):
         with processes.synchronized(run.step_loss, number == len(batches)):
@@ -248,7 +255,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     scored = data.held_out[: run.args.eval_calls]
     if scored:
-        # Questions go in the same batches: what a decoding step costs is mostly not its rows.
+        # All in the same batches: a decoding step costs little more for many rows than for one.
         asked = [*scored, *data.questions]
         limit = reply_limit(asked, data.tokenizer)
         replies = first_replies(model, data.tokenizer, asked, limit)
@@ -257,7 +264,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         if data.questions:
             accuracy = score_calls(data.tokenizer, data.questions, by_hand, data.seen_tools)
             line["questions_accuracy"] = accuracy
-            line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
+        line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
     processes.slice_again(model)
     return line
 

@@ -1,8 +1,11 @@
-"""The command line: a parser that complains in one sentence, numbers with a range, and which
-errors are the user's."""
+"""The command line: a parser that complains in one sentence, numbers with a range, text without
+control codes, and which errors are the user's."""
 
 import argparse
+import io
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -15,6 +18,30 @@ USER_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+
+# Codes that could move a terminal's cursor or change its state; line ends and tabs may stay.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey, for names of files and contents of rows."""
+    return CONTROL.sub("\ufffd", text)
+
+
+def tolerate_encodings() -> None:
+    """Lets no character end the program: one that cannot be shown becomes "?".
+
+    A byte of the input that is no text becomes half a surrogate pair, which the tokenizer refuses.
+    """
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "replace"),
+        (sys.stderr, "replace"),
+    ):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # None where it is closed; a test puts others there
+            stream.reconfigure(errors=errors)
 
 
 class ShowDefaults(argparse.HelpFormatter):
@@ -51,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, printable(f"{self.prog}: {message}; see --help\n"))
 
 
 def int_at_least(least: int) -> Callable[[str], int]:

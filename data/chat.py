@@ -109,8 +109,10 @@ def _turn(
         return
     pieces: list[Piece] = [f"{message.role}\n"]
     if message.role == "user":
-        # Gemma has no system turn: what the operator says opens the first user's turn
-        pieces += _system(conversation, wire) if number == 0 else []
+        # Gemma has no system turn: what the operator says opens the first user's turn, which a
+        # greeting by the model may precede
+        is_first = all(turn.role != "user" for turn in conversation.messages[:number])
+        pieces += _system(conversation, wire) if is_first else []
         pieces.append(message.content)
     for result in message.results:
         pieces += wire.result.around(wire.write_result(result))

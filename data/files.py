@@ -18,7 +18,7 @@ Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is 
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
 MAX_BYTES = 1 << 30  # of a file of text, which is read at once
 MAX_LINE = 64 << 20  # characters, far above a row's own bound
-_SHOWN = 5
+_SHOWN = 5  # a broken file has as many problems as lines
 
 
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:

@@ -247,6 +247,12 @@ def _read_one(text: str) -> tuple[Any, str]:
             tree = ast.parse(text, mode="eval")
         # literal_eval would let the last of two equal keys win in silence
         for node in ast.walk(tree):
+            # A hexadecimal number has no limit of its own, and Python refuses to write it out
+            if isinstance(node, ast.Constant) and isinstance(node.value, int):
+                if node.value >= 10**MAX_DIGITS:
+                    raise LiteralError(
+                        "number_too_long", f"expected at most {MAX_DIGITS} digits, got more"
+                    )
             if isinstance(node, ast.Dict):
                 keys = [str(key.value) for key in node.keys if isinstance(key, ast.Constant)]
                 _unique_keys([(key, None) for key in keys])

@@ -66,10 +66,10 @@ def parse_reply(
 ) -> Reply:
     """Read the ids that a model wrote after `<start_of_turn>model\\n`; never raises.
 
-    `tokens` include the stop id if one came. Without it the turn counts as cut, and a call that was
-    not closed is the error "truncated". Everything from a stop id, a new turn or a tool's result on
-    is ignored. A call without arguments is an error if its tool requires some. `lenient` takes a
-    turn that is nothing but the bare JSON of calls to `tools` as these.
+    A stop id, a new turn or a tool's result ends the turn, and what follows is ignored. Without any
+    of them the turn counts as cut, and a call that was not closed is the error "truncated". A call
+    without arguments is an error if its tool requires some. `lenient` takes a turn that is nothing
+    but the bare JSON of calls to `tools` as these.
     """
     # A model that goes on by itself writes the tool's result, or the user's next turn: neither
     # counts

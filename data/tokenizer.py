@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 
@@ -18,11 +18,10 @@ from common.atomic import write_text
 from common.hub import fetch
 from common.json_file import read_object, read_text, show
 from data.conversation import SHAPES, SystemPrompt
-from data.template import chat_template
+from data.template import chat_template, response_template
 from data.tokenizer_file import check_config, parse_tokenizer
 from data.wire import FORMATS, HERMES, Piece, Tag
 
-Format = Literal["hermes", "mistral"]
 NAMED = {
     "pad_id": "<pad>",
     "eos_id": "<eos>",
@@ -180,12 +179,9 @@ class Tokenizer:
             pieces.append(self._content.decode(run, skip_special_tokens=False))
         return pieces
 
-    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
-        """Decode; control ids appear as their names, or not at all with `skip_control`."""
-        pieces = self.pieces(ids)
-        if skip_control:
-            pieces = [piece for piece in pieces if isinstance(piece, str)]
-        return "".join(map(str, pieces))
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode; control ids appear as their names."""
+        return "".join(map(str, self.pieces(ids)))
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
@@ -233,6 +229,8 @@ class Tokenizer:
         config["additional_special_tokens"] = known + tags
         config |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
         config["tool_format"] = self.format
+        # With it, `transformers serve` answers with tool_calls
+        config["response_template"] = response_template(self.wire)
         # Transformers' Gemma class builds a tokenizer of its own; this one takes tokenizer.json as
         # it is
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -23,7 +23,7 @@ from data.lenient_json import (
 )
 from data.tool_schema import JSON_TYPES, as_tools, is_optional
 
-MAX_CALLS = 64
+MAX_CALLS = 64  # read out of one block: a model in a loop may write thousands
 MAX_TOOLS = 1024  # each call of a row looks its tool up among them
 # Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
 TYPE_NAMES = {

@@ -144,7 +144,7 @@ def test_an_index_names_files_of_its_folder_only(folder: Path, weight_map: Any) 
         load_gemma2(folder)
 
 
-def in_vocab(data: dict[str, Any]) -> dict[str, int]:
+def in_vocab(data: dict[str, Any]) -> dict[str, Any]:
     vocab = data["model"]["vocab"]
     assert isinstance(vocab, dict)
     return vocab

@@ -4,7 +4,6 @@ inputs."""
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,81 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from builders import CITIES, RUN_FILES, metrics, time_row
 from safetensors.torch import load_file
 
 import train
-from data.tokenizer import Tokenizer
-from model.config import Gemma2Config
-from model.loader import save_gemma2
-from model.transformer import Gemma2
 from training import run as run_module
 from training import saving
 
 Runner = Callable[..., tuple[int, Path]]
-ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "embedded" / "weights"
-LEFT_BEHIND = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "metrics.jsonl",
-    "loss.png",
-    "run.json",
-    "checkpoint",
-}
-TOOL = {"name": "get_time", "description": "the time", "parameters": {"city": "string"}}
-TOOLS = f"<tools> {json.dumps([TOOL])} </tools>"
-CITIES = "Oslo Rome Lima Cairo Quito Paris Delhi Tokyo Kyiv Bern Riga Accra".split()
-
-
-def row(city: str) -> dict:
-    call = json.dumps({"name": "get_time", "arguments": {"city": city}})
-    return {
-        "conversations": [
-            {"role": "system", "content": f"You can call functions. {TOOLS}"},
-            {"role": "human", "content": f"What time is it in {city}?"},
-            {
-                "role": "model",
-                "content": f"<think>I need the time.</think><tool_call>\n{call}\n</tool_call>",
-            },
-        ]
-    }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    size = len(Tokenizer.from_pretrained(TOKENIZER)) - 8
-    config = Gemma2Config(
-        vocab_size=size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=16,
-        max_position_embeddings=1024,
-    )
-    save_gemma2(Gemma2(config), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row(city)) + "\n" for city in CITIES), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
-def run(base: Path, rows: Path, tmp_path: Path) -> Any:
+def run(small_base: Path, small_rows: Path, tmp_path: Path) -> Any:
     """run(*flags, output=...) -> (exit code, output folder); the flags come after the tiny
     defaults."""
 
@@ -94,9 +30,9 @@ def run(base: Path, rows: Path, tmp_path: Path) -> Any:
         folder = tmp_path / output
         defaults = [
             "--model",
-            base,
+            small_base,
             "--dataset",
-            rows,
+            small_rows,
             "--output",
             folder,
             "--device",
@@ -117,14 +53,10 @@ def run(base: Path, rows: Path, tmp_path: Path) -> Any:
     return start
 
 
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_every_file_and_a_line_per_step(run: Runner) -> None:
     code, folder = run("--max-steps", "3", "--accumulate", "2", "--eval-calls", "2")
     assert code == 0
-    assert {path.name for path in folder.iterdir()} == LEFT_BEHIND
+    assert {path.name for path in folder.iterdir()} == RUN_FILES
     first, *steps = metrics(folder)
     assert first["step"] == 0 and first["eval_loss"] > 0
     assert [line["step"] for line in steps] == [1, 2, 3]
@@ -190,7 +122,7 @@ def test_one_batch_of_four_equals_four_of_one(run: Runner) -> None:
         assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 
-def test_a_short_last_step_weighs_its_tokens_alike(run: Runner, base: Path) -> None:
+def test_a_short_last_step_weighs_its_tokens_alike(run: Runner) -> None:
     """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean
     over its own tokens."""
     code, folder = run(
@@ -354,7 +286,7 @@ def test_a_number_out_of_range_is_refused_by_the_command_line(
 def test_no_supervised_token_is_an_error(
     run: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    silent = row("Oslo")
+    silent = time_row("Oslo")
     silent["conversations"][2]["weight"] = 0
     path = tmp_path / "silent.jsonl"
     path.write_text((json.dumps(silent) + "\n") * 5)
@@ -363,8 +295,8 @@ def test_no_supervised_token_is_an_error(
 
 
 def test_held_out_rows_without_a_supervised_token_are_no_error(run: Runner, tmp_path: Path) -> None:
-    lines = [json.dumps(row(city)) for city in CITIES]
-    long = row("Oslo")
+    lines = [json.dumps(time_row(city)) for city in CITIES]
+    long = time_row("Oslo")
     long["conversations"][1]["content"] = "word " * 400
     path = tmp_path / "mixed.jsonl"
     path.write_text(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-PLAIN_LINES = 20  # how many lines a run prints where there is no terminal
+PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
 
 
 class Progress:

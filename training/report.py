@@ -149,9 +149,7 @@ def draw_loss(folder: Path) -> None:
         axis.plot(steps, losses, "o-", label="held out")
     axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
     axis.grid(alpha=0.3)
-    steps, shares = _series(
-        lines, lambda line: (line.get("tool_call_accuracy") or {}).get("overall")
-    )
+    steps, shares = _series(lines, _overall)
     if steps:
         style: dict[str, Any] = {"color": "tab:green", "label": "exact calls"}
         other = axis.twinx()
@@ -159,7 +157,7 @@ def draw_loss(folder: Path) -> None:
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
-    # Replaced in one step, as all files of a run are: a viewer may have the old one open.
+    # In one step: a viewer may have the old one open.
     partial = folder / (PICTURE + ".partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(folder / PICTURE)

@@ -35,7 +35,9 @@ class Data:
 class StepLoss(nn.Module):
     """Hidden states and summed loss in one call.
 
-    One module, because DistributedDataParallel watches the backward pass of what it wraps.
+    The sum is over the batch's supervised tokens, not yet divided; `scale` is the factor that the
+    caller multiplies it with before `backward` (see `supervised_loss`). One module, because
+    DistributedDataParallel watches the backward pass of what it wraps.
     """
 
     def __init__(self, model: Gemma2) -> None:
@@ -45,7 +47,8 @@ class StepLoss(nn.Module):
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
         inputs = (batch.tokens, batch.positions)
-        # Only CUDA may copy later: elsewhere a source that is freed at once could be overwritten.
+        # Without waiting only on CUDA, which has read the source when the call returns: elsewhere
+        # a source that is freed at once could be overwritten before it is copied.
         tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
         # Document ids and targets stay on the host: looking places up there waits for no device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)

@@ -118,7 +118,7 @@ def keep_metrics_until(folder: Path, step: int) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, the platform, and each package that the program uses; null where not installed."""
+    """Python, the platform, and each package that can change a result; null where not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "platform": platform.platform(),

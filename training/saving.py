@@ -9,8 +9,8 @@ from training.settings import fingerprint
 
 
 def save(run: Run, step: int) -> None:
-    """Writes the checkpoint first, since nothing else can be made again; then the adapter,
-    the tokenizer and the picture."""
+    """Writes the checkpoint first, because the rest can be made from it again: the adapter, the
+    tokenizer and the picture."""
     is_writer = run.ranks.is_first
     checkpoint.save_checkpoint(
         run.output / run_folder.CHECKPOINT,

@@ -40,7 +40,7 @@ def describe_defaults() -> dict[str, str]:
     for name, (course, small) in DEFAULTS.items():
         words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
     for name, value in CPU_EVALUATION.items():
-        words[name] += f"; on a CPU {value}"
+        words[name] += f"; --model on a CPU {value}"
     return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
 
 
