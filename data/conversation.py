@@ -6,12 +6,13 @@ return them too.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["user", "model", "tool"]
 # How a prompt shows a tool: {"type": "function", "function": {...}}, or the inner object alone, or
 # that with the parameters as {argument: "string" | "integer?" | [allowed values] | schema}
 Shape = Literal["openai", "function", "compact"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 # The sentence with which the Agents Course asks for thinking. In the Hermes format its <think> and
 # </think> become the control tokens (`chat._system`), as they do in Transformers.

@@ -9,6 +9,7 @@ structure once a model's text makes a call with them; in every user's text they 
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from data.forms.questions import bfcl, prompt_completion, xlam
 from data.forms.spellings import MARKS, glaive, preference, respelt
 from data.lenient_json import (
     LiteralError,
+    check_size,
     check_value,
     find_end,
     load_json,
@@ -43,8 +45,10 @@ from data.tool_calls import read_tool, read_tools, split_at_tools
 from data.tool_schema import as_tools
 from data.wire import HERMES, Piece, Tag, dump
 
+MAX_MESSAGES = 10_000  # in one row; the results of one turn are joined one by one
 # In the rows of the Hermes forms, whatever format is trained
 _OPEN, _CLOSE = HERMES.result.tags
+_SPACE = re.compile(r"\s*")
 _BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
 
 
@@ -100,12 +104,16 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     columns = [name for name in ("conversations", "messages") if row.get(name) is not None]
     messages = row[columns[0]] if columns else []
     try:
+        check_size(row)
         if isinstance(messages, str):  # the column may have come as JSON, or as Python spells it
             values, _ = read_values(messages)
             messages = values[0] if len(values) == 1 else values
         if columns and not (isinstance(messages, list | tuple) and messages):
             got = shorten(repr(messages))
             raise ValueError(f"expected a list of messages, got {got}; give two or more")
+        if len(messages) > MAX_MESSAGES:
+            got = f"got {len(messages)}; cut the row into several"
+            raise ValueError(f"expected at most {MAX_MESSAGES} messages, {got}")
         signs = {key for key in row if row[key] is not None}  # Parquet fills in all rows' keys
         for message in messages:
             if isinstance(message, Mapping):
@@ -335,7 +343,8 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
     while position < len(stripped):
         start = position + len(_OPEN)
         # A bracketed value is skipped whole, tags in its strings too
-        value = start + len(stripped[start:]) - len(stripped[start:].lstrip())
+        space = _SPACE.match(stripped, start)  # it matches the empty string too
+        value = space.end() if space else start
         end = find_end(stripped, value) if stripped[value : value + 1] in ("{", "[") else None
         gap = _BETWEEN_RESULTS.search(stripped, end or start)
         stop = gap.start() if gap else len(stripped) - len(_CLOSE)
@@ -365,7 +374,7 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         ids = [result.id for result in message.results if result.id] if places else []
         # An unknown id, or one that came twice: the results then keep the order of the row
         wrong = [id for id in ids if id not in places]
-        wrong += [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        wrong += [id for id, count in Counter(ids).items() if count > 1]
         if wrong:
             known = ", ".join(map(repr, places))
             problem = f"expected one result for each call id out of {known}, got {wrong[0]!r}"

@@ -93,7 +93,10 @@ def test_a_call_that_its_tools_do_not_allow_is_found(
     "schema", [{"type": {}}, {"enum": 3}, {"anyOf": 1}, {"items": []}, {"required": True}]
 )
 def test_a_malformed_schema_allows_every_value(schema: dict[str, Any]) -> None:
-    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+    # Further inside than the reader of tools looks
+    inner = {"type": "object", "properties": {"b": schema}}
+    outer = {"type": "object", "properties": {"a": {"type": "array", "items": inner}}}
+    tool = {"name": "f", "parameters": outer}
     call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": [{"b": 1}]}}]}
     row = {"messages": [{"role": "user", "content": "x"}, call], "tools": [tool]}
     assert bad_calls(parse_row(row)) == []
@@ -190,7 +193,10 @@ def test_the_best_evaluation_is_kept(
     assert start(*flags, "--eval-every", "0", "--overwrite")[0] == 0 and not best.exists()
 
 
-def test_check_says_what_a_run_needs_and_writes_nothing(start: Start, tmp_path: Path) -> None:
+def test_check_says_what_a_run_needs_and_writes_nothing(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     rows = write(tmp_path / "a.jsonl", *good_rows(), {"messages": []})
     flags = ("--dataset", rows, "--max-dropped", "1", "--accumulate", "1", "--max-steps", "50")
     code, folder, said = start(*flags, "--check")
@@ -202,6 +208,6 @@ def test_check_says_what_a_run_needs_and_writes_nothing(start: Start, tmp_path: 
     assert "nothing was trained and nothing was written" in said
     code, folder, _ = start(*flags)
     before = (folder / "run.json").read_bytes()
-    assert code == 0 and start(*flags, "--check", "--overwrite")[0] == 0
+    assert code == 0 and start(*flags, "--check", "--overwrite")[0] == 2
     assert (folder / "run.json").read_bytes() == before
     assert start(*flags, "--check", "--resume")[0] == 2

@@ -1,6 +1,7 @@
 """The adapter of the best evaluation, kept beside the last one under `best/`."""
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from training.run_folder import BEST, BEST_RECORD, write_json
 
 
 def keep_best(run: Run, line: dict[str, Any]) -> None:
-    """Writes `best/` if this line of metrics has a lower held-out loss than any before it.
+    """With --eval-every, writes `best/` if this line's held-out loss is the lowest so far.
 
     Every rank must call this, as it must `save_adapter`: they all see the same loss.
     """
     loss, folder = line.get("eval_loss"), run.output / BEST
-    if loss is None:
+    if not run.args.eval_every or loss is None or not math.isfinite(loss):
         return
     # Read from the file, so that a resumed run knows the best of the steps before.
     path = folder / BEST_RECORD

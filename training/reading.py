@@ -15,6 +15,7 @@ from data.packing import pack_examples
 from data.reports import LoadReport, left_out
 from data.tokenizer import Tokenizer
 from training.batches import StepBatches
+from training.digests import rows_digest
 from training.ranks import Ranks
 from training.run import Data
 
@@ -115,6 +116,7 @@ def read_data(
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
         questions=found.questions,
         seen_tools={name for row in rows for name in row.tool_names},
+        digest=rows_digest([*examples, *measured]),
     )
     counts: dict[str, Any] = {"reading": found.reading.as_dict(), "rendering": rendering.as_dict()}
     counts |= {"held_out_rows": len(held_out), "rows_in_both": found.shared}

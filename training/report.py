@@ -1,5 +1,6 @@
 """What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 
-from common.atomic import write_text
+from common.atomic import replace_file, write_text
 from common.cli import USER_ERRORS
 from common.device import describe
+from common.screen import Screen
 from common.sharding import unsharded
 from data.chat import Example
 from data.masks import mask_text
@@ -147,14 +149,25 @@ def is_sound(line: dict[str, Any]) -> bool:
     )
 
 
-def weights_are_finite(run: Run) -> bool:
-    """False where what trains holds a number that is none, on any rank.
+def has_broken(run: Run, line: dict[str, Any]) -> bool:
+    """True after a step with which a run cannot go on or end, on whichever rank it shows.
 
-    A loss is taken before its step moves the weights: without this the last step's damage would be
-    saved as an adapter.
+    A loss is taken before its step moves the weights: without a look at these the last step's
+    damage would be saved as an adapter. A run whose every step a scaler has skipped has no state of
+    AdamW, and nothing to save.
     """
     norm = unsharded(torch.nn.utils.get_total_norm(trainable_parameters(run.model).values()))
-    return not run.ranks.total(torch.tensor(float(not norm.isfinite())))
+    is_whole = bool(norm.isfinite()) and is_sound(line)
+    is_idle = line["step"] == run.total_steps and not run.optimizer.state
+    return bool(run.ranks.total(torch.tensor(float(is_idle or not is_whole))))
+
+
+def stop_if_broken(run: Run, line: dict[str, Any]) -> None:
+    """Raises: FloatingPointError where the last evaluation found a loss that is not finite."""
+    if line.get("eval_loss") is not None and not math.isfinite(line["eval_loss"]):
+        raise FloatingPointError(
+            describe_break({"loss": 0.0, "grad_norm": 0.0, **line}, run.precision.name)
+        )
 
 
 def describe_break(line: dict[str, Any], precision: str) -> str:
@@ -172,6 +185,8 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
+        if line["step"] == run.total_steps:
+            draw_loss(run.output)  # again: the last save came before the last evaluation
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 
@@ -200,6 +215,13 @@ def draw_loss(folder: Path) -> None:
 
     Every step's loss, and each evaluation's held-out loss and exact-call accuracy.
     """
+    _draw(folder)
+    # A figure, its axes and its canvas point at one another: with 16 MB for 3,000 steps each, they
+    # would wait for Python's rare full collection, and a long run would grow by 150 MB meanwhile.
+    gc.collect()
+
+
+def _draw(folder: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     lines = read_metrics(folder)
@@ -221,10 +243,8 @@ def draw_loss(folder: Path) -> None:
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
-    # In one step: a viewer may have the old one open.
-    partial = folder / (PICTURE + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(folder / PICTURE)
+    # Replaced in one step, as all files of a run are: a viewer may have the old one open.
+    replace_file(folder / PICTURE, lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def _overall(line: dict[str, Any]) -> float | None:
@@ -246,20 +266,28 @@ def explain_stop(error: BaseException, output: Path | None, is_quiet: bool) -> i
 
     Raises: `error` itself where it is none of those that a user or a machine can cause.
     """
-    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    errors = Console(stderr=True, quiet=is_quiet, **options)
+    errors = Screen(is_error=True)
+    errors.quiet, errors.soft_wrap = is_quiet, True
     if isinstance(error, USER_ERRORS):
         errors.print(f"train.py: {error}")
         return 2
     # Below, nothing is the user's mistake: the sentence says what there is to go on from.
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "--checkpoint-activations selective or full, a smaller --micro-batch"
-        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length")
-    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
-        errors.print(f"train.py: {error}; {checkpoint_left(output)}")
-    elif isinstance(error, KeyboardInterrupt):
-        errors.print(f"interrupted; {checkpoint_left(output)}")
+    left = checkpoint_left(output)
+    if isinstance(error, KeyboardInterrupt):
+        errors.print(f"interrupted; {left}")
         return 130
+    if _is_out_of_memory(error):
+        advice = "--checkpoint-activations selective or full, a smaller --micro-batch or --rank"
+        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length; {left}")
+    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
+        where = "" if output is None or str(output) in str(error) else f"{output}: "
+        errors.print(f"train.py: {where}{error}; {left}")
     else:
         raise error
     return 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True on every device: a CPU's allocator raises a plain RuntimeError."""
+    is_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
