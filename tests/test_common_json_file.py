@@ -21,7 +21,7 @@ from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
 DEEP = '{"a":' * 1000 + "1" + "}" * 1000
-CONTENTS = {
+CONTENTS: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "at most 64 nested levels"),
     "deeper than the parser": ("[" * 200_000, "nested levels"),
     "one level too many": ('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1), "nested"),

@@ -167,10 +167,12 @@ def scarred(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 TEXTS = st.lists(
-    st.one_of(st.sampled_from([*TAGS, CALL, "[", "]", "{", "}", '"', "'", "\\", ",", "```", "\n"]),
-              st.text(max_size=4)),
+    st.one_of(
+        st.sampled_from([*TAGS, CALL, "[", "]", "{", "}", '"', "'", "\\", ",", "```", "\n"]),
+        st.text(max_size=4),
+    ),
     max_size=30,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 class Fuzz:
