@@ -34,8 +34,6 @@ from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
-from data.chat import TRAINED
-from data.dataset import OVERLONG
 from data.tokenizer import Tokenizer
 from data.wire import FORMATS
 from lora.config import LINEARS
@@ -45,14 +43,15 @@ from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
 from training import ranks as processes  # of torchrun; --rank is LoRA's
-from training import report, run_folder, saving
+from training import report, run_folder, saving, settings
+from training.best import keep_best
+from training.check import check
 from training.choices import choose
 from training.digests import BaseDigest
 from training.progress import Progress, StopSignal, interrupts
 from training.ranks import Ranks
 from training.reading import read_data
 from training.run import Run, StepLoss
-from training.settings import describe_defaults, lora_config, with_defaults
 
 console = Screen()
 Line = dict[str, Any]  # of metrics.jsonl
@@ -62,16 +61,12 @@ Line = dict[str, Any]  # of metrics.jsonl
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, with the defaults that depend on the model filled in."""
-    parser = Parser("Teaches a Gemma-2 model to call functions with LoRA.", describe_defaults())
-
+    parser = Parser("Teaches Gemma-2 to call functions with LoRA.", settings.describe_defaults())
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
-    add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
     add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
-    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
-    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
-    add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
+    settings.add_row_flags(parser)
 
     add = parser.add_argument_group("what trains").add_argument
     add("--rank", type=int_at_least(1), default=16, help="r of the low-rank term B A")
@@ -93,10 +88,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip", type=float_in(0, 1e30), default=1.0, help="largest gradient norm; 0 never clips")
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
 
-    add = parser.add_argument_group("evaluation").add_argument
-    add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
-    add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
-
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="of weights and activations: auto, bf16, fp16 or fp32")
@@ -109,8 +100,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", help="default: runs/<time>")
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--check", action="store_true", help="read, count, time a few steps; train nothing")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    return with_defaults(parser.parse_args(argv), EMBEDDED)
+    return settings.with_defaults(parser.parse_args(argv), EMBEDDED)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -167,7 +159,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     # weights are only a mapped file.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
-    config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
+    config = settings.lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
     add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
@@ -288,10 +280,14 @@ def train(run: Run, start: int, line: Line | None) -> None:
     """
     if start == 0:
         report.record(run, {"step": 0, **evaluate(run)}, console)
+    every, save_every = run.args.eval_every, run.args.save_every
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
-            is_last, is_broken = step == run.total_steps, not report.is_sound(line)
+            is_last, is_broken = step == run.total_steps, report.has_broken(run, line)
+            if every and step % every == 0 and not (is_last or is_broken):
+                line |= evaluate(run)
+                keep_best(run, line)
             if is_broken or not is_last:  # the last line waits for its evaluation
                 report.record(run, line, console)
             progress.show(line)
@@ -299,14 +295,16 @@ def train(run: Run, start: int, line: Line | None) -> None:
                 raise FloatingPointError(report.describe_break(line, run.precision.name))
             # One rank's signal stops all: the others would wait for it in the next step.
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
-            is_due = run.args.save_every and step % run.args.save_every == 0
-            if must_stop or is_last or is_due:
+            if must_stop or is_last or (save_every and step % save_every == 0):
                 saving.save(run, step, line)
             if must_stop:
                 raise KeyboardInterrupt
     # Saved first, evaluated then: whatever goes wrong here, --resume does it again.
     if line is not None:
-        report.record(run, line | evaluate(run), console)
+        line |= evaluate(run)
+        report.record(run, line, console)
+        keep_best(run, line)
+        report.stop_if_broken(run, line)
 
 
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -314,6 +312,9 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
+        if args.check:
+            check(build(args, ranks, Path("--check"))[0], train_step, console)
+            return 0
         with interrupts(), run_folder.opened(args, ranks, console.say) as output:
             train(*build(args, ranks, output))
             report.show_sample(output, console)

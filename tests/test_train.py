@@ -31,8 +31,7 @@ def run(small_base: Path, small_rows: Path, tmp_path: Path) -> Any:
         defaults = [
             "--model",
             small_base,
-            "--dataset",
-            small_rows,
+            *(() if "--dataset" in flags else ("--dataset", small_rows)),
             "--output",
             folder,
             "--device",
@@ -226,26 +225,52 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(
     assert str(metrics(folder)[-1]["loss"]) == "nan"
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
+@pytest.mark.parametrize(
+    ("dtype", "steps", "overflowing", "code"),
+    # The scaler begins so high that this base skips its first steps by itself
+    [("fp32", 2, 1, 1), ("fp16", 8, 1, 0), ("fp16", 2, 2, 1)],
+)
 def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
-    run: Runner, monkeypatch: pytest.MonkeyPatch, dtype: str, code: int
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+    steps: int,
+    overflowing: int,
+    code: int,
 ) -> None:
-    real = run_module.supervised_loss
+    real, losses = run_module.supervised_loss, []
 
-    def overflowing(*args: Any) -> Any:
+    def overflow(*args: Any) -> Any:
         loss, count = real(*args)
         if loss.requires_grad:
-            loss.register_hook(lambda grad: grad * float("inf"))
+            losses.append(loss)
+            if len(losses) <= overflowing:
+                loss.register_hook(lambda grad: grad * float("inf"))
         return loss, count
 
-    monkeypatch.setattr(run_module, "supervised_loss", overflowing)
-    got, folder = run(
-        "--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1"
-    )
-    assert got == code
-    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == (
-        [False] if code else [True, True]
-    )
+    monkeypatch.setattr(run_module, "supervised_loss", overflow)
+    flags = ("--max-steps", str(steps), "--dtype", dtype, "--accumulate", "1")
+    got, folder = run(*flags, "--eval-fraction", "0")
+    skipped = [line.get("skipped", False) for line in metrics(folder)[1:]]
+    assert got == code and skipped[0] == (dtype == "fp16")
+    assert len(skipped) == (1 if dtype == "fp32" else steps)
+    assert all(skipped) == (overflowing == 2)
+    if all(skipped):
+        assert "every step so far was skipped" in capsys.readouterr().err
+
+
+def test_a_last_step_that_ruins_the_weights_is_not_saved(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "learning_rate", lambda *_: 1e38)
+    flags = ("--max-steps", "1", "--accumulate", "1", "--dtype", "fp32", "--eval-fraction", "0")
+    code, folder = run(*flags)
+    error = capsys.readouterr().err
+    assert code == 1 and "weights or the held-out loss are not finite" in error
+    assert math.isfinite(metrics(folder)[-1]["loss"])
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(

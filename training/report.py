@@ -1,6 +1,7 @@
 """What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
 
 import gc
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,19 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 
-from common.atomic import replace_file
+from common.atomic import replace_file, write_text
 from common.cli import USER_ERRORS
 from common.device import describe
 from common.screen import Screen
+from common.sharding import unsharded
 from data.chat import Example
 from data.masks import mask_text
 from lora.inject import trainable_parameters
 from training.run import Run
 from training.run_folder import (
+    BEST,
+    BEST_RECORD,
+    DROPPED,
     PICTURE,
     RUN,
     append_metrics,
@@ -39,7 +44,11 @@ def introduce(
     choices: dict[str, tuple[str, str]],
     console: Console,
 ) -> None:
-    """Writes `run.json`; prints one example with its mask and what is about to be trained."""
+    """Writes `run.json` and `dropped.jsonl`; prints one example and what is about to be trained.
+
+    With --check nothing is written.
+    """
+    left_out = counts.pop("left_out")
     # All of it in one object: what is printed is read from what is written.
     packs, length = run.data.batches.packs, run.args.max_length
     filled = sum(len(example.tokens) for example in examples)
@@ -54,11 +63,14 @@ def introduce(
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    if run.ranks.is_first:
+    if run.ranks.is_first and not run.args.check:
         write_json(run.output / RUN, content)
+        if left_out:  # one line of JSON each: thousands of them are searched, not read
+            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in left_out]
+            write_text(run.output / DROPPED, "".join(lines))
     console.print(mask_text(examples[0], run.data.tokenizer), soft_wrap=True)
-    for sentence in describe_run(content):
-        console.print(sentence, soft_wrap=True)
+    for sentence in [*describe_run(content), *describe_losses(content)]:
+        console.print(sentence, soft_wrap=True, markup=False)
 
 
 def describe_run(run: dict[str, Any]) -> list[str]:
@@ -73,13 +85,40 @@ def describe_run(run: dict[str, Any]) -> list[str]:
         "above: one training row; green is what the model learns to write. In all "
         f"{supervised:,} of {tokens:,} tokens are supervised ({100 * supervised / tokens:.0f}%)",
         f"rows: {reading['rows']} read, {reading['dropped']} unreadable, "
-        f"{reading['repaired_rows']} repaired, {rendering['dropped_overlong']} too long, "
+        f"{reading['repaired_rows']} repaired, {reading['bad_calls']} bad calls, "
+        f"{rendering['dropped_overlong']} too long, "
         f"{rendering['truncated']} cut, {run['data']['held_out_rows']} held out; "
         f"{packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
+        f"tools: offered in {reading['rows_with_tools']} rows, {reading['calls']} calls made",
         f"device: {run['device']}; {run['trainable_parameters']:,} parameters train in "
         f"{run['total_steps']} steps",
         "; ".join(choices),
     ]
+
+
+def describe_losses(run: dict[str, Any]) -> list[str]:
+    """What the data lost or lacks, with the first reasons; [] where there is nothing to say."""
+    reading, sentences = run["data"]["reading"], []
+    if reading["dropped"]:
+        sentences.append(f"{reading['dropped']} rows could not be read; the first of them:")
+        sentences += reading["reasons"]
+    if reading["bad_calls"]:
+        what = "left out" if reading["dropped_for_calls"] else "trained on all the same"
+        count = f"{reading['bad_calls']} calls do not fit their tools"
+        sentences.append(f"{count} ({what}; see --bad-calls); the first of them:")
+        sentences += reading["bad_call_reasons"]
+    if sentences and not run["arguments"].get("check"):
+        sentences.append(f"all of them are in {DROPPED}")
+    if not reading["calls"]:
+        lack = "no row makes a call" if reading["rows_with_tools"] else "no row offers a tool"
+        sentences.append(
+            f"warning: {lack}, so no calling can be learned; calls are read from tool_calls, from "
+            "<tool_call> tags and in the forms of data/examples/"
+        )
+    if run["data"]["rows_in_both"]:
+        count = run["data"]["rows_in_both"]
+        sentences.append(f"warning: {count} rows of --eval-dataset are trained on too")
+    return sentences
 
 
 def describe_evaluation(line: dict[str, Any]) -> list[str]:
@@ -102,15 +141,43 @@ def describe_shares(accuracy: dict[str, Any]) -> str:
 
 def is_sound(line: dict[str, Any]) -> bool:
     """False where loss or gradient is not finite and no scaler has skipped the step."""
-    return math.isfinite(line["loss"]) and (
-        math.isfinite(line["grad_norm"]) or bool(line.get("skipped"))
+    held_out = line.get("eval_loss")
+    return (
+        math.isfinite(line["loss"])
+        and (math.isfinite(line["grad_norm"]) or bool(line.get("skipped")))
+        and (held_out is None or math.isfinite(held_out))
     )
+
+
+def has_broken(run: Run, line: dict[str, Any]) -> bool:
+    """True after a step with which a run cannot go on or end, on whichever rank it shows.
+
+    A loss is taken before its step moves the weights: without a look at these the last step's
+    damage would be saved as an adapter. A run whose every step a scaler has skipped has no state of
+    AdamW, and nothing to save.
+    """
+    norm = unsharded(torch.nn.utils.get_total_norm(trainable_parameters(run.model).values()))
+    is_whole = bool(norm.isfinite()) and is_sound(line)
+    is_idle = line["step"] == run.total_steps and not run.optimizer.state
+    return bool(run.ranks.total(torch.tensor(float(is_idle or not is_whole))))
+
+
+def stop_if_broken(run: Run, line: dict[str, Any]) -> None:
+    """Raises: FloatingPointError where the last evaluation found a loss that is not finite."""
+    if line.get("eval_loss") is not None and not math.isfinite(line["eval_loss"]):
+        raise FloatingPointError(
+            describe_break({"loss": 0.0, "grad_norm": 0.0, **line}, run.precision.name)
+        )
 
 
 def describe_break(line: dict[str, Any], precision: str) -> str:
     """What went wrong in a step and what to try."""
     advice = "a lower --lr" + (", or --dtype bf16 or fp32" if precision == "fp16" else "")
     numbers = f"loss {line['loss']}, gradient norm {line['grad_norm']}"
+    if line.get("skipped"):
+        numbers = "every step so far was skipped, so nothing has been learned"
+    elif math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+        numbers += ", but the weights or the held-out loss are not finite any more"
     return f"step {line['step']}: {numbers}; try {advice}"
 
 
@@ -134,6 +201,13 @@ def show_sample(folder: Path, console: Console) -> None:
         table = Table("before", "after", title=Text(samples[0]["question"]))
         table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
         console.print(table)
+    record = folder / BEST / BEST_RECORD
+    if record.is_file():
+        best = json.loads(record.read_text(encoding="utf-8"))
+        found = f"step {best['step']}, held-out loss {best['eval_loss']:.3f}"
+        console.print(
+            f"best evaluation: {found}; its adapter is in {folder / BEST}", soft_wrap=True
+        )
 
 
 def draw_loss(folder: Path) -> None:

@@ -21,10 +21,12 @@ from training.ranks import Ranks
 from training.settings import LENGTH, fingerprint
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
+DROPPED = "dropped.jsonl"  # rows that are not trained on, with their reasons
+BEST, BEST_RECORD = "best", "best.json"  # the best evaluation's adapter, and which one that was
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-FILES = (METRICS, PICTURE, *ADAPTER_FILES, *TOKENIZER_FILES, RUN)
+FILES = (METRICS, PICTURE, DROPPED, *ADAPTER_FILES, *TOKENIZER_FILES, RUN)
 
 
 @contextmanager
@@ -189,6 +191,8 @@ def clear_run(folder: Path) -> None:
     # run's names. The record goes last: with it a run that was stopped here can be cleared again.
     remove_leftovers(folder)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    if (folder / BEST / BEST_RECORD).is_file() and not (folder / BEST).is_symlink():
+        shutil.rmtree(folder / BEST)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

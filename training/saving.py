@@ -109,7 +109,7 @@ def _find_change(run: Run, counters: dict[str, Any]) -> str:
         )
     # Checkpoints from before there were checksums have none.
     if counters.get("rows", run.data.digest) != run.data.digest:
-        rows = run.args.dataset or "the embedded data set"
+        rows = ", ".join(run.args.dataset or ["the embedded data set"])
         return f"the rows of {rows} are not those that it was trained on; put them back, or {ANEW}"
     base = run.base.result() if run.base else None
     if run.base and counters.get("base", base) != base:
