@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
-from agent.loading import EMBEDDED, load_base, model_folder
+from agent.loading import EMBEDDED_MODEL, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.sharding import unsharded
@@ -33,8 +33,8 @@ from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
+from training import card, report, run_folder, saving
 from training import ranks as processes
-from training import report, run_folder, saving
 from training.choices import choose
 from training.progress import Progress, StopSignal
 from training.ranks import Ranks
@@ -98,6 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    pushed = "upload adapter, tokenizer, card and pictures at the end, never the checkpoint"
+    add("--push", metavar="OWNER/NAME", help=pushed)
     return with_defaults(parser.parse_args(argv))
 
 
@@ -152,7 +154,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
     # weights are only a mapped file.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
-    config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
+    config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), str(EMBEDDED_MODEL))
     add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
@@ -297,9 +299,14 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     output: Path | None = None
     try:
         output = run_folder.open_folder(args, fingerprint(args), ranks)
+        if args.push and ranks.is_first:
+            card.check_push(args.push)
         run = build(args, ranks, output)
         train(run, saving.resume(run) if args.resume else 0)
         report.show_sample(output, console)
+        if args.push and ranks.is_first:
+            page = card.push(output, args.push, EMBEDDED_MODEL)
+            console.print(f"uploaded to {page}", soft_wrap=True)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'

@@ -17,6 +17,7 @@ from training.checkpoint import read_counters
 from training.ranks import Ranks
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
+CARD = "README.md"
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -80,7 +81,7 @@ def clear_run(folder: Path) -> None:
     # By name: the folder may hold files of other people's.
     for name in (CHECKPOINT, CHECKPOINT + ".old", CHECKPOINT + ".partial"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, RUN, PICTURE, *ADAPTER_FILES, *TOKENIZER_FILES):
+    for name in (METRICS, RUN, PICTURE, CARD, *ADAPTER_FILES, *TOKENIZER_FILES):
         (folder / name).unlink(missing_ok=True)
 
 

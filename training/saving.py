@@ -1,8 +1,10 @@
 """A run written down and taken up again: the checkpoint, then what other programs read."""
 
+from agent.loading import EMBEDDED_MODEL
 from common.device import rng_state, set_rng_state
 from lora.adapter import save_adapter
 from training import checkpoint, run_folder
+from training.card import write_card
 from training.report import draw_loss
 from training.run import Run
 from training.settings import fingerprint
@@ -10,7 +12,7 @@ from training.settings import fingerprint
 
 def save(run: Run, step: int) -> None:
     """Writes the checkpoint first, since nothing else can be made again; then the adapter,
-    the tokenizer and the picture."""
+    the tokenizer, the picture and the card."""
     is_writer = run.ranks.is_first
     checkpoint.save_checkpoint(
         run.output / run_folder.CHECKPOINT,
@@ -30,6 +32,7 @@ def save(run: Run, step: int) -> None:
     if is_writer:
         run.data.tokenizer.save(run.output)
         draw_loss(run.output)
+        write_card(run.output, EMBEDDED_MODEL)
 
 
 def resume(run: Run) -> int:

@@ -67,7 +67,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
 def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: str) -> LoRAConfig:
     """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
 
-    `embedded` is the name of the base that is taken without --model.
+    `embedded` is the folder of the base that is taken without --model, where PEFT finds it.
     """
     base = args.model or embedded
     return LoRAConfig(
