@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from agent.foreign import check_template
 from common.device import pick_device, pick_precision
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, read_config
@@ -49,6 +50,8 @@ def load_model(
     # without one.
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_pretrained(adapter if adapter and has_own else folder)
+    if adapter:
+        check_template(adapter, tokenizer)
     weights = None
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
