@@ -305,7 +305,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
         train(run, saving.resume(run) if args.resume else 0)
         report.show_sample(output, console)
         if args.push and ranks.is_first:
-            page = card.push(output, args.push, EMBEDDED_MODEL)
+            page = card.push(output, args.push, str(EMBEDDED_MODEL))
             console.print(f"uploaded to {page}", soft_wrap=True)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)

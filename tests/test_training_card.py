@@ -114,10 +114,11 @@ def test_the_card_of_a_hub_base_names_it(run: Path, tmp_path: Path) -> None:
     for name in ("run.json", "adapter_config.json", "metrics.jsonl"):
         text = (run / name).read_text()
         text = text.replace(json.dumps(str(EMBEDDED_MODEL)), '"google/gemma-2-2b-it"')
+        text = text.replace('"model": null', '"model": "google/gemma-2-2b-it"')
         text = text.replace('"dataset": null', '"dataset": "owner/rows"')
         (tmp_path / name).write_text(text)
     (tmp_path / "new_rows.safetensors").touch()
-    card.write_card(tmp_path, EMBEDDED_MODEL)
+    card.write_card(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert 'base_model: "google/gemma-2-2b-it"' in text and 'license: "gemma"' in text
     assert 'datasets: ["owner/rows"]' in text and 'rows["embed_tokens"]' in text

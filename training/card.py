@@ -40,15 +40,12 @@ base.get_output_embeddings().weight.data[rows["ids"]] = rows["lm_head"]
 """
 
 
-def write_card(folder: Path, embedded: Path) -> None:
-    """Writes the model card of the run in `folder` from its own files.
-
-    embedded: the folder of the embedded base, whose licence is this repository's.
-    """
+def write_card(folder: Path) -> None:
+    """Writes the model card of the run in `folder` from its own files."""
     run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     base, rows = config["base_model_name_or_path"], run["arguments"]["dataset"]
-    is_embedded = base == str(embedded)
+    is_embedded = run["arguments"]["model"] is None  # its licence is this repository's
     on_hub = None if Path(base).is_absolute() else base
     keys: dict[str, Any] = {
         "base_model": on_hub,
@@ -127,9 +124,10 @@ def check_push(name: str) -> None:
         ) from error
 
 
-def push(folder: Path, name: str, embedded: Path) -> str:
+def push(folder: Path, name: str, embedded: str) -> str:
     """Uploads adapter, tokenizer, card and pictures in one commit; returns the page's address.
 
+    embedded: how the adapter names the embedded base: a folder that means nothing elsewhere.
     Raises: ConnectionError if the hub does not take them; the folder is whole all the same.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -139,9 +137,8 @@ def push(folder: Path, name: str, embedded: Path) -> str:
         if path.name in UPLOADED or path.suffix in PICTURES:
             content: Path | bytes = path
             if path.name == CONFIG:
-                # A folder of this machine means nothing to others
                 text = path.read_text(encoding="utf-8")
-                content = text.replace(json.dumps(str(embedded)), '"embedded"').encode()
+                content = text.replace(json.dumps(embedded), '"embedded"').encode()
             operations.append(CommitOperationAdd(path.name, content))
     try:
         done = HfApi().create_commit(name, operations, commit_message="Upload the adapter")

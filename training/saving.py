@@ -1,6 +1,5 @@
 """A run written down and taken up again: the checkpoint, then what other programs read."""
 
-from agent.loading import EMBEDDED_MODEL
 from common.device import rng_state, set_rng_state
 from lora.adapter import save_adapter
 from training import checkpoint, run_folder
@@ -32,7 +31,7 @@ def save(run: Run, step: int) -> None:
     if is_writer:
         run.data.tokenizer.save(run.output)
         draw_loss(run.output)
-        write_card(run.output, EMBEDDED_MODEL)
+        write_card(run.output)
 
 
 def resume(run: Run) -> int:
