@@ -9,9 +9,8 @@ Without --prompt, --evaluate and --merge it chats: /new forgets the conversation
 
 import argparse
 import contextlib
-import io
+import errno
 import json
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,19 +21,19 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from agent.agent import Agent, Event
+from agent.agent import QUESTION_SECONDS, Agent, Event
 from agent.evaluate import first_replies, score_calls
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
-from agent.toolbox import ToolBox
-from common.cli import USER_ERRORS, Parser, float_in, int_at_least
+from agent.toolbox import CALL_SECONDS, MEMORY, ToolBox
+from common import cli
+from common.cli import CONTROL, USER_ERRORS, Parser, float_in, int_at_least, printable
 from common.device import seed_everything
 from data.dataset import load_conversations
 from lora.adapter import read_config
 from model.generate import Sampling
 
-# A tool's result could move the terminal's cursor or change its state; line ends and tabs may stay.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+MAX_QUESTION = 1_000_000  # characters of a line: a stream without line ends would fill the memory
 STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
 
 # Without markup: to rich "[bold]" in an answer would be a command.
@@ -64,8 +63,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
     add = parser.add_argument_group("tools and output").add_argument
+    seconds = float_in(0.1, 1e6)
+    variable = "let the tools see this variable too; may be given again; default: none"
+    memory = "limit of the tools' address space; 0 for none"
     tools = "Python file whose public functions become tools; default: no tools"
     add("--tools", type=Path, metavar="FILE", help=tools)
+    add("--tool-env", action="append", metavar="NAME", help=variable)
+    add("--tool-memory", type=int_at_least(0), default=MEMORY, metavar="MIB", help=memory)
+    add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="limit for one call")
+    add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="limit for a question")
     add("--json", action="store_true", help="an object of JSON per event; default: plain text")
 
     add = parser.add_argument_group("generation").add_argument
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace) -> bool:
     Raises: ValueError, OSError for wrong inputs.
     """
     seed_everything(args.seed)
-    # What is wrong with a flag is said here, before minutes are spent on loading a model.
+    # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     if args.merge is not None:
         merge(args)
@@ -93,33 +99,45 @@ def run(args: argparse.Namespace) -> bool:
         return True
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
+    if args.prompt is None and sys.stdin is None:  # as after `infer.py <&-`
+        raise ValueError("standard input is closed, so nobody can ask; give --prompt TEXT")
     # The tools first: their file is checked in a second.
-    with ToolBox(args.tools) if args.tools else contextlib.nullcontext() as toolbox:
+    with open_tools(args) as toolbox:
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
-        agent = Agent(*loaded, toolbox, sampling=sampling, max_new_tokens=args.max_new_tokens)
+        limits = {"max_new_tokens": args.max_new_tokens, "question_seconds": args.question_seconds}
+        agent = Agent(*loaded, toolbox, sampling=sampling, **limits)
         if args.prompt is not None:
             return answer(agent, args.prompt, args.json)
         chat(agent, args.json)
     return True
 
 
+def open_tools(args: argparse.Namespace) -> contextlib.AbstractContextManager[ToolBox | None]:
+    """The tools, or nothing, whose context ends their process."""
+    if not args.tools:
+        return contextlib.nullcontext()
+    limits = {"memory": args.tool_memory, "environment": args.tool_env or ()}
+    return ToolBox(args.tools, args.tool_seconds, **limits)
+
+
 def show(event: Event, as_json: bool) -> None:
     """Prints an event: an object of JSON on one line, or text. Errors go to standard error."""
     if event.kind == "error":
-        errors.print(f"infer.py: {event.content}", style="red", soft_wrap=True)
+        errors.print(printable(f"infer.py: {event.content}"), style="red", soft_wrap=True)
         return
     if as_json:
         fields = {"type": event.kind, "content": event.content}
         # Flushed, so that a program at the other end of a pipe reads each event as it happens.
-        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        line = json.dumps(fields, ensure_ascii=False)
+        # JSON leaves DEL and the codes above it as they are; a terminal may obey them.
+        print(CONTROL.sub(lambda code: f"\\u{ord(code[0]):04x}", line), flush=True)
         return
     text = event.content
     if not isinstance(text, str):
         text = json.dumps(text, ensure_ascii=False)
     label = "" if event.kind == "answer" else f"{event.kind}: "
     # soft_wrap: rich would break long lines at the terminal's width, in pipes too.
-    line = label + CONTROL.sub("\ufffd", text)
-    console.print(line, style=STYLES[event.kind], soft_wrap=True)
+    console.print(printable(label + text), style=STYLES[event.kind], soft_wrap=True)
 
 
 def answer(agent: Agent, text: str, as_json: bool) -> bool:
@@ -131,13 +149,24 @@ def answer(agent: Agent, text: str, as_json: bool) -> bool:
     return "answer" in kinds
 
 
+def read_line() -> str:
+    """A line of standard input; "" at its end. Raises: ValueError if it cannot be read."""
+    try:
+        line = sys.stdin.readline(MAX_QUESTION + 1)
+    except OSError as error:
+        raise ValueError(f"standard input cannot be read: {error.strerror}; use --prompt") from None
+    if len(line) > MAX_QUESTION:
+        raise ValueError(f"standard input: a line of over {MAX_QUESTION} characters; shorten it")
+    return line
+
+
 def chat(agent: Agent, as_json: bool) -> None:
     """Reads questions from standard input until it ends or a line is /quit."""
     is_terminal = sys.stdin.isatty()
     while True:
         if is_terminal:
             errors.print("you: ", style="bold blue", end="")
-        line = sys.stdin.readline()
+        line = read_line()
         text = line.strip()
         if not line or text == "/quit":  # the end of the input is "", an empty line "\n"
             return
@@ -179,9 +208,9 @@ def merge(args: argparse.Namespace) -> None:
     base = args.model or read_config(args.adapter).base_model
     report = write_merged(*loaded, args.merge, base)
     for sentence in report.warnings:
-        errors.print(f"infer.py: warning: {sentence}", style="yellow", soft_wrap=True)
+        errors.print(printable(f"infer.py: warning: {sentence}"), style="yellow", soft_wrap=True)
     for sentence in report.facts:
-        console.print(sentence, soft_wrap=True)
+        console.print(printable(sentence), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -209,10 +238,7 @@ def remembered_interrupts() -> Iterator[list[int]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 no answer or no memory, 2 wrong input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a test may have put other objects there
-        if isinstance(stream, io.TextIOWrapper):
-            # A character that a terminal cannot show must not end the program.
-            stream.reconfigure(errors="replace")
+    cli.tolerate_encodings()
     try:
         with remembered_interrupts() as interrupts:
             done = run(parse_args(argv))
@@ -220,11 +246,11 @@ def main(argv: list[str] | None = None) -> int:
             return 130  # 128 + 2, SIGINT's number: what a shell reports for an interrupted program
         return 0 if done else 1
     except USER_ERRORS as error:
-        print(f"infer.py: {error}", file=sys.stderr)
+        print(printable(f"infer.py: {error}"), file=sys.stderr)
         return 2
     except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
-        return 1
+        print(printable(f"infer.py: {error}"), file=sys.stderr)
+        return 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1
     except KeyboardInterrupt:
         return 130
 

@@ -3,13 +3,20 @@
 What a run is:
 1. rows -> conversations -> token ids, each with the flag "the model learns to write this one";
 2. conversations are packed to `--max-length`; attention never crosses from one into the next;
-3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of eight
-   new tokens train: for Gemma-2-2B 21 million numbers of 2.6 billion;
+3. the checkpoint is loaded and frozen, LoRA goes around its linear layers, and the rows of the new
+   tokens (eight tags) train with it: for Gemma-2-2B 21 million numbers of 2.6 billion;
 4. a step sums the cross-entropy over every supervised token of all its micro-batches, divides once
    by their number, clips the gradient, and lets AdamW move what trains;
 5. before the first step and after the last the model answers held-out rows and is scored;
 6. left behind: a PEFT adapter, the tokenizer, metrics, a picture, and a checkpoint to go on from.
 """
+
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports take seconds; Ctrl-C in them ends here, and not in some library's traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
 import math
@@ -19,30 +26,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
-from agent.loading import EMBEDDED_MODEL, load_base, model_folder
+from agent.loading import EMBEDDED, EMBEDDED_MODEL, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
+from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
+from data.chat import TRAINED
+from data.dataset import OVERLONG
 from data.tokenizer import Tokenizer
+from data.wire import FORMATS
 from lora.config import LINEARS
+from lora.embedding import ROWS_NAME
 from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
 from training import card, report, run_folder, saving
-from training import ranks as processes
+from training import ranks as processes  # of torchrun; --rank is LoRA's
 from training.choices import choose
-from training.progress import Progress, StopSignal
+from training.digests import BaseDigest
+from training.progress import Progress, StopSignal, interrupts
 from training.ranks import Ranks
 from training.reading import read_data
 from training.run import Run, StepLoss
-from training.settings import describe_defaults, fingerprint, lora_config, with_defaults
+from training.settings import describe_defaults, lora_config, with_defaults
 
-console = Console(highlight=False)
+console = Screen()
+Line = dict[str, Any]  # of metrics.jsonl
 
 # ------------------------------------------------------------------------------------------ flags
 
@@ -54,16 +67,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
     add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
-    add("--format", choices=("hermes", "mistral"), help="default: the model's own, or hermes")
+    add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
-    add("--overlong", choices=("drop", "truncate", "error"), default="drop", help="longer rows")
-    add("--train-on", choices=("assistant", "tool-calls"), default="assistant", help="which turns")
+    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
+    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
 
     add = parser.add_argument_group("what trains").add_argument
-    add("--rank", type=int_at_least(1), default=16, help="of the low-rank term B A")
-    add("--alpha", type=float_in(0), help="the term is scaled by alpha / rank")
-    add("--dropout", type=float_in(0, 1), help="of the term's input")
+    add("--rank", type=int_at_least(1), default=16, help="r of the low-rank term B A")
+    add("--alpha", type=float_in(0, 1e6), help="the term is scaled by alpha / rank")
+    add("--dropout", type=float_in(0, 1), help="of the low-rank term's input")
     add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
     recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
     add("--adapt", choices=("rows", "course"), default="rows", help=recipes)
@@ -71,13 +84,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("optimization").add_argument
     add("--micro-batch", type=int_at_least(1), help="packs of a forward pass")
     add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
-    add("--epochs", type=float_in(1e-9), help="times that every row is seen")
+    add("--epochs", type=float_in(1e-9, 1e6), help="times that every row is seen")
     add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
-    add("--lr", type=float_in(0), help="peak learning rate")
-    add("--row-lr-scale", type=float_in(0), help="rate of the new tokens' rows, times --lr")
+    add("--lr", type=float_in(0, 1e3), help="peak learning rate")
+    add("--row-lr-scale", type=float_in(0, 1e6), help="rate of the new tokens' rows, times --lr")
     add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
-    add("--weight-decay", type=float_in(0), default=0.1, help="AdamW's")
-    add("--clip", type=float_in(0), default=1.0, help="largest gradient norm; 0 never clips")
+    add("--weight-decay", type=float_in(0, 1e3), default=0.1, help="AdamW's")
+    add("--clip", type=float_in(0, 1e30), default=1.0, help="largest gradient norm; 0 never clips")
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
 
     add = parser.add_argument_group("evaluation").add_argument
@@ -89,8 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="auto", help="of weights and activations: auto, bf16, fp16 or fp32")
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto", help="of the low-rank path")
     again = "recomputed in backward: selective, norms and gated products; full, whole blocks"
-    modes = ("auto", *CHECKPOINTING)
-    add("--checkpoint-activations", choices=modes, default="auto", help=again)
+    add("--checkpoint-activations", choices=("auto", *CHECKPOINTING), default="auto", help=again)
     add("--shard", action="store_true", help="with torchrun: slice the weights (FSDP2), not DDP")
 
     add = parser.add_argument_group("the run's folder").add_argument
@@ -98,9 +110,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    pushed = "upload adapter, tokenizer, card and pictures at the end, never the checkpoint"
-    add("--push", metavar="OWNER/NAME", help=pushed)
-    return with_defaults(parser.parse_args(argv))
+    add("--push", metavar="OWNER/NAME", help="hub repository that gets the adapter at the end")
+    return with_defaults(parser.parse_args(argv), EMBEDDED)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -113,12 +124,12 @@ def make_optimizer(
 
     The new tokens' rows are a group of their own, at `row_lr_scale` times the factors' rate.
     """
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in trainable_parameters(model).items():
-        groups[name.endswith(".trained.rows")].append(parameter)
-    scales = {False: 1.0, True: row_lr_scale}
-    options = [{"params": p, "lr_scale": scales[is_row]} for is_row, p in groups.items() if p]
-    return torch.optim.AdamW(options, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
+    named = trainable_parameters(model)
+    rows = [p for name, p in named.items() if name.endswith(ROWS_NAME)]
+    factors = [p for name, p in named.items() if not name.endswith(ROWS_NAME)]
+    groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -136,22 +147,24 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 # --------------------------------------------------------------------------------------- building
 
 
-def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
+def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, int, Line | None]:
     """Reads the rows, then the model, puts LoRA into it, and says what was chosen.
 
+    Returns the run, the last step that is done, and its line if that is still to be evaluated.
     Raises: ValueError or FileNotFoundError for wrong inputs, the cheap checks first.
     """
     # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
     precision, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+    run_folder.refuse_base(output, folder)
+    base = BaseDigest(folder) if ranks.is_first else None
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     data, examples, counts = read_data(args, tokenizer, device, ranks)
 
-    # The frozen base, with LoRA in it. One to be sliced over ranks is built on the CPU, where its
-    # weights are only a mapped file.
+    # The frozen base, with LoRA in it; one to be sliced over ranks stays a mapped file on the CPU.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
     config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), str(EMBEDDED_MODEL))
@@ -172,17 +185,17 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
         optimizer=make_optimizer(model, args.weight_decay, args.row_lr_scale),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
+        base=base,
     )
-    if ranks.is_first and args.overwrite:
-        run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
+    start, line = saving.begin(run, console.say)
     report.introduce(run, examples, counts, choices, console)
-    return run
+    return run, start, line
 
 
 # ------------------------------------------------------------------------------- one training step
 
 
-def train_step(run: Run, step: int) -> dict[str, Any]:
+def train_step(run: Run, step: int) -> Line:
     """One optimizer step on the mean loss over all its supervised tokens; its line of metrics."""
     start = time.perf_counter()
     # The step's packs on all ranks decide the divisor: micro-batches with many and with few
@@ -199,7 +212,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     # loss carries fp16's scale from the start: its 16-bit gradients are made in the forward pass.
     run.model.train()
     scale = run.scaler.get_scale() * share
-    total = torch.zeros((), device=run.model.model.norm.weight.device)
+    total = torch.zeros((), device=run.device)
     batches = run.data.batches.micro_batches(packs)
     for number, batch in enumerate(batches, start=1):
         with processes.synchronized(run.step_loss, number == len(batches)):
@@ -235,10 +248,10 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run) -> Line:
     """Held-out loss per supervised token and exact-call accuracy; None with nothing held out."""
     data, model = run.data, run.model
-    line: dict[str, Any] = {"eval_loss": None, "tool_call_accuracy": None}
+    line: Line = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
         return line
     model.eval()
@@ -250,7 +263,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     scored = data.held_out[: run.args.eval_calls]
     if scored:
-        # Questions go in the same batches: what a decoding step costs is mostly not its rows.
+        # All in the same batches: a decoding step costs little more for many rows than for one.
         asked = [*scored, *data.questions]
         limit = reply_limit(asked, data.tokenizer)
         replies = first_replies(model, data.tokenizer, asked, limit)
@@ -259,7 +272,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         if data.questions:
             accuracy = score_calls(data.tokenizer, data.questions, by_hand, data.seen_tools)
             line["questions_accuracy"] = accuracy
-            line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
+        line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
     processes.slice_again(model)
     return line
 
@@ -267,9 +280,10 @@ def evaluate(run: Run) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def train(run: Run, start: int) -> None:
+def train(run: Run, start: int, line: Line | None) -> None:
     """Steps start + 1 .. total_steps. A first Ctrl-C ends it after the running step, saved.
 
+    `line` is that of step `start`, if it is the last one and not evaluated yet.
     Raises: FloatingPointError for a loss or gradient that is not finite; KeyboardInterrupt.
     """
     if start == 0:
@@ -278,9 +292,8 @@ def train(run: Run, start: int) -> None:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
             is_last, is_broken = step == run.total_steps, not report.is_sound(line)
-            if is_last and not is_broken:
-                line |= evaluate(run)
-            report.record(run, line, console)
+            if is_broken or not is_last:  # the last line waits for its evaluation
+                report.record(run, line, console)
             progress.show(line)
             if is_broken:
                 raise FloatingPointError(report.describe_break(line, run.precision.name))
@@ -288,9 +301,12 @@ def train(run: Run, start: int) -> None:
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
             is_due = run.args.save_every and step % run.args.save_every == 0
             if must_stop or is_last or is_due:
-                saving.save(run, step)
+                saving.save(run, step, line)
             if must_stop:
                 raise KeyboardInterrupt
+    # Saved first, evaluated then: whatever goes wrong here, --resume does it again.
+    if line is not None:
+        report.record(run, line | evaluate(run), console)
 
 
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -298,32 +314,26 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
-        output = run_folder.open_folder(args, fingerprint(args), ranks)
-        if args.push and ranks.is_first:
-            card.check_push(args.push)
-        run = build(args, ranks, output)
-        train(run, saving.resume(run) if args.resume else 0)
-        report.show_sample(output, console)
-        if args.push and ranks.is_first:
-            page = card.push(output, args.push, str(EMBEDDED_MODEL))
-            console.print(f"uploaded to {page}", soft_wrap=True)
+        card.check_push(args.push, ranks)
+        with interrupts(), run_folder.opened(args, ranks, console.say) as output:
+            train(*build(args, ranks, output))
+            report.show_sample(output, console)
+            card.push(output, args.push, ranks, console.say)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    command = f"python infer.py --adapter {output} {question}"
-    console.print(f"done: adapter in {output}; try: {command}", soft_wrap=True)
+    console.say(report.describe_end(output))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    open_standard_streams()
     try:
         args = parse_args(argv)
-    except ValueError as error:  # a --device that is not here
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    with processes.joined() as ranks:
-        return run_once(args, ranks)
+        with processes.joined() as ranks:
+            return run_once(args, ranks)
+    except ValueError as error:  # a --device that is not here, ranks that torchrun has not made
+        return report.explain_stop(error, None, is_quiet=False)
 
 
 if __name__ == "__main__":

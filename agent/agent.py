@@ -11,12 +11,12 @@ until a turn has no call in it: that one is the answer.
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.evaluate import call_key
 from agent.toolbox import ToolBox
 from data.chat import Reply, parse_reply, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
@@ -35,12 +35,18 @@ MAX_CALLS = 8
 MAX_REPEATS = 3
 # Characters of one result. Cut before it is encoded, which takes a second for each megabyte.
 MAX_RESULT_CHARACTERS = 8000
+QUESTION_SECONDS = 120.0  # for all calls of one question together
 
 NO_TOOLS = CallError("unknown_tool", "there are no tools in this chat", "answer without a call")
 TOO_MANY = CallError(
     "too_many_calls",
     f"at most {MAX_CALLS} calls at once are run",
     "make fewer calls at once",
+)
+OUT_OF_TIME = CallError(
+    "timeout",
+    "the tools have used up the seconds of this question",
+    "answer with what is known",
 )
 REPEATED = CallError(
     "repeated_call",
@@ -73,10 +79,15 @@ class Agent:
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int = 512,
+        question_seconds: float = QUESTION_SECONDS,
     ) -> None:
-        """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`."""
+        """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`.
+
+        question_seconds: what the tools may take for one question, all calls together.
+        """
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
         self.sampling, self.max_new_tokens = sampling or Sampling(), max_new_tokens
+        self.question_seconds = self.seconds_left = question_seconds
         self.limit = model.config.max_position_embeddings
         # The words and the JSON shape of the training rows: a model looks for its tools in them.
         wording = tokenizer.prompt or DEFAULT_PROMPT
@@ -86,14 +97,9 @@ class Agent:
         self.num_answered = 0  # ids up to the end of the last answer
         self.num_replies = 0
 
-    @property
-    def room(self) -> int:
-        """How many tokens the model can still write."""
-        return self.limit - len(self.ids)
-
     def forget(self) -> None:
         """Starts a new chat."""
-        self.num_answered = 0
+        self.num_answered = 0  # `ask` cuts the ids back to it
 
     def ask(self, text: str) -> Iterator[Event]:
         """Yields the events of one question: thoughts, calls, their results, the answer.
@@ -103,8 +109,9 @@ class Agent:
         """
         # Here and not at the end: whoever reads the events may stop in the middle of a question.
         del self.ids[self.num_answered :]
+        self.seconds_left = self.question_seconds
         self._append(Message("user", text))
-        if self.room < 1:
+        if len(self.ids) >= self.limit:
             raise ValueError(
                 f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
                 f"{self.limit} positions; shorten it, or start anew with /new"
@@ -121,10 +128,10 @@ class Agent:
                 yield from self._finish(reply)
                 return
             # A set: twins in one reply, such as two throws of a die, are meant, and count once.
-            made.update({call_key(call) for call in reply.calls})
+            made.update({call.key for call in reply.calls})
             results = yield from self._run(reply.outcomes, made)
             self._append(Message("tool", results=results))
-            if self.room < 1:
+            if len(self.ids) >= self.limit:
                 break
         yield Event(
             "error",
@@ -134,7 +141,7 @@ class Agent:
     def _append(self, message: Message) -> None:
         """Renders a turn and the header of the model's next one, and appends their ids."""
         is_first = not self.ids
-        # Built here and not read as a row: text that is no character is refused when it is encoded.
+        # Built directly, not through `parse_row`: the encoder itself refuses half a surrogate pair.
         if is_first:
             turn = Conversation((message,), self.tools, self.prompt)
         else:
@@ -157,7 +164,7 @@ class Agent:
             seed=self.sampling.seed + self.num_replies,
             forbidden=tuple(sorted(forbidden)),
         )
-        most = min(self.room, self.max_new_tokens)
+        most = min(self.limit - len(self.ids), self.max_new_tokens)
         ids = generate(self.model, [self.ids], most, tokenizer.stop_ids, sampling)[0]
         self.num_replies += 1
         # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
@@ -178,14 +185,19 @@ class Agent:
                 result = TOO_MANY.as_result()
             elif isinstance(outcome, CallError):
                 result = outcome.as_result()
-            elif made[call_key(outcome)] > MAX_REPEATS:
+            elif made[outcome.key] > MAX_REPEATS:
                 result = REPEATED.as_result()
             elif self.toolbox is None:
                 result = NO_TOOLS.as_result()
+            elif self.seconds_left <= 0:
+                result = OUT_OF_TIME.as_result()
             else:
-                result = self.toolbox.call(outcome.name, outcome.arguments)
+                start = time.monotonic()
+                result = self.toolbox.call(outcome.name, outcome.arguments, self.seconds_left)
+                self.seconds_left -= time.monotonic() - start
             # All results together get half of what is left; the other half is for the answer.
-            text = self._as_text(result, max(0, self.room // (2 * len(outcomes))))
+            most = max(0, (self.limit - len(self.ids)) // (2 * len(outcomes)))
+            text = self._as_text(result, most)
             results.append(ToolResult(text, outcome.name))
             yield Event("tool_response", {"name": outcome.name, "content": text})
         return tuple(results)
@@ -202,7 +214,8 @@ class Agent:
 
     def _finish(self, reply: Reply) -> Iterator[Event]:
         """The answer, which makes the question part of the chat, or why there is none."""
-        # A cut reply may consist of spaces alone; it is an answer, of which more can be asked for.
+        # A reply that was cut may so far be only spaces; it counts as an answer, and the next
+        # question may ask for the rest.
         is_blank_start = not (reply.ended or reply.thinking or reply.outcomes)
         if reply.content or is_blank_start:
             self.num_answered = len(self.ids)

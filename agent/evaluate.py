@@ -6,7 +6,6 @@ value. The order of parallel calls does not count.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,15 +116,9 @@ def score_calls(
     return accuracy.as_dict()
 
 
-def call_key(call: ToolCall) -> str:
-    """Equal for two calls that are equal as JSON, whatever the order of their keys."""
-    # As text, because in Python 1 == 1.0 == True.
-    return json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
-
-
 def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:
     """True if both contain the same calls, in any order."""
-    return sorted(map(call_key, expected)) == sorted(map(call_key, got))
+    return sorted(call.key for call in expected) == sorted(call.key for call in got)
 
 
 def kind_of(expected: Sequence[ToolCall], seen_tools: set[str]) -> str:

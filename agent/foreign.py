@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from common.json_file import read_object, read_text
 from data.conversation import DEFAULT_PROMPT
 from data.template import chat_template
 from data.tokenizer import Tokenizer
@@ -69,9 +70,8 @@ def _own_template(adapter: Path) -> tuple[str | None, Path]:
     """The chat template in an adapter's folder, and its file."""
     path, config = adapter / FILE, adapter / "tokenizer_config.json"
     if path.is_file():
-        return path.read_text(encoding="utf-8"), path
-    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    template = content.get("chat_template") if isinstance(content, dict) else None
+        return read_text(path), path
+    template = (read_object(config) if config.is_file() else {}).get("chat_template")
     return (template if isinstance(template, str) else None), config
 
 

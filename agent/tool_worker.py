@@ -1,29 +1,33 @@
 """The child process that runs a user's tools. Standard library only, so that it starts at once.
 
-A process of its own, because a thread cannot be stopped: the parent (`agent/toolbox.py`) kills this
-one when a tool takes too long, and never imports the user's file. It is no sandbox: the file is the
-user's own code and runs with the user's rights.
+A process of its own, because a thread cannot be stopped: the program (`agent/toolbox.py`) kills
+this one when a tool takes too long, and never imports the user's file. It is no sandbox: the file
+is the user's own code and runs with the user's rights, within the limits that `tool_keeper.py`
+sets before it starts this.
 
-The protocol: one line of JSON for each message, over the child's standard input and output.
+The protocol: one line of JSON for each message, in both directions over one socket.
 
-    child     once, after it has run the file
-              {"tools": [{"name": "add", "description": "Adds.", "parameters": {JSON schema}}, ...]}
-           or {"error": "one sentence for the user"}, and the parent ends the child
-    parent    {"name": "add", "arguments": {"a": 1, "b": 2}}    checked against the schema before
-    child     {"result": 3}                                     any JSON value
-           or {"error": {"code": ..., "message": ..., "hint": ...}}    for the model to read
+    program   {"nonce": N}                       once: run the file
+    worker    {"nonce": N, "tools": [{"name": "add", "description": "Adds.", "parameters": {...}}]}
+           or {"nonce": N, "error": "one sentence for the user"}
+    program   {"nonce": N, "name": "add", "arguments": {"a": 1, "b": 2}}    they fit the schema
+    worker    {"nonce": N, "result": 3}                                     any JSON value
+           or {"nonce": N, "error": {"code": ..., "message": ..., "hint": ...}}    for the model
 
-Requests come one at a time. Without an answer in time, or where the pipe breaks, the parent kills
-the child and starts another one.
+N is a random number, a new one for each request. A tool that finds the socket can write to it, but
+does not know the number, and the program skips every line without it. Requests come one at a time;
+without an answer in time the program kills the worker and starts another one.
 """
 
 import asyncio
+import contextlib
 import enum
 import importlib.util
 import inspect
 import json
 import os
 import re
+import socket
 import sys
 import types
 import typing
@@ -47,6 +51,11 @@ PLAIN = {
 # `Optional[int]` and `int | str` are two types of object to `typing`.
 UNIONS = (typing.Union, types.UnionType)
 MODULE = "user_tools"  # the name under which the user's file is imported
+# Characters of a result's JSON, all ASCII: the program holds it in memory, whatever a tool returns.
+MAX_RESULT = 1 << 24
+# Levels of a result. Both sides' JSON recurses, and the program's stack is the deeper one.
+MAX_DEPTH = 64
+MAX_MESSAGE = 2000  # characters of an error, which may quote a whole argument
 
 
 def type_schema(hint: Any) -> dict[str, Any]:
@@ -200,19 +209,20 @@ def load_functions(path: Path) -> dict[str, Function]:
 
 
 def describe(path: Path) -> tuple[dict[str, Function], dict[str, Any]]:
-    """The functions and the first line to send: {"tools": [...]} or {"error": sentence}."""
+    """The functions and the first answer: {"tools": [...]} or {"error": sentence}."""
     try:
         functions = load_functions(path)
-    # A user's file can raise anything; the parent reports it. Ctrl-C and kills still end the child.
-    except (Exception, SystemExit) as error:
-        return {}, {"error": f"{path}: running it failed: {type(error).__name__}: {error}"}
+    except BaseException as error:  # a user's file can raise anything; the program reports it
+        return {}, {"error": f"{path}: running it failed: {as_sentence(error)}"}
     schemas, problems = [], []
     for name, function in functions.items():
         try:
             schemas.append(function_schema(name, function))
-        # NameError: a hint written as text names nothing. One report lists all problems.
-        except (ValueError, NameError, TypeError) as error:
-            problems.append(f"{name}: {error}")
+        except ValueError as error:  # one report lists all problems
+            problems.append(f"{name}: {as_sentence(error).removeprefix('ValueError: ')}")
+        # Python evaluates a hint that is written as text: "os.nothing" and "1/0" are such hints.
+        except BaseException as error:
+            problems.append(f"{name}: a type hint cannot be read: {as_sentence(error)}")
     if problems:
         return {}, {"error": f"{path}: " + "; ".join(problems)}
     if not schemas:
@@ -221,47 +231,71 @@ def describe(path: Path) -> tuple[dict[str, Function], dict[str, Any]]:
     return functions, {"tools": schemas}
 
 
-def run(functions: dict[str, Function], request: dict[str, Any]) -> dict[str, Any]:
+def as_sentence(error: BaseException) -> str:
+    """An exception's type and text on one line; its class is a tool's, and `str` may fail too."""
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:
+        text = "(its text cannot be read)"
+    text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
+
+
+def run(functions: dict[str, Function], name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """{"result": JSON value} or {"error": {"code", "message", "hint"}}."""
     try:
-        function, arguments = functions[request["name"]], request["arguments"]
+        function = functions[name]
         hints = typing.get_type_hints(function)
-        result = function(**{name: convert(hints[name], arguments[name]) for name in arguments})
+        result = function(**{key: convert(hints[key], arguments[key]) for key in arguments})
         if inspect.iscoroutine(result):  # the tool is an `async def`
             result = asyncio.run(result)
         return {"result": as_json(result)}
-    except (Exception, SystemExit) as error:  # a tool can raise anything; the model reads it
-        message = f"{type(error).__name__}: {error}"
+    except BaseException as error:  # a tool can raise anything; the model reads it
         hint = "try other arguments or answer without it"
-        return {"error": {"code": "tool_failed", "message": message, "hint": hint}}
+        return {"error": {"code": "tool_failed", "message": as_sentence(error), "hint": hint}}
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON can write it: sets become lists, unknown objects their text."""
+    """The value as JSON can write it: sets become lists, unknown objects and deep values text.
+
+    Raises: ValueError for one that is too large; what a tool's own `__str__` raises.
+    """
 
     def replace(item: Any) -> Any:
         return list(item) if isinstance(item, set) else str(item)
 
     try:
-        return json.loads(json.dumps(value, default=replace, allow_nan=False))
+        text = json.dumps(value, default=replace, allow_nan=False)
     except (TypeError, ValueError, RecursionError):  # odd keys, NaN, a circle
-        return str(value)
+        text = json.dumps(str(value))
+    if len(text) > MAX_RESULT:
+        raise ValueError(f"the result has {len(text)} characters; return at most {MAX_RESULT}")
+    plain = json.loads(text)
+    return text if is_deeper(plain, MAX_DEPTH) else plain
 
 
-def main() -> None:
-    """Writes the tools, then answers requests until the parent closes the pipe."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    requests = os.fdopen(os.dup(0), encoding="utf-8")
-    # The protocol uses copies of the two pipes. What a tool prints goes to standard error, where it
-    # cannot mix with the answers; what it reads is empty, so that it cannot take a request away.
-    # Done on descriptors, because the programs that a tool starts inherit those.
-    os.dup2(2, 1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    functions, greeting = describe(Path(sys.argv[1]))
-    print(json.dumps(greeting), file=channel, flush=True)
-    for line in requests:
-        print(json.dumps(run(functions, json.loads(line))), file=channel, flush=True)
+def is_deeper(value: Any, levels: int) -> bool:
+    """True for JSON of more than `levels` lists and objects within one another."""
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(is_deeper(part, levels - 1) for part in parts)
 
 
-if __name__ == "__main__":
-    main()
+def serve(path: str, channel: int) -> None:
+    """Answers requests from the socket `channel` until the program closes it."""
+    own = os.getpid()
+    functions: dict[str, Function] = {}
+    # OSError: the program is gone, or a tool has closed the socket; the keeper sees to the rest.
+    with contextlib.suppress(OSError), socket.socket(fileno=channel) as connection:
+        for line in connection.makefile("rb"):
+            request = json.loads(line)
+            if "name" in request:
+                answer = run(functions, request["name"], request["arguments"])
+            else:
+                functions, answer = describe(Path(path))
+            if os.getpid() != own:  # a tool forked and came back twice; one process answers
+                os._exit(0)
+            # The newline in front ends whatever a tool may have begun to write.
+            text = json.dumps({"nonce": request["nonce"], **answer})
+            connection.sendall(f"\n{text}\n".encode())

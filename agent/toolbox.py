@@ -1,27 +1,37 @@
 """A Python file's public functions as tools: the check of a call's arguments, and the call itself.
 
-This is the parent's side. The functions run in a child process, `agent/tool_worker.py`, whose
-docstring describes the protocol between the two. A child that takes too long is killed, and another
-one is started.
+This is the program's side. The functions run in a worker process, `agent/tool_worker.py`, whose
+docstring describes the protocol; a keeper, `agent/tool_keeper.py`, ends it with all that it has
+started, however the program ends. A worker that takes too long is killed, and another one started.
 """
 
 import contextlib
 import json
+import math
 import os
-import queue
-import signal
+import secrets
+import socket
 import subprocess
 import sys
-import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from agent.tool_keeper import descendants, kill
+from agent.tool_worker import MAX_RESULT
 from data.conversation import Tool
 from data.lenient_json import shorten
 from data.tool_calls import CallError
 
-WORKER = Path(__file__).with_name("tool_worker.py")
+KEEPER = Path(__file__).with_name("tool_keeper.py")
 START_SECONDS = 60.0  # to run the user's file: its imports may be large
+CLOSE_SECONDS = 6.0  # the keeper's own sweep may take 5
+CALL_SECONDS = 30.0
+MEMORY = 2048  # MiB; importing torch maps 640, numpy 140 on two cores, and more with more cores
+# All that a tool sees of the environment. A key or a token in it could reach the model.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
+MAX_LINE = MAX_RESULT + 1000  # bytes of an answer: the result and the words around it
 # What `json.loads` makes of each type of JSON schema.
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -37,17 +47,31 @@ PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 class ToolBox:
     """The tools of one file. Use as a context manager: leaving it ends the child process."""
 
-    def __init__(self, path: str | Path, timeout: float = 30.0) -> None:
-        """timeout: seconds that one call may take.
+    def __init__(
+        self,
+        path: str | Path,
+        timeout: float = CALL_SECONDS,
+        *,
+        memory: int = MEMORY,
+        environment: Sequence[str] = (),
+    ) -> None:
+        """timeout: seconds that one call may take; memory: MiB of address space, 0 for any.
 
-        Raises: FileNotFoundError; ValueError if the file fails to run or has no usable function.
+        environment: names of variables that the tools see besides PASSED_ON.
+        Raises: FileNotFoundError; ValueError if the file fails to run or has no usable function,
+        or for a variable that is not set.
         """
-        self.path, self.timeout = Path(path), timeout
+        self.path, self.timeout, self.memory = Path(path), timeout, memory
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"--tools {path}: no such file; "
                 "give a Python file whose public functions are the tools"
             )
+        for name in environment:
+            if name not in os.environ:
+                raise ValueError(f"--tool-env {name}: no such variable is set; set it, or leave it")
+        names = (*PASSED_ON, *environment)
+        self.environment = {name: os.environ[name] for name in names if name in os.environ}
         specs = self._start()
         self.tools = [Tool(spec["name"], spec["description"], spec["parameters"]) for spec in specs]
         self.by_name = {tool.name: tool for tool in self.tools}
@@ -58,8 +82,11 @@ class ToolBox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, name: str, arguments: dict[str, Any]) -> Any:
-        """The tool's result, or a `CallError` as one; a bad call never raises."""
+    def call(self, name: str, arguments: dict[str, Any], seconds: float = math.inf) -> Any:
+        """The tool's result, or a `CallError` as one; a bad call never raises.
+
+        seconds: what this call may take, where that is less than `timeout`.
+        """
         tool = self.by_name.get(name)
         if tool is None:
             known = f"use one of: {', '.join(self.by_name)}"
@@ -74,46 +101,45 @@ class ToolBox:
         if problems:
             hint = "correct the arguments and call again"
             return CallError("invalid_arguments", "; ".join(problems), hint).as_result()
-        assert self.process.stdin is not None
+        limit = min(self.timeout, seconds)
         try:
-            self.process.stdin.write(json.dumps({"name": name, "arguments": given}) + "\n")
-            self.process.stdin.flush()
-            reply = self._receive(self.timeout)
+            answer = self._exchange({"name": name, "arguments": given}, limit)
         except TimeoutError:  # an OSError too, so it comes first
-            slow = f"the tool took longer than {self.timeout:g} s"
+            slow = f"the tool took longer than {limit:.3g} s"
             return self._restart(CallError("timeout", slow, "try again or answer without it"))
-        # The pipe broke, an earlier restart failed and closed it, or the child ended in the call.
-        except (OSError, ValueError, EOFError):
-            ended = CallError("tool_failed", "the tool's process ended", "answer without it")
-            return self._restart(ended)
-        return reply["result"] if "result" in reply else reply
+        # The worker ended in the call, or an earlier restart failed and closed the socket.
+        except OSError as error:
+            ended = "the tool's process ended" if error.errno else str(error)
+            return self._restart(CallError("tool_failed", ended, "answer without it"))
+        return answer["result"] if "result" in answer else {"error": answer.get("error")}
 
     def close(self) -> None:
-        """Ends the child process, and what its tools have started."""
-        if self.process.returncode is None:  # once waited for, its number may be another's
-            # macOS answers PermissionError for a group whose processes have all ended.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """Ends the keeper, the worker, and what the tools have started."""
+        self.channel.close()
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # closing writes what is buffered, to nobody now
-            self.process.stdin.close()
+        self.process.stdin.close()
+        # The signal as well: another child of this program may hold a copy of the pipe.
+        self.process.terminate()
+        try:
+            self.process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # a tool has stopped it
+            for number in [*descendants(self.process.pid), self.process.pid]:
+                kill(number)
+            self.process.wait()
 
     def _start(self) -> list[dict[str, Any]]:
-        """Starts the child; returns the tools it describes. Raises: ValueError without any."""
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            # Its own process group: Ctrl-C is for the parent alone, and killing the group reaches
-            # the programs that a tool has started.
-            start_new_session=True,
-        )
-        # A pipe cannot be read with a time limit on every system; a queue can.
-        self.lines: queue.Queue[str] = queue.Queue()
-        streams = (self.process.stdout, self.lines)
-        threading.Thread(target=_read_lines, args=streams, daemon=True).start()
+        """Starts keeper and worker; returns the tools. Raises: ValueError without any, OSError."""
+        self.channel, theirs = socket.socketpair()
+        self.received = bytearray()
+        command = [sys.executable, str(KEEPER), str(self.path), str(self.memory << 20)]
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # nothing is written; its end is this program's end
+                stdout=theirs.fileno(),
+                env=self.environment,
+                start_new_session=True,  # Ctrl-C is for this program alone
+            )
         try:
             return self._receive_tools()
         except BaseException:  # Ctrl-C too: no way out of here leaves a process behind
@@ -121,47 +147,70 @@ class ToolBox:
             raise
 
     def _restart(self, problem: CallError) -> dict[str, Any]:
-        """Starts the child anew, so that the tools' state is lost; returns what the model reads."""
+        """Starts the worker anew: the tools' state is lost. Returns what the model reads."""
         self.close()
         try:
             self._start()
-        except ValueError as error:  # the next call tries again
+        except (ValueError, OSError) as error:  # the next call tries again
             message = f"the tools could not be started again: {error}"
             problem = CallError("tool_failed", message, "answer without them")
         return problem.as_result()
 
     def _receive_tools(self) -> list[dict[str, Any]]:
         try:
-            greeting = self._receive(START_SECONDS)
+            greeting = self._exchange({}, START_SECONDS)
         except TimeoutError:
             raise ValueError(
                 f"{self.path}: running it took over {START_SECONDS:.0f} s; "
                 "make it define functions only"
             ) from None
-        except EOFError:
-            raise ValueError(f"{self.path}: the process that runs it ended") from None
-        if "error" in greeting:
-            raise ValueError(greeting["error"])
+        except OSError:
+            raise ValueError(
+                f"{self.path}: the process that runs it ended; if it needs more memory than "
+                f"{self.memory} MiB or more of the environment, see --tool-memory and --tool-env"
+            ) from None
+        if "tools" not in greeting:
+            raise ValueError(str(greeting.get("error")))
         tools: list[dict[str, Any]] = greeting["tools"]
         return tools
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
-        """The child's next message. Raises: TimeoutError; EOFError if the child has ended."""
-        try:
-            message: dict[str, Any] = json.loads(self.lines.get(timeout=seconds))
-        except queue.Empty:
-            raise TimeoutError from None
-        except json.JSONDecodeError:  # the empty line after the last one, or one that was cut
-            raise EOFError from None
-        return message
+    def _exchange(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Sends a request; returns the answer to this one.
 
+        Raises: TimeoutError; OSError if the worker has ended, or writes without end.
+        """
+        nonce = secrets.token_hex(16)
+        deadline = time.monotonic() + seconds
+        self.channel.settimeout(max(seconds, 0.001))  # 0 would mean: do not wait at all
+        self.channel.sendall(json.dumps({"nonce": nonce, **request}).encode() + b"\n")
+        while True:
+            line = self._read_line(deadline)
+            # Without the number it is a tool's own writing, and not even parsed.
+            if nonce.encode() not in line:
+                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and answer.get("nonce") == nonce:
+                    return answer
 
-def _read_lines(stream: IO[str], lines: "queue.Queue[str]") -> None:
-    """Moves lines from a pipe to a queue until the pipe closes; an empty one marks the end."""
-    with stream:
-        for line in stream:
-            lines.put(line)
-    lines.put("")
+    def _read_line(self, deadline: float) -> bytes:
+        """The next line from the worker, of MAX_LINE bytes at most."""
+        searched = 0
+        while (end := self.received.find(b"\n", searched)) < 0:
+            searched = len(self.received)
+            if searched > MAX_LINE:
+                raise OSError(f"the tool wrote {MAX_LINE} bytes that are no answer")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.channel.settimeout(left)
+            data = self.channel.recv(1 << 16)
+            if not data:
+                raise OSError("the tool's process ended")
+            self.received += data
+        line = bytes(self.received[:end])
+        del self.received[: end + 1]
+        return line
 
 
 def _takes_null(tool: Tool, argument: str) -> bool:

@@ -112,8 +112,9 @@ def serving(program: str, folder: Path) -> contextlib.AbstractContextManager[str
         return process([sys.executable, "-c", start, "serve", "--device", "cpu", *place], port)
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
     flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    start = "from vllm.entrypoints.cli.main import main; main()"
-    return process([sys.executable, "-c", start, "serve", str(folder), *flags, *place], port)
+    # Not its command line, which looks for a package of the name vllm: the CPU build has another
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    return process([sys.executable, *module, *flags, *place], port)
 
 
 def their_ids(program: str, url: str, folder: Path, prompt: list[int]) -> list[int]:

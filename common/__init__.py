@@ -1,1 +1,2 @@
-"""What every package may use: device, hub downloads, atomic files, the command line."""
+"""What every package may use: device, hub downloads, files written in one step, sharded tensors,
+the command line."""

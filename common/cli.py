@@ -1,8 +1,11 @@
-"""The command line: a parser that complains in one sentence, numbers with a range, and which
-errors are the user's."""
+"""The command line: a parser that complains in one sentence, numbers with a range, text without
+control codes, and which errors are the user's."""
 
 import argparse
+import io
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -15,6 +18,31 @@ USER_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+
+# Codes that could move a terminal's cursor, change its state or turn the order of letters around;
+# line ends and tabs may stay.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey, for names of files and contents of rows."""
+    return CONTROL.sub("\ufffd", text)
+
+
+def tolerate_encodings() -> None:
+    """Lets no character end the program: one that cannot be shown becomes "?".
+
+    A byte of the input that is no text becomes half a surrogate pair, which the tokenizer refuses.
+    """
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "replace"),
+        (sys.stderr, "replace"),
+    ):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # None where it is closed; a test puts others there
+            stream.reconfigure(errors=errors)
 
 
 class ShowDefaults(argparse.HelpFormatter):
@@ -51,16 +79,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, printable(f"{self.prog}: {shorten(message)}; see --help\n"))
 
 
-def int_at_least(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `least`."""
+def shorten(message: str, most: int = 400) -> str:
+    """At most about so many letters, the middle left out: a flag's value may be of any length."""
+    half = most // 2
+    return message if len(message) <= most else f"{message[:half]} ... {message[-half:]}"
+
+
+def int_at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`.
+
+    There is always a limit: counts are multiplied with one another and become floats.
+    """
 
     def read(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"expected {limit}, got {text}")
         return value
 
     read.__name__ = "whole number"  # argparse names it when int() fails

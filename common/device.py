@@ -1,4 +1,5 @@
-"""Device, dtype, seed and memory: the one file that asks what hardware exists, and when called.
+"""Device, dtype, seed and memory. Hardware is asked for when a function is called, never at import;
+what a single kernel needs to know of a GPU is asked beside that kernel.
 
 One precision rule for the whole program: frozen weights and activations have the dtype chosen here;
 everything that trains is float32; sums that would lose digits (norms, softmax, the low-rank path,
@@ -66,13 +67,15 @@ def pick_device(name: str) -> torch.device:
     # "cuda:1" and plain "cuda" are both names; PyTorch itself notices a missing one only later.
     index = name.removeprefix(kind).removeprefix(":") or "0"
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not available[kind] or not index.isdecimal() or int(index) >= count:
+    is_number = index.isdecimal() and len(index) < 5  # Python converts 4,300 digits and no more
+    if not available[kind] or not is_number or int(index) >= count:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ValueError(
             f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
             f"there is {there}"
         )
-    return torch.device(name.removesuffix(":"))
+    # Only CUDA's have numbers elsewhere: safetensors knows no "cpu:0", and PyTorch no "cpu:00".
+    return torch.device(kind, int(index)) if name.startswith("cuda:") else torch.device(kind)
 
 
 def pick_precision(name: str, device: torch.device, num_parameters: int) -> Precision:

@@ -4,6 +4,7 @@ The one place that downloads: models, tokenizers and data sets are looked up ali
 one-sentence errors.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ def fetch(name: str | Path, patterns: list[str], kind: Kind = "model") -> Path:
     Raises: FileNotFoundError for neither a path nor a repository; ValueError for a repository that
     is gated or cannot be downloaded.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises for the home of an unknown user
     if path.exists():
         return path
     # A Path is never a hub id, nor is a name such as ../weights, whatever the pattern says.

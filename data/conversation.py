@@ -4,15 +4,18 @@ Separate from `schema.py`, which fills them from rows, so that the parsers of si
 return them too.
 """
 
+import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["user", "model", "tool"]
 # How a prompt shows a tool: {"type": "function", "function": {...}}, or the inner object alone, or
 # that with the parameters as {argument: "string" | "integer?" | [allowed values] | schema}
 Shape = Literal["openai", "function", "compact"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 
-# The sentence with which the Agents Course asks for thinking; it is plain text in the prompt.
+# The sentence with which the Agents Course asks for thinking. In the Hermes format its <think> and
+# </think> become the control tokens (`chat._system`), as they do in Transformers.
 THINK_REQUEST = (
     "Also, before making a call to a function take the time to plan the function to take. "
     "Make that thinking process between <think>{your thoughts}</think>"
@@ -47,6 +50,11 @@ class ToolCall:
     # Ties a result to its call where a row has ids; the formats write none, so equality ignores it
     id: str | None = field(default=None, compare=False)
 
+    @property
+    def key(self) -> str:
+        """Equal for two calls that are equal as JSON, whatever the order of their keys."""
+        return json.dumps([self.name, self.arguments], sort_keys=True, ensure_ascii=False)
+
 
 @dataclass(frozen=True)
 class ToolResult:
@@ -78,9 +86,9 @@ class SystemPrompt:
     shape: Shape = "openai"
 
 
-# No literal tag in the wording: a tag in a system text becomes the control token (see
-# `chat._system`), which would open a call or a thought inside the prompt. A data set's own wording
-# may do so.
+# No literal tag in this wording: a tag in a system text becomes the control token (see
+# `chat._system`), which would open a call inside the prompt. Only THINK_REQUEST, which is added
+# where a row thinks, has tags; a data set's own wording may have them too.
 DEFAULT_PROMPT = SystemPrompt(
     before=(
         "You are a function calling AI model. You are provided with the signatures of the "

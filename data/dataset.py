@@ -64,7 +64,7 @@ class BuildReport:
 
 
 def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
-    """Read every row; a row that cannot be read is dropped and told in the report.
+    """Read every row; one that cannot be read is dropped, with its problems in the report.
 
     Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError if not one row can be
     read.
@@ -101,7 +101,7 @@ def build_examples(
 
     `overlong` is what happens to a longer one: "drop", "truncate" (the head is kept; if nothing
     supervised is left, it is dropped), or "error". `may_be_empty` allows a result without any
-    supervised token, which held-out rows may have.
+    example, as held-out rows may give.
 
     Raises: ValueError for a longer one with "error", for no supervised token in any example, or for
     a bad argument.

@@ -9,6 +9,7 @@ are text.
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,15 @@ from data.conversation import (
     ToolCall,
     ToolResult,
 )
-from data.lenient_json import check_value, find_end, load_json, read_values, shorten
+from data.lenient_json import (
+    LiteralError,
+    check_size,
+    check_value,
+    find_end,
+    load_json,
+    read_values,
+    shorten,
+)
 from data.reply import STRUCTURAL, explain_problems, read_pieces, split_text, split_thinking
 from data.tool_calls import read_tool, read_tools, split_at_tools
 from data.tool_schema import as_tools
@@ -46,8 +55,10 @@ NEXT = {
     "model": ("user", "tool", "call"),
     "tool": ("model", "tool", "call"),
 }
+MAX_MESSAGES = 10_000  # in one row; the results of one turn are joined one by one
 # In the rows of the Hermes forms, whatever format is trained
 _OPEN, _CLOSE = HERMES.result.tags
+_SPACE = re.compile(r"\s*")
 _BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
 
 
@@ -122,6 +133,11 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
             raise ValueError(
                 f"{where}: expected one JSON object on the line, got {error}; repair the line"
             ) from None
+    elif isinstance(row, Mapping):
+        try:
+            check_size(row)  # a line has been through it
+        except LiteralError as error:
+            raise ValueError(f"{where}: {error}; cut the row into several") from None
     if not isinstance(row, Mapping):
         got = shorten(repr(row))
         raise ValueError(f"{where}: expected a JSON object, got {got}; wrap it in {{...}}")
@@ -137,6 +153,9 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     if not isinstance(messages, list | tuple) or not messages:
         got = shorten(repr(messages))
         raise ValueError(f"{where}: expected a list of messages, got {got}; give two or more")
+    if len(messages) > MAX_MESSAGES:
+        got = f"got {len(messages)}; cut the row into several"
+        raise ValueError(f"{where}: expected at most {MAX_MESSAGES} messages, {got}")
 
     # Parquet gives every row and message the keys of all others, with nulls: those do not count
     keys: set[str] = set()
@@ -395,7 +414,8 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
     while position < len(stripped):
         start = position + len(_OPEN)
         # A bracketed value is skipped whole, tags in its strings too
-        value = start + len(stripped[start:]) - len(stripped[start:].lstrip())
+        space = _SPACE.match(stripped, start)  # it matches the empty string too
+        value = space.end() if space else start
         end = find_end(stripped, value) if stripped[value : value + 1] in ("{", "[") else None
         gap = _BETWEEN_RESULTS.search(stripped, end or start)
         stop = gap.start() if gap else len(stripped) - len(_CLOSE)
@@ -425,7 +445,7 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         ids = [result.id for result in message.results if result.id] if places else []
         # An unknown id, or one that came twice: the results then keep the order of the row
         wrong = [id for id in ids if id not in places]
-        wrong += [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        wrong += [id for id, count in Counter(ids).items() if count > 1]
         if wrong:
             known = ", ".join(map(repr, places))
             problem = f"expected one result for each call id out of {known}, got {wrong[0]!r}"

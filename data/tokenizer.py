@@ -10,17 +10,18 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 
 from common.atomic import write_text
 from common.hub import fetch
-from data.conversation import SystemPrompt
+from common.json_file import read_object, read_text, show
+from data.conversation import SHAPES, SystemPrompt
 from data.template import chat_template, response_template
+from data.tokenizer_file import check_config, parse_tokenizer
 from data.wire import FORMATS, HERMES, Piece, Tag
 
-Format = Literal["hermes", "mistral"]
 NAMED = {
     "pad_id": "<pad>",
     "eos_id": "<eos>",
@@ -63,10 +64,14 @@ class Tokenizer:
         tokens.
         """
         self._source, self._config, self._where = source, config, where
-        data = self._load(source)
+        data = parse_tokenizer(source, where)
         added = {entry["content"]: int(entry["id"]) for entry in data["added_tokens"]}
+        check_config(config, added, where)
+        format = format or config.get("tool_format")
         if format is not None and format not in FORMATS:
-            raise ValueError(f"format: expected {' or '.join(FORMATS)}, got {format!r}")
+            raise ValueError(
+                f"{where}: format: expected {' or '.join(FORMATS)}, got {show(format)}"
+            )
         # A vocabulary with all tags of a format was made for it
         complete = [wire for wire in FORMATS.values() if all(tag in added for tag in wire.tags)]
         self.wire = FORMATS[format] if format else [HERMES, *complete][-1]
@@ -117,9 +122,9 @@ class Tokenizer:
                 f"{path}: no such file; expected the `tokenizers` library's tokenizer.json"
             )
         config_path = path.with_name("tokenizer_config.json")
-        source = _read_text(path)
-        config = _load_object(_read_text(config_path), config_path) if config_path.is_file() else {}
-        return cls(source, config, format or config.get("tool_format"), str(path))
+        source = read_text(path)
+        config = read_object(config_path) if config_path.is_file() else {}
+        return cls(source, config, format, str(path))
 
     @property
     def is_byte_level(self) -> bool:
@@ -180,12 +185,9 @@ class Tokenizer:
             pieces.append(self._content.decode(run, skip_special_tokens=False))
         return pieces
 
-    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
-        """Decode; control ids appear as their names, or not at all with `skip_control`."""
-        pieces = self.pieces(ids)
-        if skip_control:
-            pieces = [piece for piece in pieces if isinstance(piece, str)]
-        return "".join(map(str, pieces))
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode; control ids appear as their names."""
+        return "".join(map(str, self.pieces(ids)))
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
@@ -242,15 +244,6 @@ class Tokenizer:
         if prompt:
             config["tool_prompt"] = dataclasses.asdict(prompt)
         return config
-
-    def _load(self, source: str) -> dict[str, Any]:
-        data = _load_object(source, self._where)
-        model = data.get("model")
-        kind = model.get("type") if isinstance(model, dict) else None
-        if kind != "BPE" or not isinstance(data.get("added_tokens"), list):
-            got = f"got the model type {kind!r}"
-            raise ValueError(f"{self._where}: expected a BPE tokenizer with added tokens, {got}")
-        return data
 
     def _content_tokenizer(self, data: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
         """Build the tokenizer for content: the same pieces and merges without any control token.
@@ -319,27 +312,16 @@ def _is_text(entry: dict[str, Any]) -> bool:
 def _read_prompt(value: Any, where: str) -> SystemPrompt | None:
     if value is None:
         return None
-    try:
-        return SystemPrompt(**value)
-    except TypeError as error:
+    fields = {"before", "after", "shape"}
+    is_text = isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+    if not is_text or not {"before"} <= set(value) <= fields:
         raise ValueError(
-            f"{where}: expected tool_prompt with before, after and shape in the config ({error})"
-        ) from None
-
-
-def _load_object(text: str, where: str | Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON, got {error}; download the file again") from None
-    if not isinstance(data, dict):
-        got = type(data).__name__
-        raise ValueError(f"{where}: expected a JSON object, got {got}; download the file again")
-    return data
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}; download the file again") from None
+            f"{where}: expected tool_prompt with before, after and shape in the config, "
+            f"got {show(value)}"
+        )
+    if value.get("shape", SHAPES[0]) not in SHAPES:
+        raise ValueError(
+            f"{where}: expected a tool_prompt of the shape {' or '.join(SHAPES)}, "
+            f"got {show(value['shape'])}"
+        )
+    return SystemPrompt(**value)

@@ -1,7 +1,8 @@
 """How a chat is written: one `WireFormat` for each format, the table that all of `data` shares.
 
-Separate because four files need the same table: `chat.py` writes by it, `reply.py` reads by it,
-`tokenizer.py` gives its tags ids and `template.py` says the same in Jinja. A further format is one
+Separate because rendering, parsing, the tokenizer and the template need the same table: `chat.py`
+writes by it, `reply.py` reads by it, `tokenizer.py` gives its tags ids and `template.py` says the
+same in Jinja. A further format is one
 more entry of FORMATS, with writers of its own where its syntax differs; if its calls are not JSON
 between two tags, `reply.py` gets a function that reads them.
 """
@@ -74,7 +75,7 @@ class WireFormat:
     @cached_property
     def tags(self) -> tuple[str, ...]:
         """The names of all tags."""
-        # A vocabulary without them gets them in this order, which so decides their ids
+        # A vocabulary without them gets them in this order, so the order decides their ids
         return self.tools.tags + self.thinking.tags + self.call.tags + self.result.tags
 
     @property

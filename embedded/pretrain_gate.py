@@ -26,7 +26,8 @@ def _source(kind: str, seed: int) -> Source:
     """Held-out documents of a kind.
 
     "coined" has invented words alone, none of which the model has met; "everyday" asks mostly in
-    idioms, "natural" in the forms of `generate/natural.py`, of which only the words are held out.
+    idioms, "natural" in the forms of `embedded/generate/natural.py`, of which only the words are
+    held out.
     """
     return Source(
         random.Random(seed),

@@ -65,6 +65,11 @@ class LoRAEmbedding(WrappedLayer):
         }
 
 
+# How the parameter of `NewTokens` ends wherever it is in a model: whoever gives the rows a learning
+# rate of their own looks for it.
+ROWS_NAME = ".trained.rows"
+
+
 class NewTokens(nn.Module):
     """The trained rows of some tokens, shared by the embedding and a tied head.
 

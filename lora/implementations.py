@@ -1,7 +1,7 @@
-"""Which implementation of the low-rank path runs, and why: decided once, never silently.
+"""Which implementation of the low-rank path runs, and why: never silently.
 
 Separate from the layer, because a program decides before it reads anything large, prints the reason
-and saves it.
+and saves it; `add_lora` decides for callers that have not.
 """
 
 import os

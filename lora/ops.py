@@ -1,4 +1,7 @@
-"""`lora_linear`: the layer's product for raw tensors, without a module around them."""
+"""`lora_linear`: the layer's product for raw tensors, for tests and other programs.
+
+The model itself calls `LoRALinear`.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -218,7 +218,7 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """tanh of a float32 x, in place, within 2e-7: two units in the last place below 1.
+    """tanh of a float32 x, in place, within 2e-7: three units in the last place below 1.
 
     Near 0 that is an absolute error, which logits can take.
     """

@@ -5,7 +5,6 @@ a padded entry of the cache lies in the future of its row's last token, so the c
 until a new token overwrites it.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,14 @@ from torch import Tensor
 from model.attention import KVCache
 from model.transformer import Gemma2
 
-# Below this, float32 probabilities of softcapped logits are 0 and 1, and the division would
-# overflow.
+# Below this the most probable token is taken: sampling would hardly ever take another, and a still
+# smaller number could make the division infinite.
 MIN_TEMPERATURE = 1e-6
-# Ended rows leave the batch once at most this share of it goes on. Not at once, for leaving copies
-# the cache.
-SHRINK = 0.75
+# Above this all tokens are equally probable, and float32 has no number above 3.4e38.
+MAX_TEMPERATURE = 1e6
+# Ended rows are taken out of the batch once at most this share of its rows is still running; not
+# one by one, because that copies the cache.
+LEAVE_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Sampling:
     `top_p` keeps the smallest set of tokens that has this probability. `forbidden` ids are never
     produced. Source of top_p: "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751),
     section 3.1.
-    Raises: ValueError for a negative or infinite temperature or a top_p outside (0, 1].
+    Raises: ValueError for a temperature outside [0, 1e6] or a top_p outside (0, 1].
     """
 
     temperature: float = 0.0
@@ -39,8 +40,8 @@ class Sampling:
     forbidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature must lie in [0, 1e6], got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
@@ -59,6 +60,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     )
     # A token stays while the mass before it is below p: the one that crosses p is kept.
     outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+    outside[:, 0] = False  # a p below float32's smallest number is 0 here, and would keep none
     picked = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
     return ids.gather(1, picked)[:, 0]
 
@@ -98,7 +100,7 @@ def decode(
         running = {row for row in running if new[row] not in stop_ids}
         if not running or step + 1 == max_new_tokens:
             return
-        if len(running) <= SHRINK * len(rows):
+        if len(running) <= LEAVE_SHARE * len(rows):
             places = [place for place, row in enumerate(rows) if row in running]
             kept = torch.tensor(places, device=device)
             rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]

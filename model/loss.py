@@ -83,7 +83,7 @@ def _replaced_rows(head: nn.Module) -> tuple[tuple[int, ...], Tensor | None] | N
 def _can_sweep(weight: Tensor, cap: float | None, hidden: Tensor) -> bool:
     if cap is None or cap > LARGEST_CAP or weight.requires_grad:
         return False
-    # Numerators up to exp(cap) fit into bfloat16, whose exponents are float32's, but not into
+    # Numerators up to exp(2 cap) fit into bfloat16, whose exponents are float32's, but not into
     # float16.
     return hidden.dtype in (torch.float32, torch.bfloat16) and has_fast_matmul(hidden)
 

@@ -3,10 +3,12 @@ weight matters."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from builders import random_base, time_rows
 from torch import Tensor, nn
 
 from model.config import Gemma2Config
@@ -81,3 +83,15 @@ def relative() -> Callable[[Tensor, Tensor], float]:
     return lambda ours, truth: (
         (ours.double() - truth.double()).abs().max() / truth.double().abs().max()
     ).item()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random base that a program loads in no time."""
+    return random_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def small_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve rows of one call."""
+    return time_rows(tmp_path_factory.mktemp("rows"))

@@ -1,6 +1,8 @@
 """The `Agent` as other programs use it: plain values in, events out, and the ids of its prompts."""
 
+import json
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,12 +30,15 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call
 class Box:
     """A `ToolBox` without a child process."""
 
-    def __init__(self, result: Any) -> None:
-        self.tools, self.result = [WEATHER], result
+    def __init__(self, result: Any, takes: float = 0.0) -> None:
+        self.tools, self.result, self.takes = [WEATHER], result, takes
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.seconds: list[float] = []
 
-    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+    def call(self, name: str, arguments: dict[str, Any], seconds: float) -> Any:
         self.calls.append((name, arguments))
+        self.seconds.append(seconds)
+        time.sleep(self.takes)
         return self.result
 
 
@@ -147,3 +152,57 @@ def test_a_question_whose_events_nobody_reads_to_the_end_is_forgotten(
     assert next(agent.ask("Rome?")).kind == "tool_call"
     list(agent.ask("Oslo?"))
     assert "Rome" not in tokenizer.decode(model.prompts[1])
+
+
+def test_the_calls_of_a_question_share_its_seconds(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [CALL.replace("Rome", city) for city in ("Rome", "Oslo", "Bonn", "Lima")]
+    model = Model(tokenizer, calls[0], calls[1], calls[2], "Late.", calls[3], "Early.")
+    monkeypatch.setattr(loop, "generate", model)
+    box: Any = Box("7", takes=0.3)
+    agent = Agent(MODEL, tokenizer, box, question_seconds=0.5)
+    events = list(agent.ask("Where?"))
+    results = [event.content["content"] for event in events if event.kind == "tool_response"]
+    assert results[:2] == ["7", "7"] and json.loads(results[2])["error"]["code"] == "timeout"
+    assert events[-1].content == "Late." and len(box.calls) == 2
+    assert box.seconds[0] == 0.5 and box.seconds[1] < 0.21
+    assert [event.kind for event in agent.ask("And Lima?")][-1] == "answer"
+    assert box.seconds[2] == 0.5  # a new question has all of them again
+
+
+HEX = "0x" + "f" * 3600
+# What a model may write between the tags of a call, and the code of the error that it reads.
+BROKEN = [
+    (f'{{"name": "weather", "arguments": {{"city": {HEX}}}}}', "number_too_long"),
+    (f"{{'name': 'weather', 'arguments': {{'days': -{HEX}}}}}", "number_too_long"),
+    (f"{{'name': 'weather', 'arguments': {{{HEX}: 1}}}}", "invalid_json"),
+    (f"[{{{HEX}}}]", "number_too_long"),
+    (f"[{HEX} + 1j]", "number_too_long"),
+    (f"[0b{'1' * 190_000}]", "number_too_long"),
+    (f"[{'9' * 5000}]", "number_too_long"),
+    (f"[{HEX[:50]}]", "not_an_object"),
+    ("[1e999j]", "not_finite"),
+    ("[-1e999]", "not_finite"),
+    (f"[{'-' * 190_000}1]", "invalid_json"),
+    (f"[{'1+' * 90_000}1j]", "invalid_json"),
+    (f"[{'not ' * 9_000}1]", "invalid_json"),
+    ("[" * 100_000, "too_deep"),
+    (f"[ # '\n{'[' * 150}{']' * 150} # '\n]", "not_an_object"),
+    ("[b'x', {1, 2}, ...]", "invalid_json"),
+    ("['\\ud800']", "invalid_unicode"),
+    ("[1,\x00]", "invalid_json"),
+    ("x" * 300_000, "too_long"),
+]
+
+
+@pytest.mark.parametrize(("text", "code"), BROKEN, ids=[text[:12] for text, _ in BROKEN])
+def test_nothing_that_a_model_writes_ends_the_agent(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str, code: str
+) -> None:
+    monkeypatch.setattr(loop, "generate", Model(tokenizer, f"<tool_call>{text}</tool_call>", "Ok."))
+    # Long replies have many tokens, and what counts is not how many fit.
+    roomy: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1_000_000))
+    events = list(Agent(roomy, tokenizer, Box("7")).ask("Go"))  # type: ignore[arg-type]
+    assert [event.kind for event in events] == ["tool_response", "answer"]
+    assert json.loads(events[0].content["content"])["error"]["code"] == code

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent import evaluate
-from agent.evaluate import KINDS, Accuracy, call_key, is_exact, kind_of
+from agent.evaluate import KINDS, Accuracy, is_exact, kind_of
 from data.conversation import ToolCall
 from data.dataset import load_conversations
 from training.report import describe_shares
@@ -59,7 +59,7 @@ def test_unequal_calls(expected: list[ToolCall], got: list[ToolCall]) -> None:
 
 
 def test_a_name_cannot_imitate_an_argument() -> None:
-    assert call_key(ToolCall('f", {"a": 1}', {})) != call_key(ToolCall("f", {"a": 1}))
+    assert ToolCall('f", {"a": 1}', {}).key != ToolCall("f", {"a": 1}).key
 
 
 def test_kinds() -> None:

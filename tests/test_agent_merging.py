@@ -53,7 +53,7 @@ def make_adapter(base: Path, folder: Path, size: float = 0.3, adapt: str = "rows
     tokenizer = Tokenizer.from_pretrained(base)
     model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     ids = tuple(sorted(tokenizer.tag_ids.values()))
-    config = LoRAConfig(rank=4, alpha=8, adapt=adapt, token_ids=ids, base_model=str(base))  # type: ignore[arg-type]
+    config = LoRAConfig(rank=4, alpha=8, adapt=adapt, token_ids=ids, base_model=str(base))
     add_lora(model, config)
     for seed, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
         generator = torch.Generator().manual_seed(seed)

@@ -391,6 +391,43 @@ def test_a_file_that_no_longer_loads_is_an_error_for_the_model(
         assert "process ended" in error(box.call("leave", {}))["message"]
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(x: 'os.nothing'): ...", "f: a type hint cannot be read: NameError"),
+        ("import os\ndef f(x: 'os.nothing'): ...", "AttributeError: module 'os'"),
+        ("def f(x: '1/0'): ...", "f: a type hint cannot be read: ZeroDivisionError"),
+        ("def f(x: 'exit()'): ...", "f: a type hint cannot be read: SystemExit"),
+        ("def f(x: '['): ...", "f: a type hint cannot be read: SyntaxError"),
+        ("def f(x: '1' + '+1' * 9999): ...", "f: a type hint cannot be read: Recursion"),
+        ("def f(x: 'int(1j)'): ...", "f: a type hint cannot be read: TypeError"),
+        ("def f(x: [int]): ...\ndef g(x: {}): ...", "; g: "),
+        ("J = dict[str, 'J']\ndef f(x: J): ...", "f: "),
+        ("def f(x: 5): ...", "f: "),
+        ("raise KeyboardInterrupt", "running it failed: KeyboardInterrupt"),
+        (
+            "raise ValueError('two\\nlines' + 'x' * 10**8)",
+            "running it failed: ValueError: two lines",
+        ),
+        ("class E(BaseException):\n __str__ = None\nraise E", "its text cannot be read"),
+        ("def f(): ...\nf.__doc__ = 'x' * 2**25", "the process that runs it ended"),
+        ("bytearray(2**40)", "running it failed: MemoryError"),
+        ("import os\nos.closerange(3, 64)", "see --tool-memory and --tool-env"),
+        ("x = '\\x00", "SyntaxError"),
+    ],
+)
+def test_a_file_with_odd_hints_or_errors_is_one_sentence(
+    tmp_path: Path, source: str, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(source)
+    with pytest.raises(ValueError) as refused:
+        ToolBox(file)
+    text = str(refused.value)
+    assert expected in text and text.startswith(str(file)), text
+    assert "\n" not in text and len(text) < 3000 and "Traceback" not in capfd.readouterr().err
+
+
 def test_a_file_that_loads_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functions, "START_SECONDS", 0.3)
     (tmp_path / "slow.py").write_text("while True: pass\n")
@@ -401,15 +438,11 @@ def test_a_file_that_loads_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.filterwarnings("error")
 def test_closing_leaves_no_open_pipe(folder: Path) -> None:
     box = ToolBox(folder / "tools.py")
-    process = box.process
-    assert process.stdout and process.stdin
+    process, channel = box.process, box.channel
+    assert process.stdin
     box.close()
-    for _ in range(100):
-        if process.stdout.closed:
-            break
-        time.sleep(0.02)
-    assert process.stdout.closed and process.stdin.closed and process.returncode is not None
-    del box, process
+    assert channel.fileno() == -1 and process.stdin.closed and process.returncode is not None
+    del box, process, channel
     gc.collect()
 
 

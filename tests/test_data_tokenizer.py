@@ -189,7 +189,6 @@ def test_decode_names_control_ids_or_skips_them() -> None:
         *tokenizer.encode(" ok"),
     ]
     assert tokenizer.decode(ids) == "<bos>Hé<think> ok"
-    assert tokenizer.decode(ids, skip_control=True) == "Hé ok"
 
 
 def test_sub_tokens_spell_the_tag() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ ENTRIES = 400
 
 def requests(
     natural: float, everyday: float = 0.0, lacking: bool = False
-) -> list[tuple[Entry, str, dict[str, object]]]:
+) -> list[tuple[Entry, str, dict[str, Any]]]:
     source = Source(random.Random(5), natural=natural, everyday=everyday, made_up=0.1, verbless=0.0)
     made = []
     for _ in range(ENTRIES):

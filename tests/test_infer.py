@@ -310,15 +310,56 @@ def test_ten_megabytes_are_cut_to_what_fits(say: Say, ask: Ask) -> None:
     )
 
 
-def test_a_tool_that_never_returns_is_killed(
-    say: Say, ask: Ask, tools: Path, monkeypatch: pytest.MonkeyPatch
+LIMITED = """
+import os, time
+def wait() -> None:
+    time.sleep(60)
+def take() -> int:
+    return len(bytearray(400 << 20))
+def names() -> list:
+    return [name for name in ("ONE", "TWO", "SECRET") if name in os.environ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "tool", "expected"),
+    [
+        (["--tool-seconds", "0.3"], "wait", "the tool took longer than 0.3 s"),
+        (["--question-seconds", "0.4"], "wait", "the tool took longer than 0.4 s"),
+        (["--tool-memory", "300"], "take", "MemoryError"),
+        ([], "take", "419430400"),
+        ([], "names", "[]"),
+        (["--tool-env", "ONE", "--tool-env", "TWO"], "names", '["ONE", "TWO"]'),
+    ],
+)
+def test_what_a_tool_may_take_and_see(
+    say: Say,
+    ask: Ask,
+    tools: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    tool: str,
+    expected: str,
 ) -> None:
-    tools.write_text('import time\ndef wait() -> None:\n    """Waits."""\n    time.sleep(60)\n')
-    make = infer.ToolBox
-    monkeypatch.setattr(infer, "ToolBox", lambda path: make(path, timeout=0.3))
-    say(call("wait"), "gave up")
-    code, events, _ = ask()
-    assert code == 0 and error_codes(events) == ["timeout"]
+    for name in ("ONE", "TWO", "SECRET"):
+        monkeypatch.setenv(name, "x")
+    tools.write_text(LIMITED)
+    say(call(tool), "done")
+    code, events, _ = ask("Hi", *flags)
+    assert code == 0 and expected in responses(events)[0]
+
+
+def test_more_new_tokens_than_any_model_has_are_as_many_as_fit(say: Say, ask: Ask) -> None:
+    say("yes")
+    assert ask("Hi", "--max-new-tokens", "1" + "0" * 400)[1] == [("answer", "yes")]
+
+
+def test_the_seconds_of_a_question_end_its_calls(say: Say, ask: Ask, tools: Path) -> None:
+    tools.write_text(LIMITED)
+    say(call("wait") + call("names"), "done")
+    code, events, _ = ask("Hi", "--question-seconds", "0.3")
+    assert code == 0 and error_codes(events) == ["timeout", "timeout"]
+    assert "seconds of this question" in responses(events)[1]
 
 
 def test_the_same_call_for_ever_ends_early(say: Say, ask: Ask) -> None:
@@ -503,6 +544,96 @@ def test_chat_forgets_a_question_without_an_answer(
     assert "yes" in capsys.readouterr().out
 
 
+class Endless:
+    """Zeros without a line's end, as /dev/zero has."""
+
+    def isatty(self) -> bool:
+        return False
+
+    def readline(self, size: int = -1) -> str:
+        assert 0 < size < 10_000_000, "it would fill the memory"
+        return "\0" * size
+
+
+class Unreadable(Endless):
+    def readline(self, size: int = -1) -> str:
+        raise OSError(9, "Bad file descriptor")
+
+
+@pytest.mark.parametrize(
+    ("stdin", "expected"),
+    [
+        (None, "standard input is closed"),
+        (Endless(), "standard input: a line of over 1000000 characters"),
+        (Unreadable(), "standard input cannot be read: Bad file descriptor"),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read(
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdin: Any,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert infer.main(["--model", str(base)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"infer.py: {expected}") and err.count("\n") == 1
+
+
+def test_a_line_of_another_encoding_is_refused_and_the_chat_goes_on(
+    say: Say, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("yes")
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n\xff\xfe\ncaf\xc3\xa9\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert infer.main(["--model", str(base)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "yes\n" and err.count("\n") == 2 and "caf\\udce9" in err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "flags", "code", "expected"),
+    [
+        ("<&-", [], 2, "standard input is closed"),
+        ("<&- >&- 2>&-", ["--prompt", "x", "--tools", "agent/example_tools.py"], 0, ""),
+        (">/dev/full", ["--prompt", "x"], 1, "No space left"),
+        ("| true", ["--prompt", "x"], 0, ""),
+    ],
+)
+def test_streams_that_a_shell_has_closed(
+    redirection: str, flags: list[str], code: int, expected: str
+) -> None:
+    line = f'"$@" {redirection}'
+    program = [sys.executable, "infer.py", *flags, "--max-new-tokens", "2"]
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *program], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == code and expected in done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_codes_of_a_terminal_stay_escaped_in_json(say: Say, ask: Ask, tools: Path) -> None:
+    tools.write_text('def code() -> str:\n    return "\\x9b2J\\x7f\\x1b[2J"\n')
+    say(call("code"), "a \x9b2J b")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert infer.main(["--prompt", "x", "--json", "--tools", str(tools)]) == 0
+    assert not re.search(r"[\x1b\x7f-\x9f]", out.getvalue())
+    lines = [json.loads(line)["content"] for line in out.getvalue().splitlines()]
+    assert lines[1]["content"] == "\x9b2J\x7f\x1b[2J" and lines[2] == "a \x9b2J b"
+
+
+def test_an_error_moves_no_cursor_either(
+    say: Say, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("yes")
+    events = iter([loop.Event("error", "no \x1b[2J luck")])
+    monkeypatch.setattr(loop.Agent, "ask", lambda *_: events)
+    assert infer.main(["--model", str(base), "--prompt", "x"]) == 1
+    assert "no \ufffd[2J luck" in capsys.readouterr().err
+
+
 def test_text_for_people_is_printed_as_it_is_but_moves_no_cursor(
     say: Say, ask: Ask, base: Path, tools: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -524,6 +655,16 @@ def test_text_for_people_is_printed_as_it_is_but_moves_no_cursor(
         (["--prompt", "x", "--model", "./nowhere"], "nowhere"),
         (["--prompt", "x", "--device", "tpu"], "--device"),
         (["--prompt", "x", "--device", "cpu:x"], "--device"),
+        (["--prompt", "x", "--device", "cpu:1"], "--device cpu:1"),
+        (["--prompt", "x", "--device", f"cpu:{'9' * 50}"], "--device"),
+        (["--prompt", "x", "--device", f"cpu:{'9' * 5000}"], "--device"),
+        (["--prompt", "x", "--temperature", "1e39"], "temperature must lie in"),
+        (["--prompt", "x", "--tool-env", "NONE_SUCH", "--tools", __file__], "--tool-env NONE_SUCH"),
+        (["--prompt", "x", "--model", "~nouser/x"], "~nouser/x"),
+        (["--prompt", "x", "--adapter", "a" * 5000], "aaa"),
+        (["--prompt", "x", "--tools", "a" * 5000], "aaa"),
+        (["--prompt", "x", "--model", "./no\x1b[2J\x9bwhere"], "./no\ufffd[2J\ufffdwhere"),
+        (["--prompt", "x", "--adapter", "no\x1b[2J"], "no\ufffd[2J"),
         (["--prompt", "x", "--dtype", "int3"], "--dtype"),
         (["--prompt", "x", "--top-p", "0"], "top_p"),
         (["--prompt", "x", "--top-p", "1.5"], "top_p"),
@@ -557,6 +698,9 @@ def test_a_wrong_input_gives_one_sentence_and_code_2(
         ),
         ("def f(*xs: int): ...", "called by keyword"),
         ("def f(x: 'Missing'): ...", "Missing"),
+        ("import os\ndef f(x: 'os.nothing'): ...", "AttributeError"),
+        ("def f(x: '1/0'): ...", "ZeroDivisionError"),
+        ("raise ValueError('\\x1b[2J')", "\ufffd[2J"),
         (
             "import sys\nprint('noise')\nsys.stdout.flush()\nraise ValueError('two\\nlines')",
             "ValueError",
@@ -585,11 +729,12 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     flags = re.findall(r" (--[a-z-]+) (?!\[)", out[places[0] :])
     assert flags == [
         *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
-        *("--tools", "--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
+        *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
+        *("--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
     ]
-    # One for the group of the three jobs, one for each of the other ten flags.
-    assert out.count("default: ") == 11
-    for value in ("auto", "512", "0.0", "1.0", "0"):
+    # One for the group of the three jobs, one for each of the other flags.
+    assert out.count("default: ") == 15
+    for value in ("auto", "2048", "30.0", "120.0", "512", "0.0", "1.0", "0"):
         assert f"(default: {value})" in out
 
 
@@ -599,13 +744,45 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
         ["--merge", "a", "--evaluate", "b"],
         ["--max-new-tokens", "0"],
         ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "1e400"],
+        ["--max-new-tokens", "9" * 5000],
+        ["--tool-memory", "-1"],
+        ["--tool-seconds", "0"],
+        ["--question-seconds", "inf"],
         ["--nonsense"],
+        ["--nonsense\x1b[2J"],
     ],
 )
 def test_flags_that_argparse_refuses(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         infer.main(flags)
-    assert stop.value.code == 2 and "see --help" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "see --help" in err and err.count("\n") == 1
+    assert flags[0].split("\x1b")[0] in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--top-p", "1e-50", "--temperature", "1"],
+        ["--temperature", "1e6"],
+        ["--temperature", "1e-300"],
+        ["--device", "cpu:0"],
+        ["--device", "cpu:00"],
+        ["--device", "cpu:"],
+        ["--temperature", "1e-5"],
+        ["--seed", str(2**63 - 1), "--temperature", "1"],
+        ["--seed", str(-(2**63)), "--temperature", "1"],
+        ["--tool-memory", "1" + "0" * 400],
+    ],
+)
+def test_odd_flags_that_have_a_meaning(
+    adapter: Path, tools: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--max-new-tokens", "3", "--tools", str(tools), "--json"]
+    assert infer.main(["--adapter", str(adapter), "--prompt", "Go", *short, *flags]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_adapter_that_does_not_fit_the_base(

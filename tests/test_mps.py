@@ -68,39 +68,25 @@ class LikeMPS(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("adapt", ["rows", "course"])
 def test_a_training_step_and_an_evaluation_run_on_what_mps_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, adapt: Any
+    small_base: Path,
+    small_rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    adapt: str,
 ) -> None:
     monkeypatch.setattr(plain, "has_integer_masks", lambda device: False)
     recompute = "selective" if adapt == "rows" else "full"
-    flags = [
-        "--device",
-        "cpu",
-        "--dtype",
-        dtype,
-        "--max-length",
-        "256",
-        "--max-steps",
-        "2",
-        "--accumulate",
-        "2",
-        "--eval-rows",
-        "2",
-        "--eval-calls",
-        "2",
-        "--adapt",
-        adapt,
-        "--output",
-        str(tmp_path / "run"),
-        "--lora-impl",
-        "torch",
-        "--checkpoint-activations",
-        recompute,
-    ]
+    flags = (
+        f"--model {small_base} --dataset {small_rows} --output {tmp_path / 'run'} --device cpu "
+        f"--dtype {dtype} --max-length 256 --max-steps 2 --accumulate 2 --eval-rows 2 "
+        f"--eval-calls 2 --adapt {adapt} --lora-impl torch --checkpoint-activations {recompute}"
+    ).split()
     steps, mode = train.train, LikeMPS()
 
-    def under_the_mode(run: train.Run, start: int) -> None:
+    def under_the_mode(run: train.Run, start: int, line: train.Line | None) -> None:
         with mode:
-            steps(run, start)
+            steps(run, start, line)
 
     monkeypatch.setattr(train, "train", under_the_mode)
     assert train.main(flags) == 0
@@ -108,7 +94,7 @@ def test_a_training_step_and_an_evaluation_run_on_what_mps_has(
 
 
 def test_a_step_waits_for_the_device_only_for_what_it_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_base: Path, small_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scalar that is read, and an index by mask, whose size is not known before: each would stop
     the host on a GPU."""
@@ -130,26 +116,11 @@ def test_a_step_waits_for_the_device_only_for_what_it_logs(
         return line
 
     monkeypatch.setattr(train, "train_step", counted)
-    flags = [
-        "--device",
-        "cpu",
-        "--dtype",
-        "fp32",
-        "--max-length",
-        "256",
-        "--max-steps",
-        "2",
-        "--accumulate",
-        "3",
-        "--eval-rows",
-        "0",
-        "--eval-calls",
-        "0",
-        "--dropout",
-        "0",
-        "--output",
-        str(tmp_path / "run"),
-    ]
+    flags = (
+        f"--model {small_base} --dataset {small_rows} --output {tmp_path / 'run'} --device cpu "
+        "--dtype fp32 --max-length 256 --max-steps 2 --accumulate 3 --eval-rows 0 --eval-calls 0 "
+        "--dropout 0"
+    ).split()
     assert train.main(flags) == 0
     # The loss and the norm of the gradients; AdamW's counters, which it keeps on the host, are left
     # out above.

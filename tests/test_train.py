@@ -4,7 +4,6 @@ inputs."""
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,81 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from builders import CITIES, RUN_FILES, metrics, time_row
 from safetensors.torch import load_file
 
 import train
-from data.tokenizer import Tokenizer
-from model.config import Gemma2Config
-from model.loader import save_gemma2
-from model.transformer import Gemma2
 from training import run as run_module
 from training import saving
 
 Runner = Callable[..., tuple[int, Path]]
-ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "embedded" / "weights"
-LEFT_BEHIND = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "metrics.jsonl",
-    "loss.png",
-    "run.json",
-    "checkpoint",
-}
-TOOL = {"name": "get_time", "description": "the time", "parameters": {"city": "string"}}
-TOOLS = f"<tools> {json.dumps([TOOL])} </tools>"
-CITIES = "Oslo Rome Lima Cairo Quito Paris Delhi Tokyo Kyiv Bern Riga Accra".split()
-
-
-def row(city: str) -> dict:
-    call = json.dumps({"name": "get_time", "arguments": {"city": city}})
-    return {
-        "conversations": [
-            {"role": "system", "content": f"You can call functions. {TOOLS}"},
-            {"role": "human", "content": f"What time is it in {city}?"},
-            {
-                "role": "model",
-                "content": f"<think>I need the time.</think><tool_call>\n{call}\n</tool_call>",
-            },
-        ]
-    }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    size = len(Tokenizer.from_pretrained(TOKENIZER)) - 8
-    config = Gemma2Config(
-        vocab_size=size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=16,
-        max_position_embeddings=1024,
-    )
-    save_gemma2(Gemma2(config), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row(city)) + "\n" for city in CITIES), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
-def run(base: Path, rows: Path, tmp_path: Path) -> Any:
+def run(small_base: Path, small_rows: Path, tmp_path: Path) -> Any:
     """run(*flags, output=...) -> (exit code, output folder); the flags come after the tiny
     defaults."""
 
@@ -94,9 +30,9 @@ def run(base: Path, rows: Path, tmp_path: Path) -> Any:
         folder = tmp_path / output
         defaults = [
             "--model",
-            base,
+            small_base,
             "--dataset",
-            rows,
+            small_rows,
             "--output",
             folder,
             "--device",
@@ -117,14 +53,10 @@ def run(base: Path, rows: Path, tmp_path: Path) -> Any:
     return start
 
 
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_every_file_and_a_line_per_step(run: Runner) -> None:
     code, folder = run("--max-steps", "3", "--accumulate", "2", "--eval-calls", "2")
     assert code == 0
-    assert {path.name for path in folder.iterdir()} == LEFT_BEHIND
+    assert {path.name for path in folder.iterdir()} == RUN_FILES
     first, *steps = metrics(folder)
     assert first["step"] == 0 and first["eval_loss"] > 0
     assert [line["step"] for line in steps] == [1, 2, 3]
@@ -190,7 +122,7 @@ def test_one_batch_of_four_equals_four_of_one(run: Runner) -> None:
         assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 
-def test_a_short_last_step_weighs_its_tokens_alike(run: Runner, base: Path) -> None:
+def test_a_short_last_step_weighs_its_tokens_alike(run: Runner) -> None:
     """10 rows, one a pack, 4 a step: the third step has 2 packs, and its loss is still the mean
     over its own tokens."""
     code, folder = run(
@@ -254,6 +186,7 @@ def test_resuming_in_another_precision_or_with_other_ranks_is_refused(
 ) -> None:
     _, folder = run("--max-steps", "1", "--dtype", "auto")
     state = json.loads((folder / "checkpoint" / "state.json").read_text())
+    del state["sha256"]  # as in a checkpoint from before there were checksums
     other = "fp32" if state["precision"] == "bf16" else "bf16"
     (folder / "checkpoint" / "state.json").write_text(json.dumps(state | {"precision": other}))
     assert run("--max-steps", "1", "--dtype", "auto", "--resume")[0] == 2
@@ -328,6 +261,13 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
         (("--device", "cuda:99"), "--device"),
         (("--resume",), "no checkpoint"),
         (("--max-length", "5000"), "1024 positions"),
+        (("--rank", "1000000000"), "--rank: expected at most 32"),
+        (("--dataset", "~nobody-here/x"), "~nobody-here/x"),
+        (("--model", "~nobody-here/x"), "~nobody-here/x"),
+        (("--targets", "(?i)x", "--adapt", "course"), "--targets: '(?i)x'"),
+        (("--targets", "a{4294967296}"), "--targets: 'a{4294967296}'"),
+        (("--device", "cpu:" + "1" * 5000), "--device"),
+        (("--seed", "1" + "0" * 400), "--seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -341,20 +281,93 @@ def test_a_wrong_input_is_one_sentence_and_code_2(
 
 @pytest.mark.parametrize(
     "flags",
-    [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")],
+    [
+        ("--rank", "0"),
+        ("--lr", "nan"),
+        ("--dropout", "1"),
+        ("--epochs", "0"),
+        ("--lr", "x"),
+        ("--max-steps", "1" + "0" * 400),
+        ("--max-steps", "1" * 5000),
+        ("--epochs", "1e308"),
+        ("--lr", "1e300"),
+        ("--alpha", "1e300"),
+        ("--row-lr-scale", "1e300"),
+        ("--weight-decay", "1e300"),
+        ("--clip", "1e300"),
+    ],
 )
 def test_a_number_out_of_range_is_refused_by_the_command_line(
     run: Runner, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*flags)
-    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and flags[0] in error and len(error) < 600
+
+
+def test_a_flag_that_nobody_knows_does_not_steer_the_terminal(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("--x\x1b[31mred")
+    assert "--x\ufffd[31mred" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu:00", "cpu:0"])
+def test_a_number_of_the_cpu_is_no_error(run: Runner, device: str) -> None:
+    assert run("--max-steps", "1", "--device", device)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "-1"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "²", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+    ],
+)
+def test_ranks_that_torchrun_has_not_made_are_one_sentence(
+    run: Runner,
+    changes: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert run("--max-steps", "1")[0] == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: environment:") and f"RANK='{changes['RANK']}'" in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA"),
+    ],
+)
+def test_no_memory_is_one_sentence_on_every_device(
+    run: Runner,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "train_step", fail)
+    assert run("--max-steps", "1")[0] == 1
+    assert "out of memory" in capsys.readouterr().err
 
 
 def test_no_supervised_token_is_an_error(
     run: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    silent = row("Oslo")
+    silent = time_row("Oslo")
     silent["conversations"][2]["weight"] = 0
     path = tmp_path / "silent.jsonl"
     path.write_text((json.dumps(silent) + "\n") * 5)
@@ -363,8 +376,8 @@ def test_no_supervised_token_is_an_error(
 
 
 def test_held_out_rows_without_a_supervised_token_are_no_error(run: Runner, tmp_path: Path) -> None:
-    lines = [json.dumps(row(city)) for city in CITIES]
-    long = row("Oslo")
+    lines = [json.dumps(time_row(city)) for city in CITIES]
+    long = time_row("Oslo")
     long["conversations"][1]["content"] = "word " * 400
     path = tmp_path / "mixed.jsonl"
     path.write_text(
@@ -395,6 +408,7 @@ def test_a_full_disk_is_a_sentence_and_code_1(
     code, folder = run("--max-steps", "1")
     error = capsys.readouterr().err
     assert code == 1 and "No space left" in error and "--resume" in error
+    assert error.startswith(f"train.py: {folder}: ")
     assert (folder / "checkpoint" / "state.json").is_file()
 
 

@@ -1,14 +1,14 @@
 """Two processes on the CPU against one: the same losses, the same adapter, and only the first of
 them writes."""
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from builders import RUN_FILES, metrics
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -17,42 +17,36 @@ FLAGS = (
     "--eval-rows 2 --eval-calls 1"
 ).split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-FILES = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "metrics.jsonl",
-    "loss.png",
-    "run.json",
-    "checkpoint",
-}
 
 
-def train(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
-    """Runs the program; returns what it printed."""
-    launcher = TORCHRUN if ranks == 2 else (sys.executable,)
-    command = [*launcher, "train.py", *FLAGS, "--output", str(output), *flags]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+Train = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(small_base: Path, small_rows: Path) -> Train:
+    """train(output, *flags, ranks=1, code=0): runs the program; returns what it printed."""
+    inputs = ("--model", str(small_base), "--dataset", str(small_rows))
+
+    def start(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
+        launcher = TORCHRUN if ranks == 2 else (sys.executable,)
+        command = [*launcher, "train.py", *FLAGS, *inputs, "--output", str(output), *flags]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == code, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with twice the accumulation."""
     folder = tmp_path_factory.mktemp("ranks") / "alone"
     train(folder, "--accumulate", "2")
@@ -61,12 +55,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["ddp", "shard"])
 def test_two_ranks_train_as_one_with_twice_the_accumulation(
-    alone: Path, tmp_path: Path, flags: list[str]
+    train: Train, alone: Path, tmp_path: Path, flags: list[str]
 ) -> None:
     text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
-    assert text.count("done: adapter in") == 1 and text.count("questions written by hand") == 2
-    assert "before" in text and metrics(alone)[0]["questions_accuracy"]["n"]["overall"] == 30
-    assert {path.name for path in (tmp_path / "two").iterdir()} == FILES
+    assert text.count("done: adapter in") == 1 and text.count("exact calls") == 2
+    assert metrics(alone)[0]["tool_call_accuracy"]["n"]["overall"] == 1
+    assert {path.name for path in (tmp_path / "two").iterdir()} == RUN_FILES
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(alone), strict=True):
         assert ours["step"] == theirs["step"]
         for name in ("loss", "grad_norm", "eval_loss"):
@@ -86,5 +80,5 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(
     assert {"rng.cpu.0", "rng.cpu.1"} <= states[0].keys()
 
 
-def test_shard_needs_several_ranks(tmp_path: Path) -> None:
+def test_shard_needs_several_ranks(train: Train, tmp_path: Path) -> None:
     assert "torchrun" in train(tmp_path / "one", "--shard", code=2)

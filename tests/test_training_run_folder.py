@@ -111,7 +111,7 @@ def test_a_single_step_is_seen_as_a_point(tmp_path: Path) -> None:
 
 
 def test_metrics_keep_what_is_no_number_and_every_digit(tmp_path: Path) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"step": 1, "loss": math.nan, "grad_norm": math.inf},
         {"step": 2, "loss": 0.1 + 0.2, "text": "ö\u2028"},
     ]

@@ -1,1 +1,2 @@
-"""What a training run needs around its loop: checkpoints, run folder, ranks, progress."""
+"""What a training run needs around its loop: settings, rows and batches, ranks, checkpoints, run
+folder, report and progress."""

@@ -5,11 +5,13 @@ what was measured. Source of its keys: the hub's docs, model-cards.md.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.atomic import write_text
 from lora.adapter import CONFIG
+from training.ranks import Ranks
 from training.run_folder import ADAPTER_FILES, CARD, RUN, TOKENIZER_FILES, read_metrics
 
 # What a push uploads, by name and by ending. Never the checkpoint: it is three times the adapter,
@@ -105,40 +107,45 @@ def _accuracy(folder: Path) -> str:
     return "\n".join([*lines, "", losses + " after.", "", ""])
 
 
-def check_push(name: str) -> None:
+def check_push(name: str | None, ranks: Ranks) -> None:
     """Makes the hub repository `name`, or finds it: a wrong name or login shows before training.
 
-    Raises: ValueError if it cannot be written to.
+    Raises: ValueError if it cannot be written to, on every rank.
     """
-    from huggingface_hub import HfApi
+    problem = ""
+    if name is not None and ranks.is_first:
+        from huggingface_hub import HfApi
 
-    try:
-        HfApi().create_repo(name, exist_ok=True)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # the hub's errors are OSErrors, a bad name's ValueErrors
-        raise ValueError(
-            f"--push {name}: expected a repository owner/name that you may write to, got "
-            f"{_first_line(error)}; log in with `hf auth login`, or correct the name"
-        ) from error
+        try:
+            HfApi().create_repo(name, exist_ok=True)
+        except (OSError, ValueError) as error:  # the hub's are OSErrors, a bad name's ValueErrors
+            problem = (
+                f"--push {name}: expected a repository owner/name that you may write to, got "
+                f"{_first_line(error)}; log in with `hf auth login`, or correct the name"
+            )
+    if problem := ranks.share(problem):
+        raise ValueError(problem)
 
 
-def push(folder: Path, name: str, embedded: str) -> str:
-    """Uploads adapter, tokenizer, card and pictures in one commit; returns the page's address.
+def push(folder: Path, name: str | None, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Uploads adapter, tokenizer, card and pictures in one commit; says the page's address.
 
-    embedded: how the adapter names the embedded base: a folder that means nothing elsewhere.
     Raises: ConnectionError if the hub does not take them; the folder is whole all the same.
     """
+    if name is None or not ranks.is_first:
+        return
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    model = json.loads((folder / RUN).read_text(encoding="utf-8"))["arguments"]["model"]
     operations = []
     for path in sorted(folder.iterdir()):
         if path.name in UPLOADED or path.suffix in PICTURES:
             content: Path | bytes = path
-            if path.name == CONFIG:
-                text = path.read_text(encoding="utf-8")
-                content = text.replace(json.dumps(embedded), '"embedded"').encode()
+            if path.name == CONFIG and model is None:
+                # The embedded base's folder means nothing on another machine; its name does
+                config = json.loads(path.read_text(encoding="utf-8"))
+                config["base_model_name_or_path"] = "embedded"
+                content = (json.dumps(config, indent=2) + "\n").encode()
             operations.append(CommitOperationAdd(path.name, content))
     try:
         done = HfApi().create_commit(name, operations, commit_message="Upload the adapter")
@@ -147,7 +154,7 @@ def push(folder: Path, name: str, embedded: str) -> str:
             f"--push {name}: {_first_line(error)}; the adapter is whole in {folder}, try "
             f"--resume --output {folder} --push {name}"
         ) from error
-    return str(done.repo_url)
+    say(f"uploaded to {done.repo_url}")
 
 
 def _first_line(error: Exception) -> str:

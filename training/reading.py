@@ -12,6 +12,7 @@ from data.dataset import build_examples, load_conversations, split
 from data.packing import pack_examples
 from data.tokenizer import Tokenizer
 from training.batches import StepBatches
+from training.digests import rows_digest
 from training.ranks import Ranks
 from training.run import Data
 
@@ -36,12 +37,15 @@ def read_data(
         questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
     # Saved with the tokenizer, so that infer.py and a served chat template ask as training did.
     tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
-    options = (args.overlong, args.train_on)
-    examples, rendering = build_examples(rows, tokenizer, args.max_length, *options)
-    # A held-out row is cut where a training row would be dropped, and may have nothing supervised:
-    # otherwise --max-length would decide what the model is measured on.
-    cut = ("truncate", args.train_on)
-    measured, _ = build_examples(held_out, tokenizer, args.max_length, *cut, may_be_empty=True)
+    length, train_on = args.max_length, args.train_on
+    examples, rendering = build_examples(
+        rows, tokenizer, length, overlong=args.overlong, train_on=train_on
+    )
+    # A held-out row is cut where a training row would be dropped. One with nothing supervised left
+    # is dropped all the same, so that a small --max-length measures on fewer rows.
+    measured, _ = build_examples(
+        held_out, tokenizer, length, overlong="truncate", train_on=train_on, may_be_empty=True
+    )
     batches = StepBatches(
         packs=pack_examples(examples, args.max_length).packs,
         micro_batch=args.micro_batch,
@@ -58,6 +62,7 @@ def read_data(
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
         questions=questions,
         seen_tools={name for row in rows for name in row.tool_names},
+        digest=rows_digest([*examples, *measured]),
     )
     counts = {"reading": reading.as_dict(), "rendering": rendering.as_dict()}
     return data, examples, counts | {"held_out_rows": len(held_out)}

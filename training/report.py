@@ -1,5 +1,6 @@
 """What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 
+from common.atomic import replace_file
 from common.cli import USER_ERRORS
 from common.device import describe
+from common.screen import Screen
 from data.chat import Example
 from data.masks import mask_text
 from lora.inject import trainable_parameters
@@ -115,6 +118,8 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
+        if line["step"] == run.total_steps:
+            draw_loss(run.output)  # again: the last save came before the last evaluation
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 
@@ -131,11 +136,24 @@ def show_sample(folder: Path, console: Console) -> None:
         console.print(table)
 
 
+def describe_end(output: Path) -> str:
+    """One sentence for the end of a run: where the adapter is, and a command to try it with."""
+    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
+    return f"done: adapter in {output}; try: python infer.py --adapter {output} {question}"
+
+
 def draw_loss(folder: Path) -> None:
     """Draws `loss.png` from `metrics.jsonl`.
 
     Every step's loss, and each evaluation's held-out loss and exact-call accuracy.
     """
+    _draw(folder)
+    # A figure, its axes and its canvas point at one another: with 16 MB for 3,000 steps each, they
+    # would wait for Python's rare full collection, and a long run would grow by 150 MB meanwhile.
+    gc.collect()
+
+
+def _draw(folder: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     lines = read_metrics(folder)
@@ -149,9 +167,7 @@ def draw_loss(folder: Path) -> None:
         axis.plot(steps, losses, "o-", label="held out")
     axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
     axis.grid(alpha=0.3)
-    steps, shares = _series(
-        lines, lambda line: (line.get("tool_call_accuracy") or {}).get("overall")
-    )
+    steps, shares = _series(lines, _overall)
     if steps:
         style: dict[str, Any] = {"color": "tab:green", "label": "exact calls"}
         other = axis.twinx()
@@ -160,9 +176,7 @@ def draw_loss(folder: Path) -> None:
         axis.plot([], [], "s--", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
     # Replaced in one step, as all files of a run are: a viewer may have the old one open.
-    partial = folder / (PICTURE + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(folder / PICTURE)
+    replace_file(folder / PICTURE, lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def _overall(line: dict[str, Any]) -> float | None:
@@ -184,20 +198,28 @@ def explain_stop(error: BaseException, output: Path | None, is_quiet: bool) -> i
 
     Raises: `error` itself where it is none of those that a user or a machine can cause.
     """
-    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    errors = Console(stderr=True, quiet=is_quiet, **options)
+    errors = Screen(is_error=True)
+    errors.quiet, errors.soft_wrap = is_quiet, True
     if isinstance(error, USER_ERRORS):
         errors.print(f"train.py: {error}")
         return 2
     # Below, nothing is the user's mistake: the sentence says what there is to go on from.
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "--checkpoint-activations selective or full, a smaller --micro-batch"
-        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length")
-    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
-        errors.print(f"train.py: {error}; {checkpoint_left(output)}")
-    elif isinstance(error, KeyboardInterrupt):
-        errors.print(f"interrupted; {checkpoint_left(output)}")
+    left = checkpoint_left(output)
+    if isinstance(error, KeyboardInterrupt):
+        errors.print(f"interrupted; {left}")
         return 130
+    if _is_out_of_memory(error):
+        advice = "--checkpoint-activations selective or full, a smaller --micro-batch or --rank"
+        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length; {left}")
+    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
+        where = "" if output is None or str(output) in str(error) else f"{output}: "
+        errors.print(f"train.py: {where}{error}; {left}")
     else:
         raise error
     return 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True on every device: a CPU's allocator raises a plain RuntimeError."""
+    is_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)

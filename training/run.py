@@ -17,6 +17,7 @@ from lora.config import LoRAConfig
 from model.loss import supervised_loss
 from model.transformer import Gemma2
 from training.batches import StepBatches
+from training.digests import BaseDigest
 from training.ranks import Ranks
 
 
@@ -30,12 +31,15 @@ class Data:
     held_out_packs: list[list[Example]]  # the first of them, rendered, for the held-out loss
     questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
     seen_tools: set[str]  # names that training offers or calls
+    digest: str  # of all rows, as they were rendered
 
 
 class StepLoss(nn.Module):
     """Hidden states and summed loss in one call.
 
-    One module, because DistributedDataParallel watches the backward pass of what it wraps.
+    The sum is over the batch's supervised tokens, not yet divided; `scale` is the factor that the
+    caller multiplies it with before `backward` (see `supervised_loss`). One module, because
+    DistributedDataParallel watches the backward pass of what it wraps.
     """
 
     def __init__(self, model: Gemma2) -> None:
@@ -45,7 +49,8 @@ class StepLoss(nn.Module):
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
         inputs = (batch.tokens, batch.positions)
-        # Only CUDA may copy later: elsewhere a source that is freed at once could be overwritten.
+        # Without waiting only on CUDA, which has read the source when the call returns: elsewhere
+        # a source that is freed at once could be overwritten before it is copied.
         tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
         # Document ids and targets stay on the host: looking places up there waits for no device.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
@@ -67,6 +72,7 @@ class Run:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler  # passes everything through unless the precision is fp16
     precision: Precision
+    base: BaseDigest | None  # of the frozen weights, on the rank that writes
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 must share with its checkpoint."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FINGERPRINT = (
     "clip rank alpha dropout targets adapt format eval_fraction seed overlong train_on epochs "
     "max_steps ranks"
 ).split()
+LENGTH = ("epochs", "max_steps")  # the only ones that a finished run may change: it goes on longer
 
 
 def describe_defaults() -> dict[str, str]:
@@ -40,12 +42,16 @@ def describe_defaults() -> dict[str, str]:
     for name, (course, small) in DEFAULTS.items():
         words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
     for name, value in CPU_EVALUATION.items():
-        words[name] += f"; on a CPU {value}"
+        words[name] += f"; --model on a CPU {value}"
     return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
 
 
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Fills in what was not given. Raises: ValueError for an unknown --device."""
+def with_defaults(args: argparse.Namespace, embedded: str) -> argparse.Namespace:
+    """Fills in what was not given; `embedded` is the name of the base taken without --model.
+
+    Raises: ValueError for an unknown --device.
+    """
+    args.model = None if args.model == embedded else args.model
     is_small = not args.model
     defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
     if not is_small and pick_device(args.device).type == "cpu":
@@ -68,14 +74,25 @@ def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: 
     """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
 
     `embedded` is the folder of the base that is taken without --model, where PEFT finds it.
+    Raises: ValueError for targets that are no usable regular expression.
     """
     base = args.model or embedded
-    return LoRAConfig(
-        rank=args.rank,
-        alpha=args.alpha,
-        dropout=args.dropout,
-        targets=parse_targets(args.targets),
-        adapt=args.adapt,
-        token_ids=token_ids,
-        base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
-    )
+    try:
+        config = LoRAConfig(
+            rank=args.rank,
+            alpha=args.alpha,
+            dropout=args.dropout,
+            targets=parse_targets(args.targets),
+            adapt=args.adapt,
+            token_ids=token_ids,
+            base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
+        )
+        # The course's recipe makes a longer expression of it: "(?i)x" is valid only at the start.
+        if isinstance(config.all_targets, str):
+            re.compile(config.all_targets)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"--targets: {args.targets[:80]!r} cannot be used as a regular expression ({error}); "
+            "give names of modules, or a plainer one"
+        ) from error
+    return config
