@@ -131,6 +131,12 @@ class Tokenizer:
         return cls(source, config, format, str(path))
 
     @property
+    def is_byte_level(self) -> bool:
+        """True if pieces are runs of bytes; False for SentencePiece's, Gemma's, with its mark for a
+        space."""
+        return not self._meta_ids
+
+    @property
     def format(self) -> str:
         """The name of the wire format, "hermes" or "mistral"."""
         return self.wire.name
