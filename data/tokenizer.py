@@ -269,7 +269,11 @@ class Tokenizer:
         bare |= dict.fromkeys(("post_processor", "truncation", "padding"))
         try:
             return tokenizers.Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
-        except Exception as error:  # the library raises bare Exception for every fault of the file
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        # Bare Exception for every fault of the file that the library foresees, and for the others
+        # its PanicException, which is none
+        except BaseException as error:
             raise ValueError(
                 f"{self._where}: expected a tokenizer.json, got one that does not load: {error}"
             ) from None
