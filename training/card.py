@@ -12,6 +12,7 @@ from typing import Any
 from common.atomic import write_text
 from lora.adapter import CONFIG
 from training.ranks import Ranks
+from training.reading import parse_dataset
 from training.run_folder import ADAPTER_FILES, CARD, RUN, TOKENIZER_FILES, read_metrics
 
 # What a push uploads, by name and by ending. Never the checkpoint: it is three times the adapter,
@@ -46,7 +47,8 @@ def write_card(folder: Path) -> None:
     """Writes the model card of the run in `folder` from its own files."""
     run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    base, rows = config["base_model_name_or_path"], run["arguments"]["dataset"]
+    base = config["base_model_name_or_path"]
+    names = [parse_dataset(source)[0] for source in run["arguments"]["dataset"] or ()]
     is_embedded = run["arguments"]["model"] is None  # its licence is this repository's
     on_hub = None if Path(base).is_absolute() else base
     keys: dict[str, Any] = {
@@ -54,7 +56,7 @@ def write_card(folder: Path) -> None:
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "license": "apache-2.0" if is_embedded else _licence(base),
-        "datasets": [rows] if rows and "/" in rows and not Path(rows).exists() else None,
+        "datasets": [name for name in names if _is_on_hub(name)],
         "tags": ["lora", "gemma2", "function-calling", "tool-use"],
     }
     # JSON is YAML too, and quotes what needs quotes
@@ -65,7 +67,7 @@ def write_card(folder: Path) -> None:
         base=on_hub or ("embedded/weights" if is_embedded else "the base's folder"),
         more=_NEW_ROWS.format(folder="this folder") if (folder / ADAPTER_FILES[2]).exists() else "",
     )
-    text = f"---\n{head}---\n# Function calling with LoRA on {name}\n\n{_training(run, rows)}\n"
+    text = f"---\n{head}---\n# Function calling with LoRA on {name}\n\n{_training(run, names)}\n"
     write_text(folder / CARD, text + _accuracy(folder) + loading)
 
 
@@ -79,15 +81,19 @@ def _licence(base: str) -> str | None:
     return "gemma" if base.startswith("google/gemma") else None
 
 
-def _training(run: dict[str, Any], rows: str | None) -> str:
+def _is_on_hub(name: str) -> bool:
+    """False for a file or folder of this machine, whose path is nobody else's business."""
+    return "/" in name and not Path(name).exists()
+
+
+def _training(run: dict[str, Any], names: list[str]) -> str:
     """One paragraph: what was trained on what."""
     arguments, counts = run["arguments"], run["data"]["rendering"]
-    source = "the embedded rows" if not rows else rows if "/" in rows else "a local file"
-    if rows and Path(rows).exists():
-        source = Path(rows).name
+    sources = [name if _is_on_hub(name) else Path(name).name for name in names]
     return (
         f"LoRA of rank {arguments['rank']} (alpha {arguments['alpha']:g}) and the rows of the "
-        f"tags, trained for {run['total_steps']} steps on {source}: "
+        f"tags, trained for {run['total_steps']} steps on "
+        f"{', '.join(sources) or 'the embedded rows'}: "
         f"{counts['supervised_tokens']:,} supervised of {counts['tokens']:,} tokens.\n"
     )
 
