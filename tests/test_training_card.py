@@ -115,7 +115,7 @@ def test_the_card_of_a_hub_base_names_it(run: Path, tmp_path: Path) -> None:
         text = (run / name).read_text()
         text = text.replace(json.dumps(str(EMBEDDED_MODEL)), '"google/gemma-2-2b-it"')
         text = text.replace('"model": null', '"model": "google/gemma-2-2b-it"')
-        text = text.replace('"dataset": null', '"dataset": "owner/rows"')
+        text = text.replace('"dataset": null', '"dataset": ["owner/rows"]')
         (tmp_path / name).write_text(text)
     (tmp_path / "new_rows.safetensors").touch()
     card.write_card(tmp_path)
