@@ -9,7 +9,6 @@ Without --prompt, --evaluate and --merge it chats: /new forgets the conversation
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import json
 import signal
@@ -26,13 +25,13 @@ from safetensors import SafetensorError
 from agent.agent import QUESTION_SECONDS, Agent, Event
 from agent.evaluate import evaluate_file
 from agent.loading import load_model
+from agent.merging import check_target, write_merged
 from agent.toolbox import CALL_SECONDS, MEMORY, ToolBox
 from common import cli
 from common.cli import CONTROL, USER_ERRORS, Parser, float_in, int_at_least, printable
 from common.device import seed_everything
-from lora.adapter import merge_adapter
+from lora.adapter import read_config
 from model.generate import Sampling
-from model.loader import save_gemma2
 
 MAX_QUESTION = 1_000_000  # characters of a line: a stream without line ends would fill the memory
 STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
@@ -195,22 +194,22 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Writes the merged model and its tokenizer as Transformers, vLLM and llama.cpp load them."""
+    """Writes base and adapter as one plain model; says how well the merge went."""
     if not args.adapter:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
-    if args.merge.exists() and (not args.merge.is_dir() or any(args.merge.iterdir())):
-        raise ValueError(f"--merge {args.merge}: not an empty folder; give a new one")
+    if args.tools:
+        raise ValueError("--tools: a merged folder holds no tools; leave it out beside --merge")
+    check_target(args.merge)  # refused before a model is loaded
     # Merging adds in float32 and rounds once, to the base's own dtype. What is fastest here
     # says nothing about the programs that will read the folder.
     dtype = None if args.dtype == "auto" else args.dtype
-    model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
-    model = merge_adapter(model)
-    # The base's config may lack the end of a turn; a program that reads only that never stops.
-    config = dataclasses.replace(model.config, eos_token_id=tokenizer.stop_ids)
-    model.replace_config(config)
-    save_gemma2(model, args.merge)
-    tokenizer.save(args.merge)
-    console.print(printable(f"merged model written to {args.merge}"), soft_wrap=True)
+    loaded = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
+    base = args.model or read_config(args.adapter).base_model
+    report = write_merged(*loaded, args.merge, base)
+    for sentence in report.warnings:
+        errors.print(printable(f"infer.py: warning: {sentence}"), style="yellow", soft_wrap=True)
+    for sentence in report.facts:
+        console.print(printable(sentence), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
-from agent.loading import EMBEDDED, load_base, model_folder
+from agent.loading import EMBEDDED, EMBEDDED_MODEL, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.screen import Screen, open_standard_streams
@@ -42,8 +42,8 @@ from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
+from training import card, report, run_folder, saving, settings
 from training import ranks as processes  # of torchrun; --rank is LoRA's
-from training import report, run_folder, saving, settings
 from training.best import keep_best
 from training.check import check
 from training.choices import choose
@@ -102,6 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--check", action="store_true", help="read, count, time a few steps; train nothing")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add("--push", metavar="OWNER/NAME", help="hub repository that gets the adapter at the end")
     return settings.with_defaults(parser.parse_args(argv), EMBEDDED)
 
 
@@ -155,11 +156,10 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     data, examples, counts = read_data(args, tokenizer, device, ranks)
 
-    # The frozen base, with LoRA in it. One to be sliced over ranks is built on the CPU, where its
-    # weights are only a mapped file.
+    # The frozen base with LoRA in it; one to be sliced over ranks stays a mapped file on the CPU.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
-    config = settings.lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
+    config = settings.lora_config(args, tokenizer.tag_ids.values(), EMBEDDED_MODEL)
     add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
@@ -257,8 +257,7 @@ def evaluate(run: Run) -> Line:
     if scored:
         # All in the same batches: a decoding step costs little more for many rows than for one.
         asked = [*scored, *data.questions]
-        limit = reply_limit(asked, data.tokenizer)
-        replies = first_replies(model, data.tokenizer, asked, limit)
+        replies = first_replies(model, data.tokenizer, asked, reply_limit(asked, data.tokenizer))
         by_row, by_hand = replies[: len(scored)], replies[len(scored) :]
         line["tool_call_accuracy"] = score_calls(data.tokenizer, scored, by_row, data.seen_tools)
         if data.questions:
@@ -312,16 +311,17 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
+        card.check_push(args.push, ranks)
         if args.check:
             check(build(args, ranks, Path("--check"))[0], train_step, console)
             return 0
         with interrupts(), run_folder.opened(args, ranks, console.say) as output:
             train(*build(args, ranks, output))
             report.show_sample(output, console)
+            card.push(output, args.push, ranks, console.say)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    console.say(f"done: adapter in {output}; try: python infer.py --adapter {output} {question}")
+    console.say(report.describe_end(output))
     return 0
 
 

@@ -139,7 +139,6 @@ def load_json(text: str, strict: bool = True) -> Any:
             strict=strict,
             object_pairs_hook=unique_keys,
             parse_constant=_refuse_constant,
-            parse_float=lambda digits: _finite(float(digits)),
             parse_int=_bounded_int,
         )
     except RecursionError:

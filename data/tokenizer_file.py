@@ -60,6 +60,10 @@ def _vocabulary_problem(model: dict[str, Any]) -> str:
         is_pair = isinstance(pair, list) and len(pair) == 2
         if not (is_pair and all(isinstance(part, str) for part in pair)):
             return f"expected merges of two pieces, got {show(merge)}"
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        # The first two make the library panic over a short piece, the last draws at random
+        if model.get(key):
+            return f"expected no {key}, which Gemma's do not have, got {show(model[key])}"
     unknown = model.get("unk_token")
     return "" if isinstance(unknown, str | None) else f"expected a name, got {show(unknown)}"
 

@@ -110,7 +110,7 @@ class Gemma2Config:
                 f"{where}: model_type is {show(raw['model_type'])}, "
                 "but only gemma2 checkpoints are supported"
             )
-        missing = [name for name in REQUIRED if name not in raw]
+        missing = [name for name in REQUIRED if raw.get(name) is None]
         if missing:
             raise ValueError(
                 f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?"

@@ -21,7 +21,7 @@ from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
 DEEP = '{"a":' * 1000 + "1" + "}" * 1000
-CONTENTS = {
+CONTENTS: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "at most 64 nested levels"),
     "deeper than the parser": ("[" * 200_000, "nested levels"),
     "one level too many": ('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1), "nested"),
@@ -95,6 +95,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
     [
         ({"num_hidden_layers": 10**7}, "num_hidden_layers=10000000"),
         ({"vocab_size": 10**30}, "vocab_size"),
+        ({"num_hidden_layers": None}, "missing num_hidden_layers"),
         ({"hidden_size": [32]}, "hidden_size"),
         ({"vocab_size": 1 << 24, "hidden_size": 1 << 24}, "parameters"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
@@ -195,6 +196,10 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "merge of three": (lambda d: d["model"].update(merges=[["a", "b", "c"]]), "merges"),
     "merge of numbers": (lambda d: d["model"].update(merges=[[1, 2]]), "merges"),
     "unknown as list": (lambda d: d["model"].update(unk_token=["<unk>"]), "expected a name"),
+    "prefix": (
+        lambda d: d["model"].update(continuing_subword_prefix="abcdef"),
+        "expected no continuing_subword_prefix",
+    ),
     "model as list": (lambda d: d.update(model=["BPE"]), "BPE"),
     "model of text": (lambda d: d["model"].update(type=["BPE"]), "BPE"),
     "expression": (

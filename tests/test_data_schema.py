@@ -441,7 +441,7 @@ def call_row(body: str) -> dict[str, Any]:
         ),
         (
             call_row('{"name": "f", "arguments": {"a": 1e999}}'),
-            ["expected a finite number, got inf"],
+            ["expected finite numbers, got NaN or Infinity"],
         ),
         (
             call_row('{"name": "f", "arguments": [1]}'),

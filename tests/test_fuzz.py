@@ -166,11 +166,8 @@ def scarred(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(data[: draw(st.sampled_from([len(data)] * 3 + [draw(st.integers(0, len(data)))]))])
 
 
-TEXTS = st.lists(
-    st.one_of(st.sampled_from([*TAGS, CALL, "[", "]", "{", "}", '"', "'", "\\", ",", "```", "\n"]),
-              st.text(max_size=4)),
-    max_size=30,
-).map("".join)  # fmt: skip
+PARTS = [*TAGS, CALL, "[", "]", "{", "}", '"', "'", "\\", ",", "```", "\n"]
+TEXTS = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=4)), max_size=30).map("".join)
 
 
 class Fuzz:

@@ -21,12 +21,13 @@ from training.ranks import Ranks
 from training.settings import LENGTH, fingerprint
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
+CARD = "README.md"
 DROPPED = "dropped.jsonl"  # rows that are not trained on, with their reasons
 BEST, BEST_RECORD = "best", "best.json"  # the best evaluation's adapter, and which one that was
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-FILES = (METRICS, PICTURE, DROPPED, *ADAPTER_FILES, *TOKENIZER_FILES, RUN)
+FILES = (METRICS, PICTURE, DROPPED, CARD, *ADAPTER_FILES, *TOKENIZER_FILES, RUN)
 
 
 @contextmanager

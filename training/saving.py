@@ -7,6 +7,7 @@ from typing import Any
 from common.device import rng_state, set_rng_state
 from lora.adapter import save_adapter
 from training import checkpoint, run_folder
+from training.card import write_card
 from training.checkpoint import ANEW
 from training.report import draw_loss
 from training.run import Run
@@ -15,7 +16,7 @@ from training.settings import fingerprint
 
 def save(run: Run, step: int, line: dict[str, Any]) -> None:
     """Writes the checkpoint first, because the rest can be made from it again: the adapter, the
-    tokenizer and the picture.
+    tokenizer, the picture and the card.
 
     `line` is the step's line of metrics, kept until the run's last one has its evaluation.
     """
@@ -42,11 +43,12 @@ def save(run: Run, step: int, line: dict[str, Any]) -> None:
 
 
 def publish(run: Run) -> None:
-    """Writes the adapter, the tokenizer and the picture, as the model is now."""
+    """Writes the adapter, the tokenizer, the picture and the card, as the model is now."""
     save_adapter(run.model, run.output, run.config, run.ranks.is_first)
     if run.ranks.is_first:
         run.data.tokenizer.save(run.output)
         draw_loss(run.output)
+        write_card(run.output)
 
 
 def begin(run: Run, say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:

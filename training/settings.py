@@ -3,6 +3,7 @@ must share with its checkpoint."""
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,13 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in FINGERPRINT}
 
 
-def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: str) -> LoRAConfig:
+def lora_config(args: argparse.Namespace, token_ids: Iterable[int], embedded: Path) -> LoRAConfig:
     """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
 
-    `embedded` is the name of the base that is taken without --model.
+    `embedded` is the folder of the base that is taken without --model, where PEFT finds it.
     Raises: ValueError for targets that are no usable regular expression.
     """
-    base = args.model or embedded
+    base = args.model or str(embedded)
     try:
         config = LoRAConfig(
             rank=args.rank,
@@ -107,7 +108,7 @@ def lora_config(args: argparse.Namespace, token_ids: tuple[int, ...], embedded: 
             dropout=args.dropout,
             targets=parse_targets(args.targets),
             adapt=args.adapt,
-            token_ids=token_ids,
+            token_ids=tuple(sorted(token_ids)),
             base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
         )
         # The course's recipe makes a longer expression of it: "(?i)x" is valid only at the start.
