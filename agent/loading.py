@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from agent.foreign import check_template
 from common.device import pick_device, pick_precision
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
@@ -12,13 +13,20 @@ from model.embedding import new_rows, resize_embedding
 from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
-EMBEDDED = "embedded"  # the name of the shipped base in adapter_config.json
+EMBEDDED = "embedded"  # the shipped base in an adapter that was uploaded, or written long ago
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:
     """The folder of a base, downloaded where the name is a hub id; None is the embedded base."""
-    return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else checkpoint_folder(str(name))
+    if name in (None, "", EMBEDDED):
+        return EMBEDDED_MODEL
+    # An adapter names the embedded base by its folder, so that PEFT finds it; after a move to
+    # another machine it is this repository's.
+    is_moved = Path(str(name)).parts[-2:] == EMBEDDED_MODEL.parts[-2:]
+    if is_moved and not Path(str(name)).exists():
+        return EMBEDDED_MODEL
+    return checkpoint_folder(str(name))
 
 
 def load_model(
@@ -42,6 +50,8 @@ def load_model(
     # without one.
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_pretrained(adapter if adapter and has_own else folder)
+    if adapter:
+        check_template(adapter, tokenizer)
     weights = None
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters

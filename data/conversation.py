@@ -76,6 +76,19 @@ class Message:
     results: tuple[ToolResult, ...] = ()
     trained: bool = True  # False: the model reads the turn, but does not learn to write it
 
+    def joined(self, other: "Message") -> "Message":
+        """Return this message and a following one of the same role as one turn."""
+        texts = [text for text in (self.content, other.content) if text]
+        thoughts = [text for text in (self.thinking, other.thinking) if text]
+        return Message(
+            self.role,
+            "\n\n".join(texts),
+            "\n\n".join(thoughts),
+            self.calls + other.calls,
+            self.results + other.results,
+            trained=self.trained and other.trained,
+        )
+
 
 @dataclass(frozen=True)
 class SystemPrompt:
@@ -115,6 +128,7 @@ class Conversation:
     # "python_literal". Neither counts when rows are compared: the same text twice is the same row.
     where: str = field(default="", compare=False)
     repairs: tuple[str, ...] = field(default=(), compare=False)
+    held_out: bool = field(default=False, compare=False)  # the row says that it is for evaluation
 
     @property
     def tool_names(self) -> frozenset[str]:

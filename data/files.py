@@ -10,10 +10,14 @@ from typing import Any, TextIO
 
 from common.hub import fetch
 from common.json_file import check_regular
-from data.lenient_json import shorten
+from data.lenient_json import LiteralError, shorten, unique_keys
 from data.parquet_file import read_parquet
 
 Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is refused as a row
+# The folder of the Berkeley leaderboard's answers, beside its questions
+ANSWERS = "possible_answer"
+# A JSON file that holds one object with one of these keys is that row, not a list of rows
+_ROW_KEYS = {"conversations", "messages", "question", "query", "chat", "prompt", "id"}
 # Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
 MAX_BYTES = 1 << 30  # of a file of text, which is read at once
@@ -33,7 +37,17 @@ def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
-        yield from _read_file(file)
+        answers = file.parent / ANSWERS / file.name
+        yield from _join_answers(file, answers) if answers.is_file() else _read_file(file)
+
+
+def _join_answers(file: Path, answers: Path) -> Iterator[Row]:
+    """Give every question the ground_truth of the answer with its id."""
+    truths = {row.get("id"): row for _, row in _read_file(answers) if isinstance(row, dict)}
+    for place, row in _read_file(file):
+        if isinstance(row, dict) and row.get("id") in truths:
+            row = {**row, "ground_truth": truths[row["id"]].get("ground_truth")}
+        yield place, row
 
 
 def _training_files(folder: Path) -> list[Path]:
@@ -42,7 +56,7 @@ def _training_files(folder: Path) -> list[Path]:
             file
             for pattern in PATTERNS
             for file in folder.rglob(pattern)
-            if file.name != "dataset_infos.json"
+            if file.name != "dataset_infos.json" and file.parent.name != ANSWERS
         }
     )
     files = [file for file in files if file.suffix == ".parquet"] or files
@@ -95,12 +109,12 @@ def _read_lines(file: Path) -> Iterable[Row]:
                 broken.append(f"{place}: expected a line of at most {MAX_LINE} characters")
                 break  # what follows is the rest of this line
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=unique_keys)
             except json.JSONDecodeError as error:
                 broken.append(f"{place}: expected a JSON object, got {shorten(line)} ({error})")
                 continue
             except (ValueError, RecursionError):
-                row = line  # JSON, but of a depth or a number for which `parse_row` drops the row
+                row = line  # a key twice, a depth or a number for which `parse_row` drops the row
             if isinstance(row, dict) or row is line:
                 rows.append((place, row))
             else:
@@ -118,7 +132,10 @@ def _read_json(file: Path) -> Iterable[Row]:
     if not text.strip():
         return []
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except LiteralError as error:
+        # Which row it is cannot be known here; lines of JSON lose only that row
+        raise ValueError(f"{file}: {error}; {error.hint}") from None
     except json.JSONDecodeError as error:
         # More than one value: lines of JSON under the wrong name
         if error.msg == "Extra data":
@@ -131,7 +148,7 @@ def _read_json(file: Path) -> Iterable[Row]:
             f"{file}: expected JSON without numbers of thousands of digits and hundreds of nested "
             "levels, got some; write the rows as JSON lines, of which only the bad ones are dropped"
         ) from None
-    if isinstance(data, dict) and not {"conversations", "messages"} & set(data):
+    if isinstance(data, dict) and not _ROW_KEYS & set(data):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
             problem = f"expected an object with one list of rows, got {len(lists)} lists"

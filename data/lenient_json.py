@@ -137,9 +137,8 @@ def load_json(text: str, strict: bool = True) -> Any:
         value = json.loads(
             text,
             strict=strict,
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=unique_keys,
             parse_constant=_refuse_constant,
-            parse_float=lambda digits: _finite(float(digits)),
             parse_int=_bounded_int,
         )
     except RecursionError:
@@ -149,7 +148,8 @@ def load_json(text: str, strict: bool = True) -> Any:
     return check_value(value)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, as json's `object_pairs_hook`. Raises: LiteralError for one key twice."""
     # dict keeps the last of equal keys; which one was meant cannot be known
     result = dict(pairs)
     if len(result) < len(pairs):
@@ -255,7 +255,7 @@ def _read_one(text: str) -> tuple[Any, str]:
                     )
             if isinstance(node, ast.Dict):
                 keys = [str(key.value) for key in node.keys if isinstance(key, ast.Constant)]
-                _unique_keys([(key, None) for key in keys])
+                unique_keys([(key, None) for key in keys])
         value = ast.literal_eval(_JsonNames().visit(tree).body)
     except LiteralError:
         raise
@@ -282,6 +282,31 @@ def _as_json(value: Any) -> Any:
     raise LiteralError(
         "invalid_json", f"expected a value that JSON can hold, got {shorten(repr(value))}"
     )
+
+
+def read_text(content: Any) -> str:
+    """Return a message's text: a string, null, or a list of {"type": "text", "text": ...} parts.
+
+    Raises: ValueError for any other content, or half of a surrogate pair.
+    """
+    # Joined without a space: the parts are cuts through one text
+    texts = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        # An object without the key "text" would be an empty text, and nobody would notice
+        is_text_part = isinstance(part, dict) and part.get("type", "text") == "text"
+        text = part["text"] if is_text_part and "text" in part else part
+        if not isinstance(text, str | None):
+            got = shorten(repr(part))
+            problem = f"expected text, got {got}; only text parts can be trained on"
+            raise ValueError(f"{problem}: write data as a string of JSON, a call under tool_calls")
+        texts.append(text or "")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "expected whole characters, got half of a surrogate pair; repair the encoding"
+        ) from None
+    return "".join(texts)
 
 
 def shorten(text: str, limit: int = 60) -> str:

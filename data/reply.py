@@ -71,14 +71,10 @@ def parse_reply(
     without arguments is an error if its tool requires some. `lenient` takes a turn that is nothing
     but the bare JSON of calls to `tools` as these.
     """
-    # A model that goes on by itself writes the tool's result, or the user's next turn: neither
-    # counts
-    ends = {*tokenizer.stop_ids, tokenizer.start_of_turn_id}
-    ends |= {tokenizer.tag_ids[tag] for tag in tokenizer.wire.turn_ends}
     ids: list[int] = []
     ended = False
     for id in tokens:
-        if int(id) in ends:
+        if int(id) in tokenizer.turn_ends:
             ended = True
             break
         ids.append(int(id))

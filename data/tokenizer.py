@@ -98,7 +98,11 @@ class Tokenizer:
         for name, content in NAMED.items():
             setattr(self, name, added[content])
         self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
+        # A model that goes on by itself writes the tool's result, or the user's next turn.
+        results = {self.tag_ids[tag] for tag in self.wire.turn_ends}
+        self.turn_ends = {*self.stop_ids, self.start_of_turn_id, *results}
         self._content = self._content_tokenizer(data, control)
+        self._meta_ids: list[int] = []  # while it is asked whether any are needed
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
         self._check_lossless()  # or a model would train on garbled text
         # The wording around the tools that training used, if a training run saved this tokenizer
@@ -127,6 +131,12 @@ class Tokenizer:
         return cls(source, config, format, str(path))
 
     @property
+    def is_byte_level(self) -> bool:
+        """True if pieces are runs of bytes; False for SentencePiece's, Gemma's, with its mark for a
+        space."""
+        return not self._meta_ids
+
+    @property
     def format(self) -> str:
         """The name of the wire format, "hermes" or "mistral"."""
         return self.wire.name
@@ -144,15 +154,6 @@ class Tokenizer:
 
         Raises: ValueError for half of a surrogate pair, which is no character.
         """
-        if self._meta_ids and META in text:
-            first, *rest = text.split(META)
-            ids = self._encode(first)
-            for part in rest:
-                ids += [*self._meta_ids, *self._encode(part)]
-            return ids
-        return self._encode(text)
-
-    def _encode(self, text: str) -> list[int]:
         try:
             # tokenizers answers half a surrogate pair with a TypeError that says nothing
             text.encode()
@@ -160,7 +161,11 @@ class Tokenizer:
             raise ValueError(
                 f"expected whole characters, got half of a surrogate pair at {text[:40]!r}"
             ) from None
-        return self._content.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for number, part in enumerate(text.split(META) if self._meta_ids else [text]):
+            ids += self._meta_ids if number else []
+            ids += self._content.encode(part, add_special_tokens=False).ids
+        return ids
 
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
         """Decode each run of content between control ids to a text, each control id to its tag."""
@@ -276,7 +281,7 @@ class Tokenizer:
     def _find_meta_ids(self, vocab: dict[str, int]) -> list[int]:
         """The byte pieces of the space mark, where the tokenizer would confuse it with a space."""
         pieces = [f"<0x{byte:02X}>" for byte in META.encode()]
-        is_exact = self.decode(self._encode(META)) == META
+        is_exact = self.decode(self.encode(META)) == META
         if is_exact or not all(piece in vocab for piece in pieces):
             return []
         return [vocab[piece] for piece in pieces]

@@ -212,7 +212,8 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
         raise ValueError(f"expected at most {MAX_TOOLS} tools, got {len(items)}")
     for number, item in enumerate(items, start=1):
         try:
-            tools.append(read_tool(item))
+            # When2Call has a list of strings of JSON
+            tools.append(read_tool(read_values(item)[0][0] if isinstance(item, str) else item))
         except ValueError as error:
             problems.append(f"tool {number}: {error}")
     for name, count in Counter(tool.name for tool in tools).items():
@@ -261,7 +262,7 @@ def _read_parameters(name: str, value: Any) -> tuple[dict[str, Any], bool]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected parameters as an object, got {shorten(repr(value))}")
     # Compact parameters may be NAMED type or title, so the type alone does not make it a schema
-    is_object = value.get("type") in ("object", "dict") and set(value) <= _SCHEMA_KEYS
+    is_object = str(value.get("type")).lower() in ("object", "dict") and set(value) <= _SCHEMA_KEYS
     is_compact = not (is_object or isinstance(value.get("properties"), Mapping))
     if is_compact:
         schema = _read_compact(name, value)
@@ -319,7 +320,9 @@ def _normalise(schema: Mapping[str, Any]) -> dict[str, Any]:
     # Recursing only through keywords: parameters may be NAMED type
     result = dict(schema)
     if isinstance(result.get("type"), str):
-        result["type"] = TYPE_NAMES.get(result["type"], result["type"])
+        # Google's APIs write types in capitals
+        kind = result["type"].lower()
+        result["type"] = TYPE_NAMES.get(kind, kind if kind in JSON_TYPES else result["type"])
     if isinstance(result.get("properties"), Mapping):
         properties = {}
         for key, item in result["properties"].items():

@@ -41,14 +41,14 @@ def compute_dtype(device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if has_fast_matmul(probe) else torch.float32
 
 
-def new_model(seed: int, dtype: torch.dtype) -> Gemma2:
+def new_model(seed: int, dtype: torch.dtype, config: Gemma2Config = CONFIG) -> Gemma2:
     """A freshly initialised base.
 
     Embeddings have unit variance after Gemma's factor sqrt(D). A norm after a block starts at -0.5,
     as (1 + w) expects: residual branches at half strength.
     """
     torch.manual_seed(seed)
-    base = Gemma2(CONFIG)
+    base = Gemma2(config)
     with torch.no_grad():
         for name, p in base.named_parameters():
             if p.dim() == 2:

@@ -16,6 +16,7 @@ With `adapt="rows"` the rows are in PEFT's own file, and the first line alone is
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -268,13 +269,16 @@ def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Ten
         weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 
 
-def merge_adapter(model: Any) -> Any:
+def merge_adapter(model: Any, survived: dict[str, float] | None = None) -> Any:
     """Folds LoRA and token rows into the weights in place; returns the plain model in its dtype.
 
     A tied model with LoRA on embedding or head comes out untied: the two deltas differ
     (W_in = W + d_in, W_out = W + d_out), and `config.tie_word_embeddings` turns false.
-    Raises: ValueError if there is nothing to merge.
+    `survived` is filled with the share of each layer's delta that outlived the rounding to the
+    weight's dtype (`lora.wrapped.survival`), by the layer's name.
+    Raises: ValueError if there is nothing to merge, or if a merged weight is not finite.
     """
+    shares: dict[str, float] = {} if survived is None else survived
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
     embedding, head = model.model.embed_tokens, model.lm_head
@@ -286,6 +290,13 @@ def merge_adapter(model: Any) -> Any:
     for name, wrapped in _wrapped_layers(model):
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, wrapped.merged())
+        shares[name] = wrapped.survived
+    broken = [name for name, share in shares.items() if math.isnan(share)]
+    if broken:
+        raise ValueError(
+            f"merging gives weights that are not finite in {', '.join(broken[:3])} ({len(broken)} "
+            "in all): the adapter holds such values, or its dtype is too narrow (try --dtype fp32)"
+        )
     return model
 
 

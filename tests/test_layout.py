@@ -26,7 +26,8 @@ ORDER = {
                 transformer loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
                tokenizer reply chat
-               masks api_calls schema parquet_file files dataset packing""".split(),
+               masks api_calls roles forms schema call_check parquet_file files reports
+               dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter""".split(),
 }

@@ -56,10 +56,14 @@ def train_tokenizer(texts: Iterator[str], num_pieces: int = NUM_PIECES) -> Token
 
 
 def write_tokenizer(folder: str | Path) -> None:
-    """Trains the base's tokenizer and writes its two files, as Transformers reads them."""
+    """Trains the base's tokenizer and writes it."""
+    save_tokenizer(train_tokenizer(training_text(TRAINING_SEED, TRAINING_DOCUMENTS)), folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Writes a tokenizer's two files, as Transformers reads them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(training_text(TRAINING_SEED, TRAINING_DOCUMENTS))
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,0 +1,71 @@
+"""Two wishes in one message, joined in one of the ways that people have for it."""
+
+from embedded.english.generate.corpus import wordings
+from embedded.english.generate.entries import Entry
+from embedded.english.generate.messages import (
+    core,
+    is_question,
+    join,
+    join_lines,
+    new_wish,
+    roughen,
+)
+from embedded.english.generate.thoughts import (
+    Page,
+    Segment,
+    find_opening,
+    pick,
+    record,
+    thought,
+    turn,
+)
+from embedded.english.generate.turns import one_turn
+
+
+def two_turn(page: Page) -> list[Segment]:
+    """Two wishes in one message, of two entries or, now and then, of the same one."""
+    rng = page.rng
+    if len(page.entries) < 2:
+        return one_turn(page)
+    pair = rng.sample(page.entries, 2) if rng.random() < 0.85 else [pick(page)] * 2
+    clauses = rng.random() < 0.75 and all(any(core(t) for t in e.tool.requests) for e in pair)
+    line, asking = _question_line(page, pair) if clauses else ({}, (False, False))
+    while True:
+        first, second = (
+            new_wish(rng, e.tool, page.recipe, clauses and not asks, asks)
+            for e, asks in zip(pair, asking, strict=True)
+        )
+        said = {v.said.lower() for v in first.values.values()} & {
+            v.said.lower() for v in second.values.values()
+        }
+        if first.text != second.text and not (said and rng.random() < 0.9):
+            break
+    if not line and clauses:
+        line = rng.choice(join_lines(page.recipe, asking=False))
+    line = line or {"text": rng.choice(wordings("loose joins"))}
+    pieces, order = join(rng, first, second, line, page.recipe)
+    text, lowered = roughen(rng, pieces)
+    entries = {id(first): pair[0], id(second): pair[1]}
+    answer: list[Segment] = []
+    for number, wish in enumerate(order):
+        answer += thought(
+            entries[id(wish)],
+            wish,
+            " " if number else "",
+            find_opening(text, wish, page.recipe.tidy),
+        )
+    answer += [record(page, entries[id(wish)], wish, lowered) for wish in order]
+    return turn(text, answer)
+
+
+def _question_line(page: Page, pair: list[Entry]) -> tuple[dict[str, str], tuple[bool, bool]]:
+    """Now and then a join of a clause and a question, and which of the two is the question."""
+    lines = join_lines(page.recipe, asking=True)
+    if not lines or page.rng.random() > 0.15:
+        return {}, (False, False)
+    line = page.rng.choice(lines)
+    asking = ("{first_question}" in line["text"], "{second_question}" in line["text"])
+    has = [any(is_question(t) for t in e.tool.requests) for e in pair]
+    if any(asks and not h for asks, h in zip(asking, has, strict=True)):
+        return {}, (False, False)
+    return line, asking

@@ -1,0 +1,32 @@
+"""The knobs of the tool documents. A stage that was trained keeps its own; new ones default to
+what was done before they existed, so that its documents stay as they were.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    styles     files of the corpus
+    sizes      numbers of tools on a list, one of which is drawn
+    mates      share of string values taken from arguments of like names in all the styles
+    schemas    share of lists that show complete JSON schemas
+    apart      tools of different styles that share so much of their words do not meet on a list
+    tidy       no full stop and no capital where a joined sentence goes on
+    talk       files of small talk; `frames` and `joins` likewise
+    held       whether the held-out lines of those are meant, for the gate
+    turns      weights of the messages: one wish, two, talk, unfit, missing, only a choice or a list
+    """
+
+    styles: tuple[str, ...]
+    sizes: tuple[int, ...] = (2, 3, 3, 4, 4, 5, 5, 6, 7, 8)
+    mates: float = 0.0
+    schemas: float = 0.0
+    apart: float = 2.0
+    tidy: bool = False
+    talk: tuple[str, ...] = ("talk",)
+    frames: tuple[str, ...] = ("frames",)
+    joins: tuple[str, ...] = ("joins",)
+    held: bool = False
+    turns: tuple[int, ...] = (42, 25, 6, 11, 10, 6)

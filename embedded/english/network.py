@@ -1,0 +1,68 @@
+"""The base that is pretrained here: its size, its first weights, and attention by branches.
+
+First weights, tiles and compilation are those of `embedded.pretrain_model`.
+Shapes: B packs, T positions, D model width.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from embedded.english.packs import Batch, branch_mask, tensors
+from embedded.pretrain_model import TiledMasks, compute_dtype, new_model
+from model.config import Gemma2Config
+from model.loader import load_gemma2
+from model.transformer import Gemma2
+
+CONFIG = Gemma2Config(
+    vocab_size=4096,
+    hidden_size=320,
+    intermediate_size=832,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=2048,
+    sliding_window=512,
+    query_pre_attn_scalar=64,
+    eos_token_id=(1, 5),  # <eos> and <end_of_turn>
+)
+
+
+def start_model(seed: int, before: Path | None) -> Gemma2:
+    """A fresh model, or the weights of an exported one. Raises: ValueError for another size."""
+    dtype = compute_dtype()
+    base = new_model(seed, dtype, CONFIG)
+    if before:
+        exported = load_gemma2(before, dtype=dtype)
+        if exported.config != CONFIG:
+            raise ValueError(
+                f"{before}: expected a base of this pretraining (width {CONFIG.hidden_size}, "
+                f"{CONFIG.vocab_size} pieces), got one of width {exported.config.hidden_size} and "
+                f"{exported.config.vocab_size} pieces; name an export of an earlier stage"
+            )
+        base.load_state_dict(exported.state_dict())
+    return base
+
+
+def see_branches(base: Gemma2) -> None:
+    """Lets the model attend by the groups of `packs.Batch`, which take the place of document ids.
+
+    After `compile_blocks`, which gives the model masks by documents.
+    """
+    window = base.config.sliding_window
+
+    def choose(positions: Tensor, groups: Tensor | None, *_: object) -> TiledMasks:
+        assert groups is not None
+        return TiledMasks(
+            full=branch_mask(positions, groups, None),
+            sliding=branch_mask(positions, groups, window),
+        )
+
+    base.model.choose_attention = choose  # type: ignore[method-assign, assignment]
+
+
+def hidden_states(base: Gemma2, batch: Batch) -> Tensor:
+    """The decoder's output (B, T, D)."""
+    tokens, positions, groups, _ = tensors(batch)
+    return base.model(tokens, positions, groups)

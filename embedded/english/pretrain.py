@@ -1,0 +1,268 @@
+"""Pretrains the next embedded base on plain English and writes it to runs/english.
+
+The shipped one in embedded/weights comes from `python -m embedded.pretrain` and is left alone.
+Three recorded stages (stages.py) follow one another: warm-up and a constant rate, and in the last
+one a decay to zero (arXiv:2405.18392). Model, optimizers and checkpoints are those of
+`embedded.pretrain`.
+Shapes: B packs, T positions, D model width, N targets.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from embedded.english.gate import gate
+from embedded.english.generate.general import fingerprint, missing_packages
+from embedded.english.network import hidden_states, see_branches, start_model
+from embedded.english.packs import Batch, packs, to_batch
+from embedded.english.stages import STAGES, Stage, documents
+from embedded.english.tokenizer import write_tokenizer
+from embedded.pretrain import ALLOCATOR, WARMUP_TOKENS, Threads, log, log_progress
+from embedded.pretrain_model import compile_blocks, head_loss
+from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
+from model.loader import save_gemma2
+from model.transformer import Gemma2
+
+ROWS, LENGTH = 4, 1024  # packs of a step and tokens of a pack
+LOG_EVERY = 50  # steps
+GATE_EVERY, SAVE_EVERY = 2_000_000, 1_000_000  # tokens
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+# A waiting thread must not hold the core of the other.
+ENVIRONMENT = ALLOCATOR | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def stage_batches(stage: Stage, tokenizer: Tokenizer) -> Iterator[Batch]:
+    """The stage's batches of packs, in its documents' own order."""
+    stream = packs(tokenizer, documents(stage), LENGTH)
+    while True:
+        yield to_batch(list(itertools.islice(stream, ROWS)), LENGTH)
+
+
+def train_step(
+    base: Gemma2,
+    head: Callable[..., tuple[Tensor, Tensor]],
+    optimizers: Optimizers,
+    batch: Batch,
+    *,
+    scale: float,
+) -> float:
+    """One update; returns the mean loss on targets of weight 1."""
+    states = hidden_states(base, batch).flatten(0, 1)  # (B, T, D) -> (B * T, D)
+    ids, weights = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
+
+    # The target at a position is the next token: weights and ids move one place to the left.
+    w = F.pad(weights[:, 1:], (0, 1)).flatten()
+    targets = torch.roll(ids, -1, 1).flatten()
+    # Only positions with a weight meet the head, the largest product of this small model.
+    learned = w.nonzero().squeeze(1)  # (N,)
+    loss, loss_of_full = head(base, states[learned], targets[learned], w[learned])
+    loss.backward()
+    optimizers.take_gradients()
+    optimizers.step(scale, float(w.sum()))
+    return float(loss_of_full.detach()) / max(1, int((w == 1.0).sum()))
+
+
+def late(args: argparse.Namespace, state: State, start: State) -> float:
+    """The share of --minutes that is used up; 0 without a limit."""
+    return (state.seconds - start.seconds) / (60 * args.minutes) if args.minutes else 0.0
+
+
+def rate_scale(stage: Stage, state: State, lateness: float = 0.0) -> float:
+    """The share of the full rate: warm-up, constant, and in a decaying stage linear to zero."""
+    warm = min(1.0, (state.tokens + 1) / WARMUP_TOKENS)
+    done = max(state.tokens / stage.tokens, lateness)
+    return warm * max(0.0, 1.0 - done) if stage.decay else warm
+
+
+def train(stage: Stage, before: Path | None, args: argparse.Namespace) -> None:
+    """One stage, from the export `before` or its own checkpoint, until its end or --minutes."""
+    folder = args.out / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file, last = folder / "log.jsonl", folder / "last"
+    tokenizer = Tokenizer.from_file(str(args.out / TOKENIZER[0]))
+    base = start_model(stage.seed, before)
+    optimizers = Optimizers(base, stage.muon_rate, stage.adam_rate)
+    state = load_checkpoint(last, optimizers) if (last / "state.json").is_file() else State()
+    start = replace(state)
+    compile_blocks(base)
+    see_branches(base)
+    head = torch.compile(head_loss, dynamic=True)  # the number of targets changes with each batch
+    # A stopped stage takes up its stream where it was: earlier batches are made and thrown away.
+    stream = itertools.islice(stage_batches(stage, tokenizer), state.steps, None)
+    threads = Threads(args.threads)
+
+    losses: list[float] = []
+    saved = gated = state.tokens
+    while state.tokens < stage.tokens * args.share and late(args, state, start) < 1.0:
+        clock = time.perf_counter()
+        threads.choose(state.steps)
+        scale = rate_scale(stage, state, late(args, state, start))
+        losses.append(train_step(base, head, optimizers, next(stream), scale=scale))
+        taken = time.perf_counter() - clock
+        threads.measured(taken)
+        state.tokens, state.steps = state.tokens + ROWS * LENGTH, state.steps + 1
+        state.seconds += taken
+
+        if state.steps % LOG_EVERY == 0:
+            log_progress(log_file, state, start, loss=losses, rate=scale, threads=threads.now)
+            losses = []
+        if state.tokens - gated >= GATE_EVERY:
+            gated = state.tokens
+            log(log_file, tokens=state.tokens, **measure(base, tokenizer, stage, lists=20))
+        if state.tokens - saved >= SAVE_EVERY:
+            saved = state.tokens
+            save_checkpoint(last, optimizers, state)
+
+    save_checkpoint(last, optimizers, state)
+    scores = measure(base, tokenizer, stage, lists=args.lists)
+    log(log_file, tokens=state.tokens, final=True, **scores)
+    export(base, folder, record(stage, before, state, scores))
+
+
+def measure(base: Gemma2, tokenizer: Tokenizer, stage: Stage, *, lists: int) -> dict[str, float]:
+    """The gate in the shape of a training batch, for which the blocks are compiled already."""
+    styles = stage.recipe.styles
+    return gate(base, tokenizer, styles, rows=ROWS, length=LENGTH, lists=lists)
+
+
+def record(
+    stage: Stage, before: Path | None, state: State, scores: dict[str, float]
+) -> dict[str, object]:
+    """What pretrain.json says: all stages so far, and their tokens."""
+    file = before / "pretrain.json" if before else None
+    found = file is not None and file.is_file()
+    stages = json.loads(file.read_text(encoding="utf-8"))["stages"] if file and found else []
+    counts = {"tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds)}
+    versions = {"text": fingerprint(), "torch": torch.__version__}
+    stages.append({"stage": stage.name} | counts | versions | {"held_out": scores})
+    return {"tokens": sum(one["tokens"] for one in stages), "stages": stages}
+
+
+def export(base: Gemma2, folder: Path, record: dict[str, object]) -> None:
+    """Writes a base that train.py can use: weights, tokenizer, and the record of its stages."""
+    save_gemma2(base.to(torch.bfloat16), folder)
+    for name in TOKENIZER:
+        shutil.copyfile(folder.parent / name, folder / name)
+    text = json.dumps(record, indent=2) + "\n"
+    (folder / "pretrain.json").write_text(text, encoding="utf-8")
+
+
+def find_before(number: int, args: argparse.Namespace) -> Path | None:
+    """The exported model that a stage begins with: --after for the first one of this run.
+
+    Raises: ValueError for a folder without an exported model.
+    """
+    stage = STAGES[number]
+    is_given = args.after is not None and number == args.first
+    before: Path | None = args.after if is_given else None
+    if before is None and stage.after:
+        before = args.out / stage.after
+    # A stage that this run trains before will have exported it by then.
+    trained_here = [one.name for one in STAGES[args.first : number]]
+    if before and not (before / "config.json").is_file() and before.name not in trained_here:
+        raise ValueError(
+            f"{before}: expected the exported model that stage {stage.name!r} begins with, found "
+            "no config.json; train the earlier stages (--first 0), or name an export with --after"
+        )
+    return before
+
+
+def find_tokenizer(args: argparse.Namespace) -> None:
+    """Puts the tokenizer into --out: that of --after, the one that lies there, or a new one.
+
+    Raises: ValueError for a model without its tokenizer, and for two tokenizers.
+    """
+    files = [args.out / name for name in TOKENIZER]
+    given = [args.after / name for name in TOKENIZER] if args.after else []
+    if given and given[0].is_file():
+        if files[0].is_file() and files[0].read_bytes() != given[0].read_bytes():
+            raise ValueError(
+                f"--out: {files[0]} is another tokenizer than {given[0]}, which the model of "
+                "--after was trained with; give a new folder as --out"
+            )
+        args.out.mkdir(parents=True, exist_ok=True)
+        for source, target in zip(given, files, strict=True):
+            shutil.copyfile(source, target)
+    elif not files[0].is_file():
+        if args.after:
+            raise ValueError(
+                f"--after: expected {given[0]}, which the model was trained with, found no such "
+                "file; copy it there"
+            )
+        write_tokenizer(args.out)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.english.pretrain",
+        usage="python -m embedded.english.pretrain [options]",
+        description=" ".join(__doc__.split("\n")[:3]),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    last = len(STAGES) - 1
+    out = "folder of the tokenizer, and of a folder for each stage: log, checkpoint, export"
+    add("--out", type=Path, default=Path("runs/english"), help=out)
+    numbers = range(len(STAGES))
+    names = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(STAGES))
+    add("--first", type=int, default=0, choices=numbers, help=f"stage to begin with: {names}")
+    add("--last", type=int, default=last, choices=numbers, help="stage to end with")
+    after = "exported model that the first of these stages begins with, instead of that in --out"
+    add("--after", type=Path, help=after)
+    share = "share of each stage's tokens to train, to try it out"
+    add("--share", type=float, default=1.0, help=share)
+    minutes = "end each stage, and its decay, after so many minutes of training; 0: no limit"
+    add("--minutes", type=float, default=0.0, help=minutes)
+    add("--lists", type=int, default=48, help="lists of tools in each stage's last measurement")
+    add("--threads", type=int, default=2, help="most threads of a step")
+    args = parser.parse_args(argv)
+    if args.last < args.first:
+        parser.error(f"--last: expected at least --first ({args.first}), got {args.last}")
+    for name, value, least in (("lists", args.lists, 1), ("threads", args.threads, 1)):
+        if value < least:
+            parser.error(f"--{name}: expected at least {least}, got {value}")
+    if not 0.0 < args.share <= 1.0:
+        parser.error(f"--share: expected more than 0 and at most 1, got {args.share}")
+    if args.minutes < 0.0:
+        parser.error(f"--minutes: expected 0 or more, got {args.minutes}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        if missing := missing_packages():
+            packages = " ".join(missing)
+            raise ValueError(
+                f"general English: expected the Debian packages {packages}, found no such files; "
+                f"install them: apt-get install {packages}"
+            )
+        befores = {n: find_before(n, args) for n in range(args.first, args.last + 1)}
+        find_tokenizer(args)
+        for number, before in befores.items():
+            train(STAGES[number], before, args)
+    except ValueError as error:
+        print(f"embedded.english.pretrain: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    # glibc and OpenMP read these before the first line of Python: the process replaces itself once.
+    if not set(ENVIRONMENT) <= set(os.environ):
+        command = [sys.executable, "-m", "embedded.english.pretrain", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ENVIRONMENT)
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The documents of the embedded pretraining: what a stage was trained on stays, and records hold
+what messages say.
+"""
+
+import hashlib
+import json
+import re
+from itertools import islice
+from random import Random
+
+import pytest
+
+from embedded.english.generate.corpus import HELD_OUT, tools
+from embedded.english.generate.general import GCIDE
+from embedded.english.generate.messages import core
+from embedded.english.generate.tool_documents import show, tools_document
+from embedded.english.generate.wordnet import WORDNET
+from embedded.english.stages import STAGES, documents
+
+TAGS = ("<tools>", "<think>", "<tool_call>", "<tool_response>")
+needs_english = pytest.mark.skipif(
+    not (WORDNET.is_dir() and GCIDE.is_file()), reason="needs wordnet-base and dict-gcide"
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "digest"),
+    [(0, "66c38cb15a061665"), (1, "2d0aef0d942d26d2"), (2, "c918a10dd676dec7")],
+)
+def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
+    stage = STAGES[number]
+    rng = Random(stage.seed)
+    text = "".join(show(tools_document(rng, stage.recipe)) for _ in range(20))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+
+
+def test_no_stage_is_trained_on_a_held_out_style_and_no_document_has_a_tag() -> None:
+    for stage in STAGES:
+        assert not set(stage.recipe.styles) & set(HELD_OUT)
+        rng = Random(5)
+        assert not any(
+            tag in show(tools_document(rng, stage.recipe)) for _ in range(30) for tag in TAGS
+        )
+
+
+def test_every_filled_string_stands_in_the_message() -> None:
+    rng = Random(3)
+    said = {
+        v.value
+        for s in STAGES[0].recipe.styles
+        for t in tools(s)
+        for a in t.arguments
+        for v in a.values
+        if v.said != v.value
+    }
+    for _ in range(60):
+        document = tools_document(rng, STAGES[0].recipe)
+        page = document.shared[0][0]
+        for branch in document.branches:
+            message = branch[0][0].lower()
+            filled = [text for text, tag in branch if tag == "fill"]
+            for value in re.findall(r'": ("(?:[^"\\]|\\.)*")', "".join(filled)):
+                text = json.loads(value)
+                assert text.lower() in message or text in said or text in page, (branch, text)
+
+
+def test_core_is_the_bare_clause_of_an_imperative() -> None:
+    assert (
+        core("Could you please book {hotel} for {nights} nights?")
+        == "book {hotel} for {nights} nights"
+    )
+    assert core("how full is {host}") == ""
+
+
+@needs_english
+@pytest.mark.parametrize("number", range(len(STAGES)))
+def test_a_stage_gives_the_same_documents_each_time(number: int) -> None:
+    first, again = (list(islice(documents(STAGES[number]), 40)) for _ in range(2))
+    assert first == again
