@@ -25,7 +25,7 @@ CONTENTS: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "at most 64 nested levels"),
     "deeper than the parser": ("[" * 200_000, "nested levels"),
     "one level too many": ('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1), "nested"),
-    "digits": ('{"a": ' + "9" * 5000 + "}", "5000 digits"),
+    "digits": ('{"a": ' + "9" * 100 + "}", "100 digits"),
     "no JSON": ("{", "expected JSON"),
     "list": ("[1]", "expected a JSON object, got list"),
     "not UTF-8": (b"\xff{}", "expected UTF-8"),
@@ -176,6 +176,7 @@ def swap_everywhere(data: dict[str, Any]) -> None:
 TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a word's id": (lambda d: add("<tool_call>", in_vocab(d)["the"])(d), "'<tool_call>'"),
     "a letter's id": (lambda d: add("<tool_call>", in_vocab(d)["a"])(d), "'<tool_call>'"),
+    "two ids": (add("the", 5000), "the vocab says"),
     "swapped": (swap(1, 2), "<eos>"),
     "turns swapped": (swap(4, 5), "<start_of_turn>"),
     "shared": (lambda d: (add("<think>", 5000)(d), add("</think>", 5000)(d)), "'</think>'"),
