@@ -9,12 +9,12 @@ Without --prompt, --evaluate and --merge it chats: /new forgets the conversation
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import json
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,16 +23,15 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from agent.agent import QUESTION_SECONDS, Agent, Event
-from agent.evaluate import first_replies, score_calls
+from agent.evaluate import evaluate_file
 from agent.loading import load_model
+from agent.merging import check_target, write_merged
 from agent.toolbox import CALL_SECONDS, MEMORY, ToolBox
 from common import cli
 from common.cli import CONTROL, USER_ERRORS, Parser, float_in, int_at_least, printable
 from common.device import seed_everything
-from data.dataset import load_conversations
-from lora.adapter import merge_adapter
+from lora.adapter import read_config
 from model.generate import Sampling
-from model.loader import save_gemma2
 
 MAX_QUESTION = 1_000_000  # characters of a line: a stream without line ends would fill the memory
 STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
@@ -73,6 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--tool-memory", type=int_at_least(0), default=MEMORY, metavar="MIB", help=memory)
     add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="limit for one call")
     add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="limit for a question")
+    add("--out", type=Path, metavar="FILE", help="with --evaluate: a line of JSON for each reply")
     add("--json", action="store_true", help="an object of JSON per event; default: plain text")
 
     add = parser.add_argument_group("generation").add_argument
@@ -92,6 +92,10 @@ def run(args: argparse.Namespace) -> bool:
     seed_everything(args.seed)
     # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
+    if args.tools and (args.merge is not None or args.evaluate is not None):
+        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
+    if args.out and args.evaluate is None:
+        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
     if args.merge is not None:
         merge(args)
         return True
@@ -181,37 +185,31 @@ def chat(agent: Agent, as_json: bool) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints the accuracy on the rows of a file as JSON."""
-    conversations, report = load_conversations(args.evaluate)  # refused before a model is loaded
-    model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
-    limit = model.config.max_position_embeddings
-    if args.max_new_tokens >= limit:
-        given = f"--max-new-tokens {args.max_new_tokens}"
-        raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
-    replies = first_replies(model, tokenizer, conversations, args.max_new_tokens)
-    # No tool counts as seen, because the rows of the training are not known here.
-    accuracy = score_calls(tokenizer, conversations, replies, seen_tools=set())
-    line = {"file": str(args.evaluate), "rows_dropped": len(report.dropped)}
-    print(json.dumps({**line, "tool_call_accuracy": accuracy}))
+    """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
+    load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
+    line, dropped = evaluate_file(args.evaluate, load, args.max_new_tokens, args.out)
+    if dropped:
+        errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)
+    print(json.dumps(line))
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Writes the merged model and its tokenizer as Transformers, vLLM and llama.cpp load them."""
+    """Writes base and adapter as one plain model; says how well the merge went."""
     if not args.adapter:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
-    if args.merge.exists() and (not args.merge.is_dir() or any(args.merge.iterdir())):
-        raise ValueError(f"--merge {args.merge}: not an empty folder; give a new one")
+    if args.tools:
+        raise ValueError("--tools: a merged folder holds no tools; leave it out beside --merge")
+    check_target(args.merge)  # refused before a model is loaded
     # Merging adds in float32 and rounds once, to the base's own dtype. What is fastest here
     # says nothing about the programs that will read the folder.
     dtype = None if args.dtype == "auto" else args.dtype
-    model, tokenizer = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
-    model = merge_adapter(model)
-    # The base's config may lack the end of a turn; a program that reads only that never stops.
-    config = dataclasses.replace(model.config, eos_token_id=tokenizer.stop_ids)
-    model.replace_config(config)
-    save_gemma2(model, args.merge)
-    tokenizer.save(args.merge)
-    console.print(printable(f"merged model written to {args.merge}"), soft_wrap=True)
+    loaded = load_model(args.model, args.adapter, device=args.device, dtype=dtype)
+    base = args.model or read_config(args.adapter).base_model
+    report = write_merged(*loaded, args.merge, base)
+    for sentence in report.warnings:
+        errors.print(printable(f"infer.py: warning: {sentence}"), style="yellow", soft_wrap=True)
+    for sentence in report.facts:
+        console.print(printable(sentence), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,13 @@ What a run is:
 6. left behind: a PEFT adapter, the tokenizer, metrics, a picture, and a checkpoint to go on from.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports take seconds; Ctrl-C in them ends here, and not in some library's traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import math
 import sys
@@ -19,16 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
-from agent.loading import EMBEDDED, load_base, model_folder
+from agent.loading import EMBEDDED, EMBEDDED_MODEL, load_base, model_folder
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
+from common.screen import Screen, open_standard_streams
 from common.sharding import unsharded
-from data.chat import TRAINED
-from data.dataset import OVERLONG
 from data.tokenizer import Tokenizer
 from data.wire import FORMATS
 from lora.config import LINEARS
@@ -37,36 +42,35 @@ from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
+from training import card, report, run_folder, saving, settings
 from training import ranks as processes  # of torchrun; --rank is LoRA's
-from training import report, run_folder, saving
+from training.best import keep_best
+from training.check import check
 from training.choices import choose
-from training.progress import Progress, StopSignal
+from training.digests import BaseDigest
+from training.progress import Progress, StopSignal, interrupts
 from training.ranks import Ranks
 from training.reading import read_data
 from training.run import Run, StepLoss
-from training.settings import describe_defaults, fingerprint, lora_config, with_defaults
 
-console = Console(highlight=False)
+console = Screen()
+Line = dict[str, Any]  # of metrics.jsonl
 
 # ------------------------------------------------------------------------------------------ flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, with the defaults that depend on the model filled in."""
-    parser = Parser("Teaches a Gemma-2 model to call functions with LoRA.", describe_defaults())
-
+    parser = Parser("Teaches Gemma-2 to call functions with LoRA.", settings.describe_defaults())
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
-    add("--dataset", help="JSONL, JSON or Parquet file, or hub id; default: the embedded rows")
     add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
-    add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
-    add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
-    add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
+    settings.add_row_flags(parser)
 
     add = parser.add_argument_group("what trains").add_argument
     add("--rank", type=int_at_least(1), default=16, help="r of the low-rank term B A")
-    add("--alpha", type=float_in(0), help="the term is scaled by alpha / rank")
+    add("--alpha", type=float_in(0, 1e6), help="the term is scaled by alpha / rank")
     add("--dropout", type=float_in(0, 1), help="of the low-rank term's input")
     add("--targets", default=",".join(LINEARS), help="module names, or one regular expression")
     recipes = "rows: the new tokens' rows train too; course: LoRA on embed_tokens and lm_head"
@@ -75,36 +79,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("optimization").add_argument
     add("--micro-batch", type=int_at_least(1), help="packs of a forward pass")
     add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
-    add("--epochs", type=float_in(1e-9), help="times that every row is seen")
+    add("--epochs", type=float_in(1e-9, 1e6), help="times that every row is seen")
     add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
-    add("--lr", type=float_in(0), help="peak learning rate")
-    add("--row-lr-scale", type=float_in(0), help="rate of the new tokens' rows, times --lr")
+    add("--lr", type=float_in(0, 1e3), help="peak learning rate")
+    add("--row-lr-scale", type=float_in(0, 1e6), help="rate of the new tokens' rows, times --lr")
     add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
-    add("--weight-decay", type=float_in(0), default=0.1, help="AdamW's")
-    add("--clip", type=float_in(0), default=1.0, help="largest gradient norm; 0 never clips")
+    add("--weight-decay", type=float_in(0, 1e3), default=0.1, help="AdamW's")
+    add("--clip", type=float_in(0, 1e30), default=1.0, help="largest gradient norm; 0 never clips")
     add("--seed", type=int, default=0, help="of order, dropout and starting values")
-
-    add = parser.add_argument_group("evaluation").add_argument
-    add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
-    add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="of weights and activations: auto, bf16, fp16 or fp32")
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto", help="of the low-rank path")
     again = "recomputed in backward: selective, norms and gated products; full, whole blocks"
-    modes = ("auto", *CHECKPOINTING)
-    add("--checkpoint-activations", choices=modes, default="auto", help=again)
+    add("--checkpoint-activations", choices=("auto", *CHECKPOINTING), default="auto", help=again)
     add("--shard", action="store_true", help="with torchrun: slice the weights (FSDP2), not DDP")
 
     add = parser.add_argument_group("the run's folder").add_argument
     add("--output", help="default: runs/<time>")
     add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--check", action="store_true", help="read, count, time a few steps; train nothing")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    args = parser.parse_args(argv)
-    args.model = None if args.model == EMBEDDED else args.model
-    return with_defaults(args)
+    add("--push", metavar="OWNER/NAME", help="hub repository that gets the adapter at the end")
+    return settings.with_defaults(parser.parse_args(argv), EMBEDDED)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -117,10 +116,9 @@ def make_optimizer(
 
     The new tokens' rows are a group of their own, at `row_lr_scale` times the factors' rate.
     """
-    factors: list[nn.Parameter] = []
-    rows: list[nn.Parameter] = []
-    for name, parameter in trainable_parameters(model).items():
-        (rows if name.endswith(ROWS_NAME) else factors).append(parameter)
+    named = trainable_parameters(model)
+    rows = [p for name, p in named.items() if name.endswith(ROWS_NAME)]
+    factors = [p for name, p in named.items() if not name.endswith(ROWS_NAME)]
     groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
@@ -141,25 +139,27 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 # --------------------------------------------------------------------------------------- building
 
 
-def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
+def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, int, Line | None]:
     """Reads the rows, then the model, puts LoRA into it, and says what was chosen.
 
+    Returns the run, the last step that is done, and its line if that is still to be evaluated.
     Raises: ValueError or FileNotFoundError for wrong inputs, the cheap checks first.
     """
     # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
     precision, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+    run_folder.refuse_base(output, folder)
+    base = BaseDigest(folder) if ranks.is_first else None
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
     data, examples, counts = read_data(args, tokenizer, device, ranks)
 
-    # The frozen base, with LoRA in it. One to be sliced over ranks is built on the CPU, where its
-    # weights are only a mapped file.
+    # The frozen base with LoRA in it; one to be sliced over ranks stays a mapped file on the CPU.
     place = torch.device("cpu") if args.shard else device
     model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
-    config = lora_config(args, tuple(sorted(tokenizer.tag_ids.values())), EMBEDDED)
+    config = settings.lora_config(args, tokenizer.tag_ids.values(), EMBEDDED_MODEL)
     add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
     if args.shard:
@@ -177,17 +177,17 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> Run:
         optimizer=make_optimizer(model, args.weight_decay, args.row_lr_scale),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
+        base=base,
     )
-    if ranks.is_first and args.overwrite:
-        run_folder.clear_run(output)  # only now: a wrong input must not cost the earlier run
+    start, line = saving.begin(run, console.say)
     report.introduce(run, examples, counts, choices, console)
-    return run
+    return run, start, line
 
 
 # ------------------------------------------------------------------------------- one training step
 
 
-def train_step(run: Run, step: int) -> dict[str, Any]:
+def train_step(run: Run, step: int) -> Line:
     """One optimizer step on the mean loss over all its supervised tokens; its line of metrics."""
     start = time.perf_counter()
     # The step's packs on all ranks decide the divisor: micro-batches with many and with few
@@ -240,10 +240,10 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run) -> Line:
     """Held-out loss per supervised token and exact-call accuracy; None with nothing held out."""
     data, model = run.data, run.model
-    line: dict[str, Any] = {"eval_loss": None, "tool_call_accuracy": None}
+    line: Line = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
         return line
     model.eval()
@@ -257,8 +257,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     if scored:
         # All in the same batches: a decoding step costs little more for many rows than for one.
         asked = [*scored, *data.questions]
-        limit = reply_limit(asked, data.tokenizer)
-        replies = first_replies(model, data.tokenizer, asked, limit)
+        replies = first_replies(model, data.tokenizer, asked, reply_limit(asked, data.tokenizer))
         by_row, by_hand = replies[: len(scored)], replies[len(scored) :]
         line["tool_call_accuracy"] = score_calls(data.tokenizer, scored, by_row, data.seen_tools)
         if data.questions:
@@ -272,30 +271,39 @@ def evaluate(run: Run) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def train(run: Run, start: int) -> None:
+def train(run: Run, start: int, line: Line | None) -> None:
     """Steps start + 1 .. total_steps. A first Ctrl-C ends it after the running step, saved.
 
+    `line` is that of step `start`, if it is the last one and not evaluated yet.
     Raises: FloatingPointError for a loss or gradient that is not finite; KeyboardInterrupt.
     """
     if start == 0:
         report.record(run, {"step": 0, **evaluate(run)}, console)
+    every, save_every = run.args.eval_every, run.args.save_every
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
-            is_last, is_broken = step == run.total_steps, not report.is_sound(line)
-            if is_last and not is_broken:
+            is_last, is_broken = step == run.total_steps, report.has_broken(run, line)
+            if every and step % every == 0 and not (is_last or is_broken):
                 line |= evaluate(run)
-            report.record(run, line, console)
+                keep_best(run, line)
+            if is_broken or not is_last:  # the last line waits for its evaluation
+                report.record(run, line, console)
             progress.show(line)
             if is_broken:
                 raise FloatingPointError(report.describe_break(line, run.precision.name))
             # One rank's signal stops all: the others would wait for it in the next step.
             must_stop = bool(run.ranks.total(torch.tensor(float(stop.requested))))
-            is_due = run.args.save_every and step % run.args.save_every == 0
-            if must_stop or is_last or is_due:
-                saving.save(run, step)
+            if must_stop or is_last or (save_every and step % save_every == 0):
+                saving.save(run, step, line)
             if must_stop:
                 raise KeyboardInterrupt
+    # Saved first, evaluated then: whatever goes wrong here, --resume does it again.
+    if line is not None:
+        line |= evaluate(run)
+        report.record(run, line, console)
+        keep_best(run, line)
+        report.stop_if_broken(run, line)
 
 
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -303,27 +311,29 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     output: Path | None = None
     try:
-        output = run_folder.open_folder(args, fingerprint(args), ranks)
-        run = build(args, ranks, output)
-        train(run, saving.resume(run) if args.resume else 0)
-        report.show_sample(output, console)
+        card.check_push(args.push, ranks)
+        if args.check:
+            check(build(args, ranks, Path("--check"))[0], train_step, console)
+            return 0
+        with interrupts(), run_folder.opened(args, ranks, console.say) as output:
+            train(*build(args, ranks, output))
+            report.show_sample(output, console)
+            card.push(output, args.push, ranks, console.say)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    command = f"python infer.py --adapter {output} {question}"
-    console.print(f"done: adapter in {output}; try: {command}", soft_wrap=True)
+    console.say(report.describe_end(output))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    open_standard_streams()
     try:
         args = parse_args(argv)
-    except ValueError as error:  # a --device that is not here
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    with processes.joined() as ranks:
-        return run_once(args, ranks)
+        with processes.joined() as ranks:
+            return run_once(args, ranks)
+    except ValueError as error:  # a --device that is not here, ranks that torchrun has not made
+        return report.explain_stop(error, None, is_quiet=False)
 
 
 if __name__ == "__main__":

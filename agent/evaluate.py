@@ -6,12 +6,17 @@ value. The order of parallel calls does not count.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from data.chat import parse_reply, render, render_prompt
+from common.atomic import write_text
+from data.chat import Reply, parse_reply, render, render_prompt
 from data.conversation import Conversation, Message, ToolCall
+from data.dataset import load_conversations
+from data.reports import first_lines
 from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.transformer import Gemma2
@@ -26,6 +31,7 @@ REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
 # What a conversation expects: one call of a tool that training has shown, or of one that it has
 # not, no call, or several. Learning by heart shows as a gap between the first two.
 KINDS = ("seen", "unseen", "no_call", "parallel")
+RIGHT = "right"
 
 
 def like_length_batches(
@@ -48,11 +54,18 @@ def like_length_batches(
 def first_replies(
     model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
 ) -> list[list[int]]:
-    """The ids that the model writes, greedy, in place of each conversation's first reply.
+    """The ids that the model writes, greedy, in place of each conversation's first reply."""
+    return write_replies(model, tokenizer, map(first_question, conversations), max_new_tokens)
+
+
+def write_replies(
+    model: Gemma2, tokenizer: Tokenizer, questions: Iterable[Conversation], max_new_tokens: int
+) -> list[list[int]]:
+    """The ids that the model writes, greedy, behind each of the questions.
 
     A prompt that fills the model's positions gets an empty reply.
     """
-    prompts = [render_prompt(first_question(row), tokenizer) for row in conversations]
+    prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
     lengths = [len(prompt) for prompt in prompts]
@@ -106,14 +119,86 @@ def score_calls(
     """
     accuracy = Accuracy()
     for conversation, ids in zip(conversations, replies, strict=True):
-        expected = first_reply(conversation).calls
+        expected = first_reply(conversation)
         # With the tools, because a call without arguments is complete for a tool that needs none.
         reply = parse_reply(list(ids), tokenizer, conversation.tools)
-        # Where no call is due, garbage has none either: a reply that was cut or is empty is wrong.
-        is_answer = bool(reply.calls or (reply.ended and reply.content))
-        is_right = is_answer and not reply.errors and is_exact(expected, reply.calls)
-        accuracy.add(kind_of(expected, seen_tools), is_right)
+        is_right = judge(expected.calls, reply) == RIGHT
+        accuracy.add(kind_of(expected.calls, seen_tools), is_right)
     return accuracy.as_dict()
+
+
+def judge(expected: Sequence[ToolCall], reply: Reply) -> str:
+    """The verdict on a reply: RIGHT, or what is wrong with its calls."""
+    if reply.errors:
+        return f"broken call: {reply.errors[0].code}"
+    # Where no call is due, garbage has none either: a reply that was cut or is empty is wrong.
+    if not (reply.calls or (reply.ended and reply.content)):
+        return "empty" if reply.ended else "cut"
+    if is_exact(expected, reply.calls):
+        return RIGHT
+    if not reply.calls:
+        return "no call"
+    if not expected:
+        return "a call where none is due"
+    names = [sorted(call.name for call in calls) for calls in (expected, reply.calls)]
+    return "other arguments" if names[0] == names[1] else "other tools"
+
+
+def score_every_reply(
+    model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Accuracy over every reply that a row trains, not only the first; and a line for each reply.
+
+    The turns before a reply are the row's own, so that one mistake costs one reply.
+    """
+    asked = [
+        (conversation, turn)
+        for conversation in conversations
+        for turn, message in enumerate(conversation.messages)
+        if message.role == "model" and message.trained
+    ]
+    questions = [dataclasses.replace(row, messages=row.messages[:turn]) for row, turn in asked]
+    written = write_replies(model, tokenizer, questions, max_new_tokens)
+    accuracy, lines = Accuracy(), []
+    for (conversation, turn), ids in zip(asked, written, strict=True):
+        expected = conversation.messages[turn]
+        reply = parse_reply(ids, tokenizer, conversation.tools)
+        verdict = judge(expected.calls, reply)
+        # No tool counts as seen, because the rows of the training are not known here.
+        kind = kind_of(expected.calls, set())
+        accuracy.add(kind, verdict == RIGHT)
+        place = {"row": conversation.where, "message": turn + 1, "kind": kind}
+        due = {"calls": _as_objects(expected.calls), "content": expected.content}
+        got = {"calls": _as_objects(reply.calls), "text": tokenizer.decode(ids)}
+        lines.append({**place, "expected": due, "got": got, "verdict": verdict})
+    return accuracy.as_dict(), lines
+
+
+def evaluate_file(
+    path: Path, load: Callable[[], tuple[Gemma2, Tokenizer]], max_new_tokens: int, out: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The accuracy on a file's rows, and the first unreadable ones; `out` gets the lines.
+
+    load: gives model and tokenizer, once the file has been read.
+    Raises: ValueError, FileNotFoundError for wrong inputs, most of them before anything is loaded.
+    """
+    if out and not out.parent.is_dir():
+        raise ValueError(f"--out {out}: no folder {out.parent}; create it first")
+    conversations, report = load_conversations(path)
+    model, tokenizer = load()
+    limit = model.config.max_position_embeddings
+    if max_new_tokens >= limit:
+        given = f"--max-new-tokens {max_new_tokens}"
+        raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
+    accuracy, lines = score_every_reply(model, tokenizer, conversations, max_new_tokens)
+    if out:
+        write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    line = {"file": str(path), "rows_dropped": len(report.dropped)}
+    return {**line, "tool_call_accuracy": accuracy}, first_lines(report.dropped)
+
+
+def _as_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
 
 def is_exact(expected: Sequence[ToolCall], got: Sequence[ToolCall]) -> bool:

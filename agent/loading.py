@@ -4,21 +4,29 @@ from pathlib import Path
 
 import torch
 
+from agent.foreign import check_template
 from common.device import pick_device, pick_precision
-from data.tokenizer import Tokenizer
+from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
 from model.config import Gemma2Config
 from model.embedding import new_rows, resize_embedding
 from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
-EMBEDDED = "embedded"  # the name of the shipped base in adapter_config.json
+EMBEDDED = "embedded"  # the shipped base in an adapter that was uploaded, or written long ago
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:
     """The folder of a base, downloaded where the name is a hub id; None is the embedded base."""
-    return EMBEDDED_MODEL if name in (None, "", EMBEDDED) else checkpoint_folder(str(name))
+    if name in (None, "", EMBEDDED):
+        return EMBEDDED_MODEL
+    # An adapter names the embedded base by its folder, so that PEFT finds it; after a move to
+    # another machine it is this repository's.
+    is_moved = Path(str(name)).parts[-2:] == EMBEDDED_MODEL.parts[-2:]
+    if is_moved and not Path(str(name)).exists():
+        return EMBEDDED_MODEL
+    return checkpoint_folder(str(name))
 
 
 def load_model(
@@ -42,6 +50,8 @@ def load_model(
     # without one.
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_pretrained(adapter if adapter and has_own else folder)
+    if adapter:
+        check_template(adapter, tokenizer)
     weights = None
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
@@ -63,8 +73,9 @@ def load_base(
 ) -> Gemma2:
     """The base with a row for each tag of the tokenizer; `seed` is that of the new rows' noise.
 
-    Raises: ValueError if vocabulary and tokenizer do not fit.
+    Raises: ValueError if vocabulary and tokenizer do not fit, or disagree on a control token.
     """
+    _check_control_ids(folder, tokenizer)
     model = load_gemma2(folder, device, dtype)
     size = model.config.vocab_size
     if size == len(tokenizer):
@@ -81,3 +92,26 @@ def load_base(
     new.sort(key=lambda tag: tokenizer.tag_ids[tag])
     resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in new], seed))
     return model
+
+
+def _check_control_ids(folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer whose control tokens have changed places against the base's config.
+
+    Nothing in a tokenizer alone shows that: a model would begin its text with the token that ended
+    every text it has seen.
+    """
+    config = Gemma2Config.from_json(folder)
+    names = {getattr(tokenizer, name): name for name in NAMED}
+    expected = [
+        ("bos_token_id", config.bos_token_id, ["bos_id"]),
+        ("pad_token_id", config.pad_token_id, ["pad_id"]),
+        # Published configs name one of the two tokens that end a reply, or both.
+        *(("eos_token_id", id, ["eos_id", "end_of_turn_id"]) for id in config.stop_ids),
+    ]
+    for field, id, allowed in expected:
+        # An id without such a name, as in a config that leaves the field out, says nothing.
+        if names.get(id, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{folder}: config.json has {id} as {field}, but its tokenizer says that this is "
+                f"{NAMED[names[id]]}; give the tokenizer that belongs to the model"
+            )

@@ -20,8 +20,8 @@ from typing import Any
 
 from agent.tool_keeper import descendants, kill
 from agent.tool_worker import MAX_RESULT
+from data.call_check import check_argument, check_arguments
 from data.conversation import Tool
-from data.lenient_json import shorten
 from data.tool_calls import CallError
 
 KEEPER = Path(__file__).with_name("tool_keeper.py")
@@ -32,16 +32,6 @@ MEMORY = 2048  # MiB; importing torch maps 640, numpy 140 on two cores, and more
 # All that a tool sees of the environment. A key or a token in it could reach the model.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 MAX_LINE = MAX_RESULT + 1000  # bytes of an answer: the result and the words around it
-# What `json.loads` makes of each type of JSON schema.
-PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
 
 
 class ToolBox:
@@ -218,52 +208,4 @@ def _takes_null(tool: Tool, argument: str) -> bool:
     schema = tool.parameters.get("properties", {}).get(argument)
     if argument in tool.required or schema is None:
         return True  # the check of the arguments has a sentence for it
-    return not _check_value(schema, None, argument)
-
-
-def check_arguments(
-    schema: dict[str, Any], arguments: dict[str, Any], where: str = ""
-) -> list[str]:
-    """Every way in which an object does not fit its JSON schema, as sentences.
-
-    where: the path to the object, such as "place."; "" for the arguments of a call.
-    """
-    properties: dict[str, Any] = schema.get("properties", {})
-    # JSON schema allows unknown keys where nothing is said about them. A function does not take
-    # unknown arguments, and inside an argument they are right only where no key is listed.
-    others = schema.get("additionalProperties", bool(where) and not properties)
-    missing = [name for name in schema.get("required", ()) if name not in arguments]
-    problems = [f"missing argument {where}{name!r}" for name in missing]
-    for name, value in arguments.items():
-        rule = properties.get(name, others)
-        if isinstance(rule, dict):
-            problems += _check_value(rule, value, f"{where}{name}")
-        elif not rule:
-            problems.append(f"unknown argument {where}{name!r}")
-    return problems
-
-
-def _check_value(schema: dict[str, Any], value: Any, where: str) -> list[str]:
-    """Every way in which one value does not fit its schema; `where` is the path to it."""
-    if "anyOf" in schema:
-        tries = [_check_value(option, value, where) for option in schema["anyOf"]]
-        return ["; or ".join(problems[0] for problems in tries)] if all(tries) else []
-    text = json.dumps(value, ensure_ascii=False)
-    # Compared as JSON, because to Python True == 1 == 1.0.
-    choices = [json.dumps(choice, ensure_ascii=False) for choice in schema.get("enum", ())]
-    if choices and text not in choices:
-        return [f"{where} must be one of {', '.join(choices)}, got {shorten(text)}"]
-    kinds = schema.get("type", ())
-    if isinstance(kinds, str):
-        kinds = (kinds,)
-    allowed = [python for kind in kinds for python in PYTHON_TYPES.get(kind, ())]
-    # type() and not isinstance(), because to Python a bool is an int.
-    if allowed and type(value) not in allowed:
-        return [f"{where} must be {' or '.join(kinds)}, got {shorten(text)}"]
-    if isinstance(value, dict):
-        return check_arguments(schema, value, f"{where}.")
-    problems = []
-    if isinstance(value, list) and "items" in schema:
-        for index, item in enumerate(value):
-            problems += _check_value(schema["items"], item, f"{where}[{index}]")
-    return problems
+    return not check_argument(schema, None, argument)

@@ -4,16 +4,19 @@ Separate because models, adapters, tokenizers and run folders all replace what a
 and a run may be stopped at any moment.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by a UTF-8 file with this text."""
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(
@@ -29,11 +32,25 @@ def write_tensors(
         save_file(dict(tensors), partial, metadata=metadata)
         partial.chmod(0o644)  # safetensors makes a file that only its owner can read
 
-    _replace(path, write)
+    replace_file(path, write)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces `path` by the file that `write` makes at the path it is given."""
     # In the same folder: a rename is one step only inside one file system.
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     write(partial)
+    flush(partial)
     partial.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Waits until the content of a file is on the disk.
+
+    Before a rename, because a power cut may otherwise leave the new name with nothing in it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,8 +19,9 @@ USER_ERRORS = (
     PermissionError,
 )
 
-# Codes that could move a terminal's cursor or change its state; line ends and tabs may stay.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Codes that could move a terminal's cursor, change its state or turn the order of letters around;
+# line ends and tabs may stay.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
@@ -78,16 +79,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, printable(f"{self.prog}: {message}; see --help\n"))
+        self.exit(2, printable(f"{self.prog}: {shorten(message)}; see --help\n"))
 
 
-def int_at_least(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `least`."""
+def shorten(message: str, most: int = 400) -> str:
+    """At most about so many letters, the middle left out: a flag's value may be of any length."""
+    half = most // 2
+    return message if len(message) <= most else f"{message[:half]} ... {message[-half:]}"
+
+
+def int_at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`.
+
+    There is always a limit: counts are multiplied with one another and become floats.
+    """
 
     def read(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"expected {limit}, got {text}")
         return value
 
     read.__name__ = "whole number"  # argparse names it when int() fails

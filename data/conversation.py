@@ -6,12 +6,13 @@ return them too.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["user", "model", "tool"]
 # How a prompt shows a tool: {"type": "function", "function": {...}}, or the inner object alone, or
 # that with the parameters as {argument: "string" | "integer?" | [allowed values] | schema}
 Shape = Literal["openai", "function", "compact"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 # The sentence with which the Agents Course asks for thinking. In the Hermes format its <think> and
 # </think> become the control tokens (`chat._system`), as they do in Transformers.
@@ -75,6 +76,19 @@ class Message:
     results: tuple[ToolResult, ...] = ()
     trained: bool = True  # False: the model reads the turn, but does not learn to write it
 
+    def joined(self, other: "Message") -> "Message":
+        """Return this message and a following one of the same role as one turn."""
+        texts = [text for text in (self.content, other.content) if text]
+        thoughts = [text for text in (self.thinking, other.thinking) if text]
+        return Message(
+            self.role,
+            "\n\n".join(texts),
+            "\n\n".join(thoughts),
+            self.calls + other.calls,
+            self.results + other.results,
+            trained=self.trained and other.trained,
+        )
+
 
 @dataclass(frozen=True)
 class SystemPrompt:
@@ -114,6 +128,7 @@ class Conversation:
     # "python_literal". Neither counts when rows are compared: the same text twice is the same row.
     where: str = field(default="", compare=False)
     repairs: tuple[str, ...] = field(default=(), compare=False)
+    held_out: bool = field(default=False, compare=False)  # the row says that it is for evaluation
 
     @property
     def tool_names(self) -> frozenset[str]:

@@ -5,69 +5,32 @@ Separate from `files.py`, which knows file formats, and from `packing.py`, which
 
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from data.call_check import bad_calls as find_bad_calls
 from data.chat import Example, render
 from data.conversation import Conversation
 from data.files import read_rows
+from data.reports import BuildReport, LoadReport, first_lines
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from data.tool_schema import write_tool
 
 OVERLONG = ("drop", "truncate", "error")
-_SHOWN = 5  # a data set with the wrong column has as many problems as rows
+BAD_CALLS = ("keep", "drop", "error")
 
 
-@dataclass
-class LoadReport:
-    """What reading did."""
+def load_conversations(
+    path_or_repo: str | Path, *, bad_calls: str = "keep", max_dropped: float = 1.0
+) -> tuple[list[Conversation], LoadReport]:
+    """Read every row; a row that cannot be read is dropped and told in the report.
 
-    rows: int = 0
-    dropped: list[str] = field(default_factory=list)  # each left-out row's problems, with its place
-    repairs: Counter[str] = field(default_factory=Counter)
-    repaired_rows: int = 0
+    `bad_calls` says what happens to a row with a call that its own tools do not allow: "keep",
+    "drop" or "error". `max_dropped` is the largest share of unreadable rows.
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `run.json`; the reasons of the first dropped rows only."""
-        return {
-            "rows": self.rows,
-            "dropped": len(self.dropped),
-            "reasons": self.dropped[:_SHOWN],
-            "repaired_rows": self.repaired_rows,
-            "repairs": dict(self.repairs),
-        }
-
-
-@dataclass
-class BuildReport:
-    """What rendering did. Lists hold the rows' places."""
-
-    examples: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    dropped_overlong: list[str] = field(default_factory=list)
-    dropped_unsupervised: list[str] = field(default_factory=list)
-    truncated: list[str] = field(default_factory=list)
-    # (row, first equal row); such rows are not dropped: a data set may weight a row by repeating it
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `run.json`: counts only."""
-        return {
-            name: len(value) if isinstance(value, list) else value
-            for name, value in vars(self).items()
-        }
-
-
-def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], LoadReport]:
-    """Read every row; one that cannot be read is dropped, with its problems in the report.
-
-    Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError if not one row can be
-    read.
+    Raises: FileNotFoundError and ValueError as `read_rows`, and ValueError for too many unreadable
+    rows, for none that is left, or for a bad call with "error".
     """
     report, conversations = LoadReport(), []
     for place, row in read_rows(path_or_repo):
@@ -78,15 +41,44 @@ def load_conversations(path_or_repo: str | Path) -> tuple[list[Conversation], Lo
         except ValueError as error:
             report.dropped.append(str(error))
             continue
+        problems = find_bad_calls(conversation)
+        report.bad_calls += problems
+        if problems and bad_calls == "drop":
+            report.dropped_for_calls += 1
+            continue
         conversations.append(conversation)
         report.repairs.update(conversation.repairs)
         report.repaired_rows += bool(conversation.repairs)
+        report.offering += bool(conversation.tools)
+        report.calls += sum(len(message.calls) for message in conversation.messages)
+    if report.bad_calls and bad_calls == "error":
+        got = f"got {len(report.bad_calls)} others:\n{first_lines(report.bad_calls)}"
+        advice = "repair them, or choose --bad-calls keep or drop"
+        raise ValueError(f"{path_or_repo}: expected calls that fit their tools, {got}\n{advice}")
+    reasons = first_lines(report.dropped or report.bad_calls)
     if not conversations:
-        reasons = "\n".join(report.dropped[:_SHOWN])
+        left = "unreadable rows" if report.dropped else "rows with bad calls"
         raise ValueError(
-            f"{path_or_repo}: expected conversations, got {report.rows} unreadable rows:\n{reasons}"
+            f"{path_or_repo}: expected conversations, got {report.rows} {left}:\n{reasons}"
+        )
+    if len(report.dropped) > max_dropped * report.rows:
+        raise ValueError(
+            f"{path_or_repo}: expected at most {max_dropped:.0%} unreadable rows, got "
+            f"{len(report.dropped)} of {report.rows}:\n{reasons}\nrepair them, or raise "
+            "--max-dropped, and dropped.jsonl will name them all"
         )
     return conversations, report
+
+
+def weighted(conversations: Sequence[Conversation], weight: float, seed: int) -> list[Conversation]:
+    """Return the rows as often as their data set weighs.
+
+    2.5 is each one twice, and half of them, drawn by the seed, a third time.
+    """
+    whole = int(weight)
+    extra = round((weight - whole) * len(conversations))
+    drawn = random.Random(f"weight {seed}").sample(range(len(conversations)), extra)
+    return [*conversations] * whole + [conversations[index] for index in sorted(drawn)]
 
 
 def build_examples(
@@ -119,7 +111,8 @@ def build_examples(
         if example is None:
             continue
         key = tuple(example.tokens)
-        if key in first_places:
+        # The same place again is one row that its data set's weight repeats
+        if first_places.get(key, example.where) != example.where:
             report.duplicates.append((example.where, first_places[key]))
         first_places.setdefault(key, example.where)
         examples.append(example)
@@ -167,14 +160,16 @@ def split(
 
     Up to half of the held-out rows are chosen by their tools: all rows that share a tool with them
     are held out too, so no training row ever names these tools. The rest is drawn at random. Equal
-    rows stay on one side.
+    rows stay on one side. Where rows say themselves that they are for evaluation, these are held
+    out whatever the fraction is, and no others.
 
     Raises: ValueError for a fraction outside [0, 1), or no row left on a side that should have one.
     """
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"eval fraction: expected at least 0 and less than 1, got {eval_fraction}")
-    if eval_fraction == 0:
-        return list(conversations), []
+    marked = [conversation for conversation in conversations if conversation.held_out]
+    if marked or eval_fraction == 0:
+        return [row for row in conversations if not row.held_out], marked
     target = max(1, round(len(conversations) * eval_fraction))
     # Shuffled indices, not rows: both sides keep the order of the file
     order = list(range(len(conversations)))
@@ -219,6 +214,12 @@ def _hold_out_tools(
         if touched and len(held | touched) <= budget:
             held |= touched
     return held
+
+
+def common_rows(rows: Iterable[Conversation], others: Iterable[Conversation]) -> int:
+    """Return how many of the others stand in the rows too."""
+    known = {_identity(row) for row in rows}
+    return sum(_identity(other) in known for other in others)
 
 
 def _identity(conversation: Conversation) -> str:

@@ -6,14 +6,22 @@ Separate because it knows formats of files and nothing of conversations.
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.hub import fetch
-from data.lenient_json import shorten
+from common.json_file import check_regular
+from data.lenient_json import LiteralError, shorten, unique_keys
+from data.parquet_file import read_parquet
 
-Row = tuple[str, dict[str, Any]]  # "file:line", object
+Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is refused as a row
+# The folder of the Berkeley leaderboard's answers, beside its questions
+ANSWERS = "possible_answer"
+# A JSON file that holds one object with one of these keys is that row, not a list of rows
+_ROW_KEYS = {"conversations", "messages", "question", "query", "chat", "prompt", "id"}
 # Parquet first: a repository that has the same rows in two formats is read from the faster one
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
+MAX_BYTES = 1 << 30  # of a file of text, which is read at once
+MAX_LINE = 64 << 20  # characters, far above a row's own bound
 _SHOWN = 5  # a broken file has as many problems as lines
 
 
@@ -24,11 +32,22 @@ def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
     set, the files with "train" in their name are read, or all if no name says so.
 
     Raises: FileNotFoundError for nothing there or no file of a known kind; ValueError for an empty
-    file, bytes that are not UTF-8, or lines that are no JSON objects (the first ones are named).
+    file, one that is no regular file or unpacks to too much, bytes that are not UTF-8, or lines
+    that are no JSON objects (the first ones are named).
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
-        yield from _read_file(file)
+        answers = file.parent / ANSWERS / file.name
+        yield from _join_answers(file, answers) if answers.is_file() else _read_file(file)
+
+
+def _join_answers(file: Path, answers: Path) -> Iterator[Row]:
+    """Give every question the ground_truth of the answer with its id."""
+    truths = {row.get("id"): row for _, row in _read_file(answers) if isinstance(row, dict)}
+    for place, row in _read_file(file):
+        if isinstance(row, dict) and row.get("id") in truths:
+            row = {**row, "ground_truth": truths[row["id"]].get("ground_truth")}
+        yield place, row
 
 
 def _training_files(folder: Path) -> list[Path]:
@@ -37,7 +56,7 @@ def _training_files(folder: Path) -> list[Path]:
             file
             for pattern in PATTERNS
             for file in folder.rglob(pattern)
-            if file.name != "dataset_infos.json"
+            if file.name != "dataset_infos.json" and file.parent.name != ANSWERS
         }
     )
     files = [file for file in files if file.suffix == ".parquet"] or files
@@ -52,15 +71,15 @@ def _training_files(folder: Path) -> list[Path]:
 
 def _read_file(file: Path) -> Iterator[Row]:
     rows: Iterable[Row]
-    if file.suffix == ".parquet":
-        rows = _read_parquet(file)
-    else:
-        try:
-            # "-sig" skips the byte order mark that some editors write
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: expected UTF-8, got {error}; convert the file") from None
-        rows = _read_json(file, text) if file.suffix == ".json" else _read_lines(file, text)
+    try:
+        if file.suffix == ".parquet":
+            numbered = enumerate(read_parquet(file), start=1)
+            rows = ((f"{file.name}:{number}", row) for number, row in numbered)
+        else:
+            check_regular(file, MAX_BYTES)
+            rows = _read_json(file) if file.suffix == ".json" else _read_lines(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8, got {error}; convert the file") from None
     # A generator, so emptiness shows only at its end
     is_empty = True
     for row in rows:
@@ -70,45 +89,66 @@ def _read_file(file: Path) -> Iterator[Row]:
         raise ValueError(f"{file}: expected at least one row, got an empty file")
 
 
-def _read_lines(file: Path, text: str) -> Iterable[Row]:
+def _open(file: Path) -> TextIO:
+    # "-sig" skips the byte order mark that some editors write
+    return file.open(encoding="utf-8-sig")
+
+
+def _read_lines(file: Path) -> Iterable[Row]:
     """Read JSON lines, all before the first is returned, so that a cut file is noticed at once."""
     rows: list[Row] = []
     broken: list[str] = []
-    # split, not splitlines: JSON strings may hold U+2028 and other characters that Python takes for
-    # line ends
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{file.name}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            broken.append(f"{place}: expected a JSON object, got {shorten(line)} ({error})")
-            continue
-        if isinstance(row, dict):
-            rows.append((place, row))
-        else:
-            broken.append(f"{place}: expected a JSON object, got {shorten(line)}")
+    with _open(file) as lines:
+        # Not `for line in lines`: a line without an end would be all of the file. Nor splitlines:
+        # JSON strings may hold U+2028 and other characters that it takes for line ends
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), ""), start=1):
+            if not line.strip():
+                continue
+            place = f"{file.name}:{number}"
+            if len(line) > MAX_LINE:
+                broken.append(f"{place}: expected a line of at most {MAX_LINE} characters")
+                break  # what follows is the rest of this line
+            try:
+                row = json.loads(line, object_pairs_hook=unique_keys)
+            except json.JSONDecodeError as error:
+                broken.append(f"{place}: expected a JSON object, got {shorten(line)} ({error})")
+                continue
+            except (ValueError, RecursionError):
+                row = line  # a key twice, a depth or a number for which `parse_row` drops the row
+            if isinstance(row, dict) or row is line:
+                rows.append((place, row))
+            else:
+                broken.append(f"{place}: expected a JSON object, got {shorten(line)}")
     if broken:
         more = f"\nand {len(broken) - _SHOWN} more broken lines" if len(broken) > _SHOWN else ""
         raise ValueError("\n".join(broken[:_SHOWN]) + more + "\nrepair or remove them")
     return rows
 
 
-def _read_json(file: Path, text: str) -> Iterable[Row]:
+def _read_json(file: Path) -> Iterable[Row]:
     """Read a JSON array, an object with one list of rows, or JSON lines that are named .json."""
+    with _open(file) as source:
+        text = source.read()
     if not text.strip():
         return []
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except LiteralError as error:
+        # Which row it is cannot be known here; lines of JSON lose only that row
+        raise ValueError(f"{file}: {error}; {error.hint}") from None
     except json.JSONDecodeError as error:
         # More than one value: lines of JSON under the wrong name
         if error.msg == "Extra data":
-            return _read_lines(file, text)
+            return _read_lines(file)
         raise ValueError(
             f"{file}:{error.lineno}: expected JSON, got {error.msg}; repair the file"
         ) from None
-    if isinstance(data, dict) and not {"conversations", "messages"} & set(data):
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"{file}: expected JSON without numbers of thousands of digits and hundreds of nested "
+            "levels, got some; write the rows as JSON lines, of which only the bad ones are dropped"
+        ) from None
+    if isinstance(data, dict) and not _ROW_KEYS & set(data):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
             problem = f"expected an object with one list of rows, got {len(lists)} lists"
@@ -120,21 +160,3 @@ def _read_json(file: Path, text: str) -> Iterable[Row]:
             problem = f"expected a JSON object, got {shorten(repr(row))}; repair the row"
             raise ValueError(f"{file.name}:{number}: {problem}")
     return [(f"{file.name}:{number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
-    import pyarrow  # here, because only this kind of file needs it
-    import pyarrow.parquet
-
-    try:
-        source = pyarrow.parquet.ParquetFile(file)
-        number = 0
-        # In batches: a file of gigabytes is never in memory as Python objects at once
-        for batch in source.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file.name}:{number}", row
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise ValueError(
-            f"{file}: expected a Parquet file, got {error}; download it again"
-        ) from None

@@ -11,17 +11,19 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from string import ascii_letters
 from typing import Any
 
 MAX_CHARS = 200_000
 MAX_DEPTH = 64
 MAX_DIGITS = 64
+MAX_ROW = 2_000_000  # characters and values of a row, which make half a million tokens
 
-# A whole string (either quote), a bracket, or a quote that never closes. The possessive `*+` keeps
-# the scan linear.
-_SCAN = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|[\[\]{}()"']""", re.DOTALL)
+# A whole string (either quote), a bracket, an escape outside of strings, or a quote that never
+# closes. The possessive `*+` keeps the scan linear. The escape has its place because a scan that
+# starts elsewhere in the text must see the same quotes: with them and the depth bounded, many scans
+# of one text stay linear together.
+_SCAN = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\\.|[\[\]{}()"']""", re.DOTALL)
 _GAP = re.compile(r"[\s,;]*")
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
@@ -56,24 +58,30 @@ def find_end(text: str, start: int) -> int | None:
     """Return where the bracketed value that opens at `start` ends, or None if it never does.
 
     Brackets and tags inside quoted strings do not count, so a string may hold `</tool_call>` or
-    `]`.
+    `]`. A value that is nested too deep for any reader has no end either.
     """
-    for position, depth in _depths(text, start):
-        if depth == 0:
-            return position
-    return None
-
-
-def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Yield (position after a bracket, open brackets there), up to a string that never closes."""
     depth = 0
     for match in _SCAN.finditer(text, start):
         token = match.group()
-        if token in "\"'":
-            return
-        if len(token) == 1:
-            depth += 1 if token in "[{(" else -1
-            yield match.end(), depth
+        if len(token) > 1:
+            continue
+        if token in "\"'" or depth > MAX_DEPTH:
+            return None
+        depth += 1 if token in "[{(" else -1
+        if depth == 0:
+            return match.end()
+    return None
+
+
+def _is_too_deep(text: str, start: int) -> bool:
+    """True if more than MAX_DEPTH brackets are open somewhere after `start`, before a quote is."""
+    depth = 0
+    for match in _SCAN.finditer(text, start):
+        token = match.group()
+        if token in "\"'" or depth > MAX_DEPTH:
+            break
+        depth += len(token) == 1 and (1 if token in "[{(" else -1)
+    return depth > MAX_DEPTH
 
 
 def read_values(text: str) -> tuple[list[Any], list[str]]:
@@ -94,16 +102,16 @@ def read_values(text: str) -> tuple[list[Any], list[str]]:
     if len(body) > 6 and body.startswith("```") and body.endswith("```"):
         body = body[3:-3].lstrip(ascii_letters).strip()
         repairs.append("code_fence")
-    # Before any parser: both of Python's recurse, and a few thousand brackets exhaust its stack
-    if any(depth > MAX_DEPTH for _, depth in _depths(body, 0)):
-        raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
     # An empty text enters once, for its error
     position = 0
     while position < len(body) or not values:
         if body[position : position + 1] not in ("{", "["):
             got = shorten(body[position:]) or "nothing"
             raise LiteralError("not_an_object", f"expected a JSON object, got {got}")
+        # Before any parser: both of Python's recurse, and a few thousand brackets exhaust its stack
         end = find_end(body, position)
+        if end is None and _is_too_deep(body, position):
+            raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
         if end is None:
             got = shorten(body[position:])
             raise LiteralError("invalid_json", f"expected a complete JSON object, got {got}")
@@ -125,18 +133,23 @@ def load_json(text: str, strict: bool = True) -> Any:
     """
     # Python's defaults would let the last of two equal keys win, and take NaN and any number of
     # digits
-    value = json.loads(
-        text,
-        strict=strict,
-        object_pairs_hook=_unique_keys,
-        parse_constant=_refuse_constant,
-        parse_float=lambda digits: _finite(float(digits)),
-        parse_int=_bounded_int,
-    )
+    try:
+        value = json.loads(
+            text,
+            strict=strict,
+            object_pairs_hook=unique_keys,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_int,
+        )
+    except RecursionError:
+        raise LiteralError(
+            "too_deep", f"expected at most {MAX_DEPTH} nested levels, got more"
+        ) from None
     return check_value(value)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, as json's `object_pairs_hook`. Raises: LiteralError for one key twice."""
     # dict keeps the last of equal keys; which one was meant cannot be known
     result = dict(pairs)
     if len(result) < len(pairs):
@@ -166,9 +179,10 @@ def _bounded_int(digits: str) -> int:
 def check_value(value: Any) -> Any:
     """Return a value that can be rendered as JSON and encoded as tokens.
 
-    Raises: LiteralError for half a surrogate pair (no tokenizer can encode it), NaN, or a type that
-    JSON lacks.
+    Raises: LiteralError for half a surrogate pair (no tokenizer can encode it), NaN, a type that
+    JSON lacks, and as `check_size`.
     """
+    check_size(value)
     # Encoding is the test: it is what rendering will do
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -183,6 +197,30 @@ def check_value(value: Any) -> Any:
     except ValueError:
         raise LiteralError("not_finite", "expected finite numbers, got NaN or Infinity") from None
     return value
+
+
+def check_size(value: Any) -> None:
+    """Bound what any reader of `value` may have to do.
+
+    Raises: LiteralError for more than MAX_DEPTH levels, or more than MAX_ROW characters and values.
+    """
+    # Level by level: a recursion would be what it is to prevent
+    level, size, depth = [value], 0, 0
+    while level:
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                below += item
+            elif isinstance(item, str | bytes):
+                size += len(item)
+        level, depth, size = below, depth + 1, size + len(below)
+        if size > MAX_ROW:
+            raise LiteralError("too_long", f"expected at most {MAX_ROW} characters, got more")
+        if level and depth > MAX_DEPTH:
+            raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} nested levels, got more")
 
 
 class _JsonNames(ast.NodeTransformer):
@@ -217,7 +255,7 @@ def _read_one(text: str) -> tuple[Any, str]:
                     )
             if isinstance(node, ast.Dict):
                 keys = [str(key.value) for key in node.keys if isinstance(key, ast.Constant)]
-                _unique_keys([(key, None) for key in keys])
+                unique_keys([(key, None) for key in keys])
         value = ast.literal_eval(_JsonNames().visit(tree).body)
     except LiteralError:
         raise
@@ -244,6 +282,31 @@ def _as_json(value: Any) -> Any:
     raise LiteralError(
         "invalid_json", f"expected a value that JSON can hold, got {shorten(repr(value))}"
     )
+
+
+def read_text(content: Any) -> str:
+    """Return a message's text: a string, null, or a list of {"type": "text", "text": ...} parts.
+
+    Raises: ValueError for any other content, or half of a surrogate pair.
+    """
+    # Joined without a space: the parts are cuts through one text
+    texts = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        # An object without the key "text" would be an empty text, and nobody would notice
+        is_text_part = isinstance(part, dict) and part.get("type", "text") == "text"
+        text = part["text"] if is_text_part and "text" in part else part
+        if not isinstance(text, str | None):
+            got = shorten(repr(part))
+            problem = f"expected text, got {got}; only text parts can be trained on"
+            raise ValueError(f"{problem}: write data as a string of JSON, a call under tool_calls")
+        texts.append(text or "")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "expected whole characters, got half of a surrogate pair; repair the encoding"
+        ) from None
+    return "".join(texts)
 
 
 def shorten(text: str, limit: int = 60) -> str:

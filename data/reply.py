@@ -25,6 +25,7 @@ STRUCTURAL = {
     "stray_tag": "a tag that opens or closes nothing here",
     "missing_end_tag": "a <tool_call> that never closes",
 }
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Reply:
 
 def explain_problems(reply: Reply) -> str:
     """Return as one line what in a reply the model must not learn to write."""
-    problems = [f"{error.message}; {error.hint}" for error in reply.errors]
+    problems = [f"{error.message}; {error.hint}" for error in reply.errors[:_SHOWN]]
+    if len(reply.errors) > _SHOWN:
+        problems.append(f"and {len(reply.errors) - _SHOWN} more broken calls")
     for repair in dict.fromkeys(reply.repairs):
         if repair in STRUCTURAL:
             got = STRUCTURAL[repair]
@@ -68,14 +71,10 @@ def parse_reply(
     without arguments is an error if its tool requires some. `lenient` takes a turn that is nothing
     but the bare JSON of calls to `tools` as these.
     """
-    # A model that goes on by itself writes the tool's result, or the user's next turn: neither
-    # counts
-    ends = {*tokenizer.stop_ids, tokenizer.start_of_turn_id}
-    ends |= {tokenizer.tag_ids[tag] for tag in tokenizer.wire.turn_ends}
     ids: list[int] = []
     ended = False
     for id in tokens:
-        if int(id) in ends:
+        if int(id) in tokenizer.turn_ends:
             ended = True
             break
         ids.append(int(id))
@@ -201,8 +200,11 @@ def read_pieces(
             continue
         # The first end tag of the same kind closes: other tags in between belong to the block
         block = wire.call if piece == wire.call.open else HERMES.thinking
-        is_closed = block.close in pieces[position:]
-        end = pieces.index(block.close, position) if is_closed else len(pieces)
+        # Not by a slice of what is left: many short blocks would copy it many times
+        end = position
+        while end < len(pieces) and pieces[end] != block.close:
+            end += 1
+        is_closed = end < len(pieces)
         body = pieces[position:end]
         position = end + 1
         if block is wire.call:

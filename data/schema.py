@@ -1,15 +1,16 @@
 """Rows of any accepted form -> `Conversation`.
 
-A form's function brings a row to one plain list of messages as OpenAI's API writes them, and its
-tools; one reader makes a conversation of every such list. In the two Hermes forms (course and
-ShareGPT) the tags <tools>, <think>, <tool_call> and <tool_response> are structure where the
-message's role gives them a meaning; everywhere else, and in every user's text, the same characters
-are text.
+A form's function (`course` here, the others in data/forms/) brings a row to one plain list of
+messages as OpenAI's API writes them, and its tools; one reader makes a conversation of every such
+list. In the two Hermes forms (course and ShareGPT) the tags <tools>, <think>, <tool_call> and
+<tool_response> are structure where the message's role gives them a meaning. In other rows they are
+structure once a model's text makes a call with them; in every user's text they are text.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,45 +25,31 @@ from data.conversation import (
     ToolCall,
     ToolResult,
 )
-from data.lenient_json import check_value, find_end, load_json, read_values, shorten
+from data.forms.chats import anthropic, mistral, openai, sharegpt, smolagents
+from data.forms.plain import Form, PlainRow, explain_columns
+from data.forms.questions import bfcl, prompt_completion, xlam
+from data.forms.spellings import MARKS, glaive, preference, respelt
+from data.lenient_json import (
+    LiteralError,
+    check_size,
+    check_value,
+    find_end,
+    load_json,
+    read_text,
+    read_values,
+    shorten,
+)
 from data.reply import STRUCTURAL, explain_problems, read_pieces, split_text, split_thinking
+from data.roles import NEXT, ROLES, explain_place
 from data.tool_calls import read_tool, read_tools, split_at_tools
 from data.tool_schema import as_tools
 from data.wire import HERMES, Piece, Tag, dump
 
-# The names of the roles in all the forms. "call" is ShareGPT's message that holds only a call
-ROLES = {
-    **{"system": "system", "developer": "system", "human": "user", "user": "user"},
-    **{"model": "model", "assistant": "model", "gpt": "model"},
-    **{"function_call": "call", "tool_call": "call"},
-    **{"tool": "tool", "observation": "tool", "function": "tool"},
-    **{"function_response": "tool", "tool_response": "tool"},
-}
-# Which roles may follow which; "" is the beginning. A call as a message of its own begins or
-# continues the model's turn
-NEXT = {
-    "": ("system", "user"),
-    "user": ("model", "call"),
-    "model": ("user", "tool", "call"),
-    "tool": ("model", "tool", "call"),
-}
+MAX_MESSAGES = 10_000  # in one row; the results of one turn are joined one by one
 # In the rows of the Hermes forms, whatever format is trained
 _OPEN, _CLOSE = HERMES.result.tags
+_SPACE = re.compile(r"\s*")
 _BETWEEN_RESULTS = re.compile(rf"{_CLOSE}\s*{_OPEN}")
-
-
-@dataclass(frozen=True)
-class PlainRow:
-    """What every form is brought to: messages with the keys of OpenAI's API, and a column of tools.
-
-    Such a message has a role (any key of ROLES) and content, and may have tool_calls or
-    function_call (OpenAI's older key), reasoning_content, name, tool_call_id, and weight: 0 for a
-    message that is not to be learned.
-    """
-
-    messages: list[Any]
-    tools: Any = None
-    has_tags: bool = False  # are Hermes tags in the texts structure?
 
 
 def course(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
@@ -70,43 +57,31 @@ def course(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
     return PlainRow(messages, row.get("tools") or row.get("functions"), has_tags=True)
 
 
-def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """ShareGPT: {"conversations": [{"from": "gpt", "value": text with tags}], "system", "tools"}.
-
-    The two columns, a system text and a list, may be absent.
-    """
-    renamed = []
-    for message in messages:
-        if isinstance(message, Mapping):
-            message = dict(message)
-            for key, name in (("from", "role"), ("value", "content")):
-                # Parquet gives every message all keys, with nulls
-                if message.get(name) is None:
-                    message[name] = message.get(key)
-        renamed.append(message)
-    # Under "messages" a tag is text, however the messages' own keys are called
-    has_tags = row.get("conversations") is not None
-    return PlainRow(renamed, row.get("tools") or row.get("functions"), has_tags)
-
-
-def openai(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """OpenAI: {"messages": [{"role": "assistant", "content", "tool_calls": [...]}], "tools"}."""
-    return PlainRow(messages, row.get("tools") or None)  # an empty column is none
-
-
-def mistral(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
-    """Mistral: {"messages": [{"role": "assistant", "function_call": [...]}], "functions"}."""
-    return PlainRow(messages, row.get("tools") or row.get("functions"))
-
-
-# The keys that give a form away, in the row or in one of its messages; the first form with one of
-# them reads the row. A new form is one function above and one line here.
-FORMS: tuple[tuple[set[str], Callable[[Mapping[str, Any], list[Any]], PlainRow]], ...] = (
-    ({"from", "value"}, sharegpt),
+# What gives a form away: keys of the row or of one of its messages, types of blocks, roles, and the
+# marks of data/forms/spellings.py. The first form all of whose signs are there reads the row. A new
+# form is one function in data/forms/ and one line here.
+FORMS: tuple[tuple[set[str], Form], ...] = (
+    ({"messages", "chosen_response"}, preference),
+    ({"tool_use"}, anthropic),
+    ({"tool_result"}, anthropic),
+    ({"tool-call"}, smolagents),
+    ({"calls_in_text"}, respelt),
+    ({"tools_in_text"}, respelt),
+    ({"conversations", "system_message"}, respelt),
+    ({"from"}, sharegpt),
+    ({"value"}, sharegpt),
     ({"conversations"}, course),
-    ({"function_call", "functions"}, mistral),
+    ({"messages", "functions"}, mistral),
+    ({"messages", "function_call"}, mistral),
     ({"messages"}, openai),
+    ({"query", "answers"}, xlam),
+    ({"question", "function"}, bfcl),
+    ({"system", "chat"}, glaive),
+    ({"prompt", "completion"}, prompt_completion),
 )
+# A row for the held-out side says so in one of these columns (FunctionGemma's, and a common one)
+_SPLIT_COLUMNS = ("metadata", "split")
+_HELD_OUT = ("eval", "evaluation", "test", "validation")
 
 
 def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conversation:
@@ -117,57 +92,48 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
     if isinstance(row, str | bytes):
         try:
             row = load_json(row.decode() if isinstance(row, bytes) else row)
+        except LiteralError as error:
+            raise ValueError(f"{where}: {error}; {error.hint}") from None
         except (ValueError, RecursionError) as error:
-            # Errors of UTF-8, of JSON and of values that are refused are ValueErrors alike
-            raise ValueError(
-                f"{where}: expected one JSON object on the line, got {error}; repair the line"
-            ) from None
+            # Errors of UTF-8 and of JSON are ValueErrors alike
+            problem = f"expected one JSON object on the line, got {error}; repair the line"
+            raise ValueError(f"{where}: {problem}") from None
     if not isinstance(row, Mapping):
         got = shorten(repr(row))
         raise ValueError(f"{where}: expected a JSON object, got {got}; wrap it in {{...}}")
     columns = [name for name in ("conversations", "messages") if row.get(name) is not None]
-    if not columns:
-        got = shorten(", ".join(map(str, row))) or "no key"
-        raise ValueError(
-            f'{where}: expected the key "conversations" or "messages", got {got}; rename the column'
-        )
-    messages = row[columns[0]]
-    if isinstance(messages, str):
-        messages = _load_list(messages, where)
-    if not isinstance(messages, list | tuple) or not messages:
-        got = shorten(repr(messages))
-        raise ValueError(f"{where}: expected a list of messages, got {got}; give two or more")
-
-    # Parquet gives every row and message the keys of all others, with nulls: those do not count
-    keys: set[str] = set()
-    for part in (row, *messages):
-        if isinstance(part, Mapping):
-            keys.update(key for key in part if part[key] is not None)
-    plain = next(read for signs, read in FORMS if signs & keys)(row, list(messages))
-
+    messages = row[columns[0]] if columns else []
+    try:
+        check_size(row)
+        if isinstance(messages, str):  # the column may have come as JSON, or as Python spells it
+            values, _ = read_values(messages)
+            messages = values[0] if len(values) == 1 else values
+        if columns and not (isinstance(messages, list | tuple) and messages):
+            got = shorten(repr(messages))
+            raise ValueError(f"expected a list of messages, got {got}; give two or more")
+        if len(messages) > MAX_MESSAGES:
+            got = f"got {len(messages)}; cut the row into several"
+            raise ValueError(f"expected at most {MAX_MESSAGES} messages, {got}")
+        signs = {key for key in row if row[key] is not None}  # Parquet fills in all rows' keys
+        for message in messages:
+            if isinstance(message, Mapping):
+                signs.update(key for key in message if message[key] is not None)
+                signs.add(str(message.get("role") or message.get("from")))
+                content = message.get("content") or message.get("value")
+                if isinstance(content, str):
+                    signs.update(str(mark.lastgroup) for mark in MARKS.finditer(content))
+                elif isinstance(content, list | tuple):
+                    signs.update(str(b.get("type")) for b in content if isinstance(b, Mapping))
+        read = next((read for needed, read in FORMS if needed <= signs), None)
+        if read is None:
+            raise ValueError(explain_columns(row))
+        plain = read(row, list(messages))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     # From here on problems are collected: one run over a file is to name them all
-    reader = _Reader(where, plain.has_tags)
-    try:
-        reader.tools = read_tools(plain.tools)
-    except ValueError as error:
-        reader.complain(f"tools: {error}; see the three shapes of data/tool_schema.py")
-    if reader.tools:
-        reader.prompt = dataclasses.replace(DEFAULT_PROMPT, shape=reader.tools[0].shape)
-    first = plain.messages[0]
-    first_role = str(first.get("role")) if isinstance(first, Mapping) else ""
-    if row.get("system") and ROLES.get(first_role) != "system":  # ShareGPT's column
-        plain.messages.insert(0, {"role": "system", "content": row["system"]})
-    reader.read(plain.messages)
-    return reader.finish(needs_reply=True)
-
-
-def _load_list(text: str, where: str) -> Any:
-    """Load a column of messages that came as a string of JSON, or as Python's spelling of it."""
-    try:
-        values, _ = read_values(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected a list of messages, got a string: {error}") from None
-    return values[0] if len(values) == 1 else values
+    reader = _Reader(where, plain.has_tags, is_row=True)
+    reader.read(plain.messages, plain.tools, system=row.get("system"))
+    return reader.finish(is_held_out=any(row.get(name) in _HELD_OUT for name in _SPLIT_COLUMNS))
 
 
 def conversation_from(
@@ -199,6 +165,7 @@ class _Reader:
 
     where: str
     has_tags: bool = False
+    is_row: bool = False  # False for a program's messages: nothing in them is mended
     tools: tuple[Tool, ...] = ()
     prompt: SystemPrompt | None = None
     system: str = ""
@@ -210,18 +177,35 @@ class _Reader:
         """Add a problem of the row, or of its message `number`."""
         self.problems.append(f"{self.where}: {f'message {number}: ' if number else ''}{problem}")
 
-    def read(self, messages: Sequence[Message | Mapping[str, Any]]) -> None:
-        """Read every message; the order after a broken one is still checked."""
+    def read(
+        self, messages: Sequence[Message | Mapping[str, Any]], tools: Any = None, system: Any = None
+    ) -> None:
+        """Read a row's columns and every message; the order after a broken one is still checked."""
+        try:
+            self.tools = read_tools(tools) or self.tools
+        except ValueError as error:
+            self.complain(f"tools: {error}; see the three shapes of data/tool_schema.py")
+        if self.tools and not self.prompt:
+            self.prompt = dataclasses.replace(DEFAULT_PROMPT, shape=self.tools[0].shape)
+        first = messages[0] if messages else None
+        has_system = isinstance(first, Mapping) and ROLES.get(str(first.get("role"))) == "system"
+        # ShareGPT's and Anthropic's column; as message 0 it leaves the others their numbers
+        is_extra = bool(system) and not has_system
+        messages = [{"role": "system", "content": system}] * is_extra + list(messages)
         previous = ""
-        for number, raw in enumerate(messages, start=1):
+        for number, raw in enumerate(messages, start=1 - is_extra):
             given = raw.get("role") if isinstance(raw, Mapping) else getattr(raw, "role", None)
             role = ROLES.get(str(given), "")
-            is_late = role == "system" and number > 1
+            last = self.messages[-1] if self.messages else None
+            is_late = role == "system" and previous != ""
             # After a broken message nobody knows whether it had the call that this result answers
             is_lone = role == "tool" and previous == "model" and not self.problems
             is_lone = is_lone and not self.messages[-1].calls
-            if role not in NEXT[previous] or is_late or is_lone:
-                self.complain(_explain_place(raw, role, previous), number)
+            # Two turns of one role are meant as one; not after a call, which ends the model's turn
+            is_split = self.is_row and role == previous in ("user", "model")
+            is_split = is_split and not (last and last.calls)
+            if not (role in NEXT[previous] or is_split) or is_late or is_lone:
+                self.complain(explain_place(raw, role, previous), number)
             if not role or is_late:
                 continue
             try:
@@ -229,11 +213,10 @@ class _Reader:
             except ValueError as error:
                 self.complain(str(error), number)
                 message = None
-            last = self.messages[-1] if self.messages else None
-            if message and last and last.role == message.role and role in ("call", "tool"):
+            if message and last and last.role == message.role:
                 # Calls and results that came as messages of their own join their turn
-                calls, results = last.calls + message.calls, last.results + message.results
-                self.messages[-1] = dataclasses.replace(last, calls=calls, results=results)
+                self.messages[-1] = last.joined(message)
+                self.repairs += ["joined_turns"] if is_split else []
             elif message:
                 self.messages.append(message)
             # A broken message counts for the order too, or all after it would be complained about
@@ -243,10 +226,12 @@ class _Reader:
         """Return the turn; a system text is none, it precedes the first user's turn."""
         if role == "tool":
             return _read_results(raw, self.has_tags)
-        text = _plain_text(raw.get("content"))
+        text = read_text(raw.get("content"))
         if role == "user":
             return Message("user", text)
         if role != "system":
+            # A row that writes its calls as tags writes its results so too
+            self.has_tags |= self.is_row and HERMES.call.tags[0] in text
             if role == "call" and HERMES.call.tags[0] not in text:
                 # ShareGPT's message of its own, whose whole text is a call or a list of calls
                 pieces: list[Piece] = [Tag("<tool_call>"), text, Tag("</tool_call>")]
@@ -257,18 +242,20 @@ class _Reader:
             message, repairs = _read_model(raw, pieces, self.tools, is_call=role == "call")
             self.repairs += repairs
             return message
-        before, tools, after = split_at_tools(text) if self.has_tags else (text, None, "")
+        # A block of tools in a row that has no column for them is what the model is to read
+        finds_tools = self.has_tags or (self.is_row and not self.tools)
+        before, tools, after = split_at_tools(text) if finds_tools else (text, None, "")
         if tools is None:
-            self.system = text.strip()
+            self.system = f"{self.system}\n\n{text}".strip()
         else:
             # The block that the model will read counts, not a column that repeats it
             shape = tools[0].shape if tools else "openai"
             self.tools, self.prompt = tools, SystemPrompt(before.lstrip(), after.rstrip(), shape)
         return None
 
-    def finish(self, needs_reply: bool = False) -> Conversation:
+    def finish(self, is_held_out: bool = False) -> Conversation:
         """Return the conversation. Raises: ValueError for the collected problems, one a line."""
-        if needs_reply and not any(message.role == "model" for message in self.messages):
+        if self.is_row and not any(message.role == "model" for message in self.messages):
             problem = (
                 "expected a model's message, got none; there is nothing to learn from this row"
             )
@@ -287,50 +274,9 @@ class _Reader:
                 prompt = dataclasses.replace(prompt, after=f"{prompt.after}\n{THINK_REQUEST}")
             else:
                 system = f"{system}\n{THINK_REQUEST}".lstrip()
-        repairs = [*self.repairs, *repairs]
-        return Conversation(messages, self.tools, prompt, system, self.where, tuple(repairs))
-
-
-def _explain_place(raw: Any, role: str, previous: str) -> str:
-    """Return what is wrong with a message's role, or with its place after the role `previous`."""
-    if not isinstance(raw, Message | Mapping):
-        return f"expected an object with role and content, got {shorten(repr(raw))}"
-    given = raw.role if isinstance(raw, Message) else str(raw.get("role"))
-    if not role:
-        return f"expected a role out of {', '.join(ROLES)}, got {given!r}; rename it"
-    if role == "system":
-        return f"expected the system text as the first message, got {given!r} here; move it up"
-    if role in NEXT[previous]:
-        problem = f"expected the role user after a model message without a call, got {given!r}"
-        return f"{problem}; give the call that this result answers"
-    # Only what every form has: a call or a second result as a message of its own is special
-    others = ("system", "call", previous)
-    expected = " or ".join(name for name in NEXT[previous] if name not in others)
-    after = f"after a {previous} message" if previous else "as the first turn"
-    return f"expected the role {expected} {after}, got {given!r}; reorder or merge the messages"
-
-
-def _plain_text(content: Any) -> str:
-    """Return a message's text: a string, null, or a list of {"type": "text", "text": ...} parts.
-
-    Raises: ValueError for any other content, or half of a surrogate pair.
-    """
-    # Joined without a space: the parts are cuts through one text
-    texts = []
-    for part in content if isinstance(content, list | tuple) else [content]:
-        is_text_part = isinstance(part, Mapping) and part.get("type", "text") == "text"
-        text = part.get("text") if is_text_part else part
-        if not isinstance(text, str | None):
-            got = shorten(repr(part))
-            raise ValueError(f"expected text, got {got}; only text parts can be trained on")
-        texts.append(text or "")
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            "expected whole characters, got half of a surrogate pair; repair the encoding"
-        ) from None
-    return "".join(texts)
+        names = tuple(self.repairs + repairs)
+        conversation = Conversation(messages, self.tools, prompt, system, self.where, names)
+        return dataclasses.replace(conversation, held_out=True) if is_held_out else conversation
 
 
 def _read_model(
@@ -353,7 +299,9 @@ def _read_model(
             found, names = read_api_calls(raw[key], tools)
             calls += found
             repairs += names
-    thinking = _plain_text(raw.get("reasoning_content") or raw.get("reasoning")).strip()
+    # vLLM's name, OpenRouter's, and gpt-oss'
+    keys = ("reasoning_content", "reasoning", "thinking")
+    thinking = read_text(next((raw[name] for name in keys if raw.get(name)), None)).strip()
     thinking = thinking or reply.thinking  # never both: some servers repeat it in the text
     # Both are common ways to say that a turn is context and not an example
     is_trained = raw.get("weight") != 0 and raw.get("train") is not False
@@ -378,7 +326,7 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
         is_parts = all(isinstance(p, Mapping) and p.get("type") == "text" for p in content)
     if not (content is None or isinstance(content, str) or is_parts):
         content = dump(check_value(content))  # a result that came as data
-    text = _plain_text(content)
+    text = read_text(content)
     # A message's "id" is the call's only where there is no tool_call_id
     keys = ["name", "tool_call_id"] + ([] if raw.get("tool_call_id") else ["id"])
     labels = {key: read_label(raw, key) for key in keys if raw.get(key) is not None}
@@ -395,7 +343,8 @@ def _read_results(raw: Mapping[str, Any], has_tags: bool) -> Message:
     while position < len(stripped):
         start = position + len(_OPEN)
         # A bracketed value is skipped whole, tags in its strings too
-        value = start + len(stripped[start:]) - len(stripped[start:].lstrip())
+        space = _SPACE.match(stripped, start)  # it matches the empty string too
+        value = space.end() if space else start
         end = find_end(stripped, value) if stripped[value : value + 1] in ("{", "[") else None
         gap = _BETWEEN_RESULTS.search(stripped, end or start)
         stop = gap.start() if gap else len(stripped) - len(_CLOSE)
@@ -425,7 +374,7 @@ def _match_results(messages: Sequence[Message]) -> tuple[tuple[Message, ...], li
         ids = [result.id for result in message.results if result.id] if places else []
         # An unknown id, or one that came twice: the results then keep the order of the row
         wrong = [id for id in ids if id not in places]
-        wrong += [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+        wrong += [id for id, count in Counter(ids).items() if count > 1]
         if wrong:
             known = ", ".join(map(repr, places))
             problem = f"expected one result for each call id out of {known}, got {wrong[0]!r}"

@@ -328,7 +328,7 @@ _CLIENT_CALLS: dict[str, dict[str, Any]] = {
     # One block holds all calls, but a client that streams wants them one by one: each opens with
     # its whole text and closes with its bracket
     "mistral": {
-        "open_pattern": rf"\s*(?:\[TOOL_CALLS\]\s*\[|(?<=\}})\s*,)\s*{_MADE}(?=\s*\}})",
+        "open_pattern": rf"\s*(?:\[TOOL_CALLS\]\s*\[|(?<=\}}\s*),)\s*{_MADE}(?=\s*\}})",
         "close_pattern": r"\s*\}(?:\s*\])?\s*",
         "content": "text",
         "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{json}"}},

@@ -16,8 +16,10 @@ import tokenizers
 
 from common.atomic import write_text
 from common.hub import fetch
-from data.conversation import SystemPrompt
+from common.json_file import read_object, read_text, show
+from data.conversation import SHAPES, SystemPrompt
 from data.template import chat_template, response_template
+from data.tokenizer_file import check_config, parse_tokenizer
 from data.wire import FORMATS, HERMES, Piece, Tag
 
 NAMED = {
@@ -62,10 +64,14 @@ class Tokenizer:
         tokens.
         """
         self._source, self._config, self._where = source, config, where
-        data = self._load(source)
+        data = parse_tokenizer(source, where)
         added = {entry["content"]: int(entry["id"]) for entry in data["added_tokens"]}
+        check_config(config, added, where)
+        format = format or config.get("tool_format")
         if format is not None and format not in FORMATS:
-            raise ValueError(f"format: expected {' or '.join(FORMATS)}, got {format!r}")
+            raise ValueError(
+                f"{where}: format: expected {' or '.join(FORMATS)}, got {show(format)}"
+            )
         # A vocabulary with all tags of a format was made for it
         complete = [wire for wire in FORMATS.values() if all(tag in added for tag in wire.tags)]
         self.wire = FORMATS[format] if format else [HERMES, *complete][-1]
@@ -92,7 +98,11 @@ class Tokenizer:
         for name, content in NAMED.items():
             setattr(self, name, added[content])
         self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
+        # A model that goes on by itself writes the tool's result, or the user's next turn.
+        results = {self.tag_ids[tag] for tag in self.wire.turn_ends}
+        self.turn_ends = {*self.stop_ids, self.start_of_turn_id, *results}
         self._content = self._content_tokenizer(data, control)
+        self._meta_ids: list[int] = []  # while it is asked whether any are needed
         self._meta_ids = self._find_meta_ids(data["model"]["vocab"])
         self._check_lossless()  # or a model would train on garbled text
         # The wording around the tools that training used, if a training run saved this tokenizer
@@ -116,9 +126,15 @@ class Tokenizer:
                 f"{path}: no such file; expected the `tokenizers` library's tokenizer.json"
             )
         config_path = path.with_name("tokenizer_config.json")
-        source = _read_text(path)
-        config = _load_object(_read_text(config_path), config_path) if config_path.is_file() else {}
-        return cls(source, config, format or config.get("tool_format"), str(path))
+        source = read_text(path)
+        config = read_object(config_path) if config_path.is_file() else {}
+        return cls(source, config, format, str(path))
+
+    @property
+    def is_byte_level(self) -> bool:
+        """True if pieces are runs of bytes; False for SentencePiece's, Gemma's, with its mark for a
+        space."""
+        return not self._meta_ids
 
     @property
     def format(self) -> str:
@@ -138,15 +154,6 @@ class Tokenizer:
 
         Raises: ValueError for half of a surrogate pair, which is no character.
         """
-        if self._meta_ids and META in text:
-            first, *rest = text.split(META)
-            ids = self._encode(first)
-            for part in rest:
-                ids += [*self._meta_ids, *self._encode(part)]
-            return ids
-        return self._encode(text)
-
-    def _encode(self, text: str) -> list[int]:
         try:
             # tokenizers answers half a surrogate pair with a TypeError that says nothing
             text.encode()
@@ -154,7 +161,11 @@ class Tokenizer:
             raise ValueError(
                 f"expected whole characters, got half of a surrogate pair at {text[:40]!r}"
             ) from None
-        return self._content.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for number, part in enumerate(text.split(META) if self._meta_ids else [text]):
+            ids += self._meta_ids if number else []
+            ids += self._content.encode(part, add_special_tokens=False).ids
+        return ids
 
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
         """Decode each run of content between control ids to a text, each control id to its tag."""
@@ -233,15 +244,6 @@ class Tokenizer:
             config["tool_prompt"] = dataclasses.asdict(prompt)
         return config
 
-    def _load(self, source: str) -> dict[str, Any]:
-        data = _load_object(source, self._where)
-        model = data.get("model")
-        kind = model.get("type") if isinstance(model, dict) else None
-        if kind != "BPE" or not isinstance(data.get("added_tokens"), list):
-            got = f"got the model type {kind!r}"
-            raise ValueError(f"{self._where}: expected a BPE tokenizer with added tokens, {got}")
-        return data
-
     def _content_tokenizer(self, data: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
         """Build the tokenizer for content: the same pieces and merges without any control token.
 
@@ -267,7 +269,11 @@ class Tokenizer:
         bare |= dict.fromkeys(("post_processor", "truncation", "padding"))
         try:
             return tokenizers.Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
-        except Exception as error:  # the library raises bare Exception for every fault of the file
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        # Bare Exception for every fault of the file that the library foresees, and for the others
+        # its PanicException, which is none
+        except BaseException as error:
             raise ValueError(
                 f"{self._where}: expected a tokenizer.json, got one that does not load: {error}"
             ) from None
@@ -275,7 +281,7 @@ class Tokenizer:
     def _find_meta_ids(self, vocab: dict[str, int]) -> list[int]:
         """The byte pieces of the space mark, where the tokenizer would confuse it with a space."""
         pieces = [f"<0x{byte:02X}>" for byte in META.encode()]
-        is_exact = self.decode(self._encode(META)) == META
+        is_exact = self.decode(self.encode(META)) == META
         if is_exact or not all(piece in vocab for piece in pieces):
             return []
         return [vocab[piece] for piece in pieces]
@@ -309,27 +315,16 @@ def _is_text(entry: dict[str, Any]) -> bool:
 def _read_prompt(value: Any, where: str) -> SystemPrompt | None:
     if value is None:
         return None
-    try:
-        return SystemPrompt(**value)
-    except TypeError as error:
+    fields = {"before", "after", "shape"}
+    is_text = isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+    if not is_text or not {"before"} <= set(value) <= fields:
         raise ValueError(
-            f"{where}: expected tool_prompt with before, after and shape in the config ({error})"
-        ) from None
-
-
-def _load_object(text: str, where: str | Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON, got {error}; download the file again") from None
-    if not isinstance(data, dict):
-        got = type(data).__name__
-        raise ValueError(f"{where}: expected a JSON object, got {got}; download the file again")
-    return data
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}; download the file again") from None
+            f"{where}: expected tool_prompt with before, after and shape in the config, "
+            f"got {show(value)}"
+        )
+    if value.get("shape", SHAPES[0]) not in SHAPES:
+        raise ValueError(
+            f"{where}: expected a tool_prompt of the shape {' or '.join(SHAPES)}, "
+            f"got {show(value['shape'])}"
+        )
+    return SystemPrompt(**value)

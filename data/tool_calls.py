@@ -5,8 +5,10 @@ error of a reply goes back to the model as a result.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from data.conversation import Shape, Tool, ToolCall
@@ -22,6 +24,7 @@ from data.lenient_json import (
 from data.tool_schema import JSON_TYPES, as_tools, is_optional
 
 MAX_CALLS = 64  # read out of one block: a model in a loop may write thousands
+MAX_TOOLS = 1024  # each call of a row looks its tool up among them
 # Names that data sets use for JSON schema's types: Python's, and those of the Berkeley leaderboard.
 TYPE_NAMES = {
     **{"dict": "object", "float": "number", "tuple": "array", "list": "array"},
@@ -32,9 +35,14 @@ TYPE_NAMES = {
 PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
 _SCHEMA_KEYS = {"type", "properties", "required", "additionalProperties"}
 _SCHEMA_KEYS |= {"description", "title", "$schema"}
+# What the keywords that are read hold, where they are there; see `_may_be_null`
+_LIST = (list, tuple, type(None))
+_KEYWORDS = {"type": (str, *_LIST), "anyOf": _LIST, "enum": _LIST}
 # Only a tag in front of a list or an object opens the block: prompts also speak of "<tools></tools>
 # XML tags".
 _TOOLS_BLOCK = re.compile(r"<tools>\s*(?=\[|\{\s*[\"'])")
+_MAX_BLOCKS = 16  # that many beginnings of a block are tried; a prompt has one
+_BETWEEN_TOOLS = re.compile(r"[ \t\r\n,]*")
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
     Without a block, the tools are None. Raises: ValueError for a broken block and no whole one.
     """
     problem: ValueError | None = None
-    for tag in _TOOLS_BLOCK.finditer(text):
+    for tag in islice(_TOOLS_BLOCK.finditer(text), _MAX_BLOCKS):
         start = position = tag.end()
         try:
             # The block is one list, or one object after the other
@@ -171,7 +179,8 @@ def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
                     raise ValueError(
                         f"expected a complete list of tools, got {got}; close every bracket"
                     )
-                position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+                gap = _BETWEEN_TOOLS.match(text, end)  # it matches the empty string too
+                position = gap.end() if gap else end
             if not text.startswith("</tools>", position):
                 got = shorten(text[position:]) or "the end"
                 raise ValueError(f"expected </tools> after the tools, got {got}; close it")
@@ -198,15 +207,18 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
     if value is None:
         return ()
     tools, problems = [], []
-    for number, item in enumerate(value if isinstance(value, list | tuple) else [value], start=1):
+    items = value if isinstance(value, list | tuple) else [value]
+    if len(items) > MAX_TOOLS:
+        raise ValueError(f"expected at most {MAX_TOOLS} tools, got {len(items)}")
+    for number, item in enumerate(items, start=1):
         try:
-            tools.append(read_tool(item))
+            # When2Call has a list of strings of JSON
+            tools.append(read_tool(read_values(item)[0][0] if isinstance(item, str) else item))
         except ValueError as error:
             problems.append(f"tool {number}: {error}")
-    names = [tool.name for tool in tools]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
-            problems.append(f"tool {name!r}: expected one definition, got several")
+    for name, count in Counter(tool.name for tool in tools).items():
+        if count > 1:
+            problems.append(f"tool {shorten(name)}: expected one definition, got several")
     if problems:
         raise ValueError("; ".join(problems))
     # A prompt writes all its tools alike; few rows mix shapes
@@ -250,13 +262,15 @@ def _read_parameters(name: str, value: Any) -> tuple[dict[str, Any], bool]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected parameters as an object, got {shorten(repr(value))}")
     # Compact parameters may be NAMED type or title, so the type alone does not make it a schema
-    is_object = value.get("type") in ("object", "dict") and set(value) <= _SCHEMA_KEYS
-    if not (is_object or isinstance(value.get("properties"), Mapping)):
-        return _read_compact(name, value), True
-    if not isinstance(value.get("properties") or {}, Mapping):
-        got = shorten(repr(value["properties"]))
+    is_object = str(value.get("type")).lower() in ("object", "dict") and set(value) <= _SCHEMA_KEYS
+    is_compact = not (is_object or isinstance(value.get("properties"), Mapping))
+    if is_compact:
+        schema = _read_compact(name, value)
+    else:
+        schema = {"type": "object", "properties": {}, **_normalise(value)}
+    if not isinstance(schema["properties"], Mapping):
+        got = shorten(repr(schema["properties"]))
         raise ValueError(f"{name}: expected properties as an object of schemas by name, got {got}")
-    schema = {"type": "object", "properties": {}, **_normalise(value)}
     required = schema.get("required", [])
     is_list = isinstance(required, list | tuple)
     if not is_list or not all(isinstance(argument, str) for argument in required):
@@ -267,7 +281,12 @@ def _read_parameters(name: str, value: Any) -> tuple[dict[str, Any], bool]:
         if not isinstance(item, Mapping):
             got = shorten(repr(item))
             raise ValueError(f"{name}: parameter {argument!r}: expected a schema, got {got}")
-    return schema, False
+        for key, kinds in _KEYWORDS.items():
+            if not isinstance(item.get(key), kinds):
+                got = shorten(repr(item[key]))
+                place = f"{name}: parameter {argument!r}"
+                raise ValueError(f"{place}: expected a list under {key!r}, got {got}")
+    return schema, is_compact
 
 
 def _read_compact(name: str, words: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +320,9 @@ def _normalise(schema: Mapping[str, Any]) -> dict[str, Any]:
     # Recursing only through keywords: parameters may be NAMED type
     result = dict(schema)
     if isinstance(result.get("type"), str):
-        result["type"] = TYPE_NAMES.get(result["type"], result["type"])
+        # Google's APIs write types in capitals
+        kind = result["type"].lower()
+        result["type"] = TYPE_NAMES.get(kind, kind if kind in JSON_TYPES else result["type"])
     if isinstance(result.get("properties"), Mapping):
         properties = {}
         for key, item in result["properties"].items():

@@ -68,9 +68,10 @@ class WireFormat:
     result: Block
     # The texts inside the blocks. Calls may share one block, hence a list: one text for each block
     # of the turn.
-    write_tools: Callable[[Sequence[Tool]], str]
     write_calls: Callable[[Sequence[ToolCall]], list[str]]
     write_result: Callable[[ToolResult], str]
+    # A JSON list, as Transformers' `tojson` writes it
+    write_tools: Callable[[Sequence[Tool]], str] = lambda tools: dump([*map(write_tool, tools)])
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
@@ -90,10 +91,6 @@ def dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _tools_as_list(tools: Sequence[Tool]) -> str:
-    return dump([write_tool(tool) for tool in tools])  # Transformers' `tojson` writes the same
-
-
 def _as_objects(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
     return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
@@ -110,7 +107,6 @@ HERMES = WireFormat(
     thinking=Block(Tag("<think>"), Tag("</think>")),
     call=Block(Tag("<tool_call>"), Tag("</tool_call>"), gap="\n"),
     result=Block(Tag("<tool_response>"), Tag("</tool_response>"), gap="\n"),
-    write_tools=_tools_as_list,
     write_calls=lambda calls: [dump(call) for call in _as_objects(calls)],
     write_result=lambda result: result.content,  # bare text: only the order says whose result it is
 )
@@ -120,7 +116,6 @@ MISTRAL = WireFormat(
     thinking=Block("<think>", "</think>\n"),  # the format has no token for it
     call=Block(Tag("[TOOL_CALLS]"), None),
     result=Block(Tag("[TOOL_RESULTS]"), Tag("[/TOOL_RESULTS]")),
-    write_tools=_tools_as_list,
     write_calls=lambda calls: [dump(_as_objects(calls))] if calls else [],
     write_result=_named_result,
 )

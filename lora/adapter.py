@@ -16,18 +16,19 @@ With `adapt="rows"` the rows are in PEFT's own file, and the first line alone is
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.atomic import write_tensors, write_text
+from common.json_file import read_object
 from common.sharding import unsharded
+from common.tensor_file import Headers, open_tensors
 from lora.config import EMBEDDING, HEAD, LoRAConfig
 from lora.embedding import ROWS_KEY
 from lora.inject import add_lora
@@ -115,18 +116,23 @@ def read_config(directory: str | Path) -> LoRAConfig:
         raise FileNotFoundError(
             f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}"
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    config = LoRAConfig.from_peft(raw, str(path))
+    config = LoRAConfig.from_peft(read_object(path), str(path))
     # LoRA on both ends is the course's recipe; PEFT's file says nothing of it by name.
     if config.token_ids or not (config.matches(f"model.{EMBEDDING}") and config.matches(HEAD)):
         return config
     rows = _read_rows(Path(directory))
     return replace(config, adapt="course", token_ids=tuple(rows["ids"].tolist()) if rows else ())
+
+
+def _expected_shapes(model: Any, config: LoRAConfig) -> Headers:
+    """What `adapter_tensors` of the model with LoRA would be, found without memory for it.
+
+    Raises: ValueError as `add_lora`.
+    """
+    # A rank of three million in a small file would fill the memory before any shape is compared.
+    with torch.device("meta"):
+        shadow = add_lora(type(model)(model.config), config, impl="reference")
+    return {key: (tuple(p.shape), "F32") for key, p in adapter_tensors(shadow).items()}
 
 
 def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAConfig:
@@ -139,22 +145,21 @@ def load_adapter(model: Any, directory: str | Path, impl: str = "auto") -> LoRAC
     """
     directory = Path(directory)
     config = read_config(directory)
+    expected = _expected_shapes(model, config)
     tensors = _read(directory / WEIGHTS)
     rows = _read_rows(directory) if config.adapt == "course" else {}
     copies = _base_copies(tensors)
     problems = _pop_shared_rows(tensors, model.config.tie_word_embeddings)
-    # The model with LoRA in it says which tensors must be there; all are compared, then copied.
-    add_lora(model, config, impl=impl)
-    expected = adapter_tensors(model)
     problems += _differences(expected, tensors) + _base_problems(model, copies, rows)
     if problems:
         raise ValueError(
             f"{directory / WEIGHTS}: does not fit this model and {CONFIG}: " + "; ".join(problems)
         )
+    add_lora(model, config, impl=impl)
     with torch.no_grad():
         # The base first: rows of new tokens in it are what the adapter's differences refer to.
         _fill_base(model, copies, rows)
-        for key, parameter in expected.items():
+        for key, parameter in adapter_tensors(model).items():
             parameter.copy_(tensors[key])
     return config
 
@@ -164,10 +169,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"{path}: no such file; an adapter folder holds {CONFIG} and {WEIGHTS}"
         )
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    with open_tensors(path) as reader:
+        return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
 
 
 def _read_rows(directory: Path) -> dict[str, Tensor]:
@@ -186,6 +189,8 @@ def _read_rows(directory: Path) -> dict[str, Tensor]:
         # One id for each row, and rows of one width in both matrices.
         is_right = len(ids) == 1 and len(embedding) == 2
         is_right = is_right and embedding[0] == ids[0] and head == embedding
+        # Numbers with a fraction are no ids, and index nothing.
+        is_right = is_right and rows["ids"].dtype == torch.int64
     if not is_right:
         raise ValueError(
             f"{path}: expected ids (n,), {EMBEDDING} (n, D) and {HEAD} (n, D), got {shapes}"
@@ -213,14 +218,16 @@ def _pop_shared_rows(tensors: dict[str, Tensor], is_tied: bool) -> list[str]:
     return [] if is_same else [f"{second} differs from {first} on a tied model"]
 
 
-def _differences(expected: dict[str, nn.Parameter], found: dict[str, Tensor]) -> list[str]:
+def _differences(expected: Headers, found: dict[str, Tensor]) -> list[str]:
     problems = [f"missing {key}" for key in sorted(set(expected) - set(found))]
     problems += [f"unexpected {key}" for key in sorted(set(found) - set(expected))]
-    return problems + [
-        f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in sorted(set(expected) & set(found))
-        if found[key].shape != expected[key].shape
-    ]
+    for key in sorted(set(expected) & set(found)):
+        (shape, _), tensor = expected[key], found[key]
+        if tuple(tensor.shape) != shape:
+            problems.append(f"{key} has shape {tuple(tensor.shape)}, expected {shape}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, expected a floating-point type")
+    return problems
 
 
 def _base_problems(
@@ -237,7 +244,9 @@ def _base_problems(
     checked = copies if model.config.tie_word_embeddings else []
     if any(not torch.equal(copy, checked[0][1]) for _, copy in checked):
         problems.append(f"the copies of {EMBEDDING} and {HEAD} differ on a tied model")
-    last = int(rows["ids"].max()) if rows else 0
+    last = max(rows["ids"].tolist(), default=0) if rows else 0
+    if rows and min(rows["ids"].tolist(), default=0) < 0:
+        problems.append(f"{NEW_ROWS} has negative ids")  # they would count from the end
     if last >= size:
         problems.append(
             f"{NEW_ROWS} has rows up to {last} of a vocabulary of {size}: "
@@ -260,13 +269,16 @@ def _fill_base(model: Any, copies: list[tuple[str, Tensor]], rows: dict[str, Ten
         weight[rows["ids"].to(weight.device)] = rows[name].to(weight)
 
 
-def merge_adapter(model: Any) -> Any:
+def merge_adapter(model: Any, survived: dict[str, float] | None = None) -> Any:
     """Folds LoRA and token rows into the weights in place; returns the plain model in its dtype.
 
     A tied model with LoRA on embedding or head comes out untied: the two deltas differ
     (W_in = W + d_in, W_out = W + d_out), and `config.tie_word_embeddings` turns false.
-    Raises: ValueError if there is nothing to merge.
+    `survived` is filled with the share of each layer's delta that outlived the rounding to the
+    weight's dtype (`lora.wrapped.survival`), by the layer's name.
+    Raises: ValueError if there is nothing to merge, or if a merged weight is not finite.
     """
+    shares: dict[str, float] = {} if survived is None else survived
     if not adapter_tensors(model):
         raise ValueError("this model carries no LoRA; nothing to merge")
     embedding, head = model.model.embed_tokens, model.lm_head
@@ -278,6 +290,13 @@ def merge_adapter(model: Any) -> Any:
     for name, wrapped in _wrapped_layers(model):
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, wrapped.merged())
+        shares[name] = wrapped.survived
+    broken = [name for name, share in shares.items() if math.isnan(share)]
+    if broken:
+        raise ValueError(
+            f"merging gives weights that are not finite in {', '.join(broken[:3])} ({len(broken)} "
+            "in all): the adapter holds such values, or its dtype is too narrow (try --dtype fp32)"
+        )
     return model
 
 

@@ -6,7 +6,10 @@ Source: "LoRA" (arXiv:2106.09685), section 4.1; rank-stabilised scaling: arXiv:2
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+from common.json_file import show
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
@@ -18,6 +21,11 @@ UNSUPPORTED = """use_dora modules_to_save layers_to_transform layer_replication 
 # Ways to start that leave the base's weights alone; the others (pissa, olora, ...) save an adapter
 # of a changed base.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# A rank above every width of a Gemma only costs memory; an adapter of all modules has some hundred
+# entries in a pattern; an expression is written by hand.
+MAX_RANK, MAX_ENTRIES, MAX_EXPRESSION = 1 << 16, 1024, 1000
+_ANY_PATH = r"(?:.*\.)?"  # in front of a pattern's key, which matches the end of a path
+_PLAIN = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -47,36 +55,33 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         # A sentence for each condition: every field that is out of range is named at once.
         checks = {
-            f"rank must be a whole number of at least 1, got {self.rank!r}": _is_rank(self.rank),
-            f"alpha must be a positive number, got {self.alpha!r}": _is_number(self.alpha)
+            f"rank must be a whole number from 1 to {MAX_RANK}, got {show(self.rank)}": _is_rank(
+                self.rank
+            ),
+            f"alpha must be a positive number, got {show(self.alpha)}": _is_number(self.alpha)
             and self.alpha > 0,
-            f"dropout must lie in [0, 1), got {self.dropout!r}": _is_number(self.dropout)
+            f"dropout must lie in [0, 1), got {show(self.dropout)}": _is_number(self.dropout)
             and 0 <= self.dropout < 1,
             f"adapt must be rows or course, got {self.adapt!r}": self.adapt in ("rows", "course"),
-            f"rank_pattern must hold ranks of at least 1, got {self.rank_pattern!r}": _all(
-                _is_rank, self.rank_pattern
-            ),
-            f"alpha_pattern must hold numbers, got {self.alpha_pattern!r}": _all(
-                _is_number, self.alpha_pattern
-            ),
-            f"targets must name at least one module, got {self.targets!r}": bool(self.targets)
+            f"rank_pattern must hold up to {MAX_ENTRIES} ranks from 1 to {MAX_RANK}, "
+            f"got {show(self.rank_pattern)}": _all(_is_rank, self.rank_pattern),
+            f"alpha_pattern must hold up to {MAX_ENTRIES} numbers, "
+            f"got {show(self.alpha_pattern)}": _all(_is_number, self.alpha_pattern),
+            f"targets must name at least one module, got {show(self.targets)}": bool(self.targets)
             and all(isinstance(target, str) and target for target in self.targets),
-            f"token_ids must be whole numbers, got {self.token_ids!r}": all(
+            f"token_ids must be whole numbers, got {show(self.token_ids)}": all(
                 type(i) is int for i in self.token_ids
             ),
         }
         problems = [sentence for sentence, ok in checks.items() if not ok]
         if problems:
             raise ValueError("LoRA: " + "; ".join(problems))
-        # Compiled here, so that a misspelt one is refused by its name and not deep inside a search.
-        regex = self.targets if isinstance(self.targets, str) else ""
-        for expression in (regex, *self.rank_pattern, *self.alpha_pattern):
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise ValueError(
-                    f"LoRA: {expression!r} is not a regular expression ({error})"
-                ) from error
+        # Tried here, so that a misspelt one is refused by its name and not deep inside a search.
+        regex = [self.targets] if isinstance(self.targets, str) else []
+        for expression in (*regex, *self.rank_pattern, *self.alpha_pattern):
+            _check_expression(expression)
+        if regex:
+            _check_expression(str(self.all_targets))  # what the adapter's file will hold
 
     @property
     def all_targets(self) -> tuple[str, ...] | str:
@@ -142,10 +147,16 @@ class LoRAConfig:
         """
         problems = []
         if raw.get("peft_type") != "LORA":
-            problems.append(f"peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
+            problems.append(f"peft_type is {show(raw.get('peft_type'))}, expected 'LORA'")
         required = ("r", "lora_alpha", "target_modules")
         problems += [f"{name} is missing" for name in required if raw.get(name) is None]
         targets, rows = raw.get("target_modules") or (), _rows_by_module(raw)
+        base = raw.get("base_model_name_or_path") or ""
+        if not isinstance(base, str):
+            problems.append(f"base_model_name_or_path must be a name, got {show(base)}")
+        if not isinstance(targets, str | list | tuple):
+            problems.append(f"target_modules must be names or an expression, got {show(targets)}")
+            raw = raw | {"target_modules": []}  # the other problems are named too
         odd = _unsupported(raw)
         if odd:
             problems.append(f"not supported: {', '.join(odd)} (merge this adapter with PEFT first)")
@@ -163,7 +174,7 @@ class LoRAConfig:
                 alpha_pattern=raw.get("alpha_pattern") or {},
                 token_ids=tuple(rows[EMBEDDING]),
                 trains_head_tokens=HEAD in rows,
-                base_model=raw.get("base_model_name_or_path") or "",
+                base_model=base,
             )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from error
@@ -177,12 +188,12 @@ def _rows_by_module(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:
     """The options of an `adapter_config.json` that change the result and are not supported."""
-    odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
+    odd = [f"{name}={show(raw[name])}" for name in UNSUPPORTED if raw.get(name)]
     if raw.get("bias", "none") != "none":
-        odd.append(f"bias={raw['bias']!r}")
+        odd.append(f"bias={show(raw['bias'])}")
     start = raw.get("init_lora_weights")
     if start not in PLAIN_STARTS:
-        odd.append(f"init_lora_weights={start!r}")
+        odd.append(f"init_lora_weights={show(start)}")
     targets, ends = raw.get("target_modules") or (), (f"model.{EMBEDDING}", HEAD)
     # PEFT would then give both ends one delta; here they have two.
     if raw.get("ensure_weight_tying") and any(_matches(targets, name) for name in ends):
@@ -191,26 +202,28 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
     # The same ids for both ends, or for the embedding alone: all that one list of ids can say.
     ids = rows.get(EMBEDDING)
     if not isinstance(ids, list) or set(rows) - {EMBEDDING, HEAD} or rows.get(HEAD, ids) != ids:
-        odd.append(f"trainable_token_indices={raw['trainable_token_indices']!r}")
+        odd.append(f"trainable_token_indices={show(raw['trainable_token_indices'])}")
     return odd
 
 
 def _is_rank(value: Any) -> bool:
     # The type itself: True is an int for isinstance, and a rank of True would pass as 1.
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= MAX_RANK
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    # Finite in float32 too, also after a multiplication with a weight; NaN and infinity are not.
+    return type(value) in (int, float) and abs(value) <= 1e12
 
 
 def _all(check: Callable[[Any], bool], pattern: Any) -> bool:
-    return isinstance(pattern, dict) and all(map(check, pattern.values()))
+    is_small = isinstance(pattern, dict) and len(pattern) <= MAX_ENTRIES
+    return is_small and all(map(check, pattern.values()))
 
 
 def _matches(targets: Any, name: str) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return _is_full_match(targets, name)
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
@@ -218,8 +231,57 @@ def _lookup(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first key that matches the end of the path, as PEFT matches it."""
     # Each key is a regular expression for PEFT: the dot in "model.embed_tokens" matches anything.
     return next(
-        (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default
+        (
+            value
+            for key, value in pattern.items()
+            if _is_full_match(_ANY_PATH + (key if _PLAIN.fullmatch(key) else f"(?:{key})"), name)
+        ),
+        default,
     )
+
+
+def _check_expression(text: str) -> None:
+    """Raises: ValueError for what is no regular expression, or none that takes linear time."""
+    if len(text) > MAX_EXPRESSION:
+        raise ValueError(
+            f"LoRA: expected an expression of at most {MAX_EXPRESSION} characters, "
+            f"got {len(text)}: {show(text)}"
+        )
+    try:
+        # PEFT will read it with Python's own, which has to accept it too.
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"LoRA: {show(text)} is not a regular expression ({error})") from error
+    # Two spellings that both engines accept and read differently.
+    odd = next((part for part in ("{,", "[:") if part in text), None)
+    if odd:
+        raise ValueError(f"LoRA: {show(text)}: expected an expression without {odd!r}; rewrite it")
+    try:
+        _is_full_match(text, "")
+    except ValueError as error:
+        raise ValueError(
+            f"LoRA: {show(text)}: expected an expression without lookaround, backreference and the "
+            f"like, which can take unbounded time, got {error}; rewrite it, or name the modules"
+        ) from error
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_full_match(expression: str, text: str) -> bool:
+    """True if the expression matches all of `text`, in time linear in it.
+
+    By RE2, which pyarrow brings along: Python's own engine backtracks, so that "(a+)+b" in an
+    adapter's file, which comes from anywhere, would never end.
+    Raises: ValueError for an expression that RE2 has no linear way for.
+    """
+    # Names, the usual case, need no second engine.
+    if _PLAIN.fullmatch(expression.removeprefix(_ANY_PATH)):
+        return re.fullmatch(expression, text) is not None
+    import pyarrow.compute  # here, because names need none of it
+
+    found = pyarrow.compute.match_substring_regex(
+        pyarrow.array([text]), pattern=f"^(?:{expression})$"
+    )
+    return bool(found[0].as_py())
 
 
 def parse_targets(text: str) -> tuple[str, ...] | str:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora.wrapped import WrappedLayer, add_delta_
+from lora.wrapped import WrappedLayer, add_delta_, survival
 
 # PEFT's key for trained token rows, after the module's path.
 ROWS_KEY = ".token_adapter.trainable_tokens_delta"
@@ -53,7 +53,8 @@ class LoRAEmbedding(WrappedLayer):
         return (frozen + delta).to(frozen.dtype)
 
     def merged(self) -> nn.Embedding:
-        add_delta_(self.base.weight, self.lora_A.T, self.lora_B.T, self.scaling)
+        left, right = self.lora_A.T, self.lora_B.T
+        self.survived = add_delta_(self.base.weight, left, right, self.scaling)
         return self.base
 
     def peft_tensors(self, prefix: str) -> dict[str, nn.Parameter]:
@@ -96,9 +97,14 @@ class _WithNewTokens(WrappedLayer):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
+        rows = self.trained.rows.to(self.weight.dtype)
+        lost = (rows.float() - self.trained.rows).square().sum().item()
+        whole = (self.trained.rows - self.weight[self.trained.ids].float()).square().sum().item()
         # A tied head and embedding both do this to the one weight they share: the second time
-        # changes nothing.
-        self.weight.index_copy_(0, self.trained.ids, self.trained.rows.to(self.weight.dtype))
+        # changes nothing, so what is left of the rows is the first one's.
+        is_first = not torch.equal(self.weight[self.trained.ids], rows)
+        self.survived = survival(lost, whole) if is_first or lost != lost else 1.0
+        self.weight.index_copy_(0, self.trained.ids, rows)
         return self.base
 
     def peft_tensors(self, prefix: str) -> dict[str, nn.Parameter]:

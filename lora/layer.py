@@ -101,7 +101,7 @@ class LoRALinear(WrappedLayer):
         return fused_linears(x, [_low_rank(linear) for linear in linears], p=p, impl=self.impl)
 
     def merged(self) -> nn.Linear:
-        add_delta_(self.base.weight, self.lora_B, self.lora_A, self.scaling)
+        self.survived = add_delta_(self.base.weight, self.lora_B, self.lora_A, self.scaling)
         return self.base
 
     def peft_tensors(self, prefix: str) -> dict[str, nn.Parameter]:

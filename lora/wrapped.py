@@ -16,6 +16,8 @@ class WrappedLayer(nn.Module):
     """A frozen layer, `base`, with the parameters that train beside it."""
 
     base: nn.Module
+    # After `merged`: how much of what was trained outlived the rounding, see `survival`.
+    survived: float = 1.0
 
     @property
     def weight(self) -> Tensor:
@@ -34,11 +36,31 @@ class WrappedLayer(nn.Module):
 
 
 @torch.no_grad()
-def add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    """weight (N, K) += scaling * left (N, r) @ right (r, K), in float32, rounded once."""
+def add_delta_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> float:
+    """weight (N, K) += scaling * left (N, r) @ right (r, K), in float32, rounded once.
+
+    Returns what is left of the delta after the rounding, see `survival`.
+    """
+    lost = whole = 0.0
     for start in range(0, weight.shape[0], MERGE_ROWS):
         part = slice(start, start + MERGE_ROWS)
         # Sum first, round last: a bfloat16 delta added to a bfloat16 weight would be rounded twice,
         # and a small delta would lose most of its digits before it reaches the weight.
         delta = scaling * (left[part].float() @ right.float())
-        weight[part] = (weight[part].float() + delta).to(weight.dtype)
+        before = weight[part].float()
+        after = (before + delta).to(weight.dtype)
+        # Before it is written: a float32 `before` is the weight's own memory.
+        lost += (after.float() - before - delta).square().sum().item()
+        weight[part] = after
+        whole += delta.square().sum().item()
+    return survival(lost, whole)
+
+
+def survival(lost: float, whole: float) -> float:
+    """The share of a delta's energy that rounding left: 1 - |moved - delta|^2 / |delta|^2.
+
+    0 where every entry was too small to move its weight, 1 where all arrived; NaN for a weight that
+    is not finite.
+    """
+    # A rounding that doubles small entries loses more than the delta was: that is nothing left.
+    return 1.0 if whole == 0 and lost == 0 else max(1.0 - lost / max(whole, 1e-45), 0.0 * lost)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic import write_text
+from common.json_file import read_object, show
 
 REQUIRED = (
     "vocab_size",
@@ -22,6 +23,9 @@ REQUIRED = (
 )
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 UNSUPPORTED = ("attention_bias", "use_bidirectional_attention")
+# Far above any Gemma, and far below what would fill a memory before the weights are compared:
+# modules are built for each layer, tables for each size.
+MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 1 << 24, 10**12
 
 
 @dataclass(frozen=True)
@@ -97,24 +101,16 @@ class Gemma2Config:
             raise FileNotFoundError(
                 f"{path}: no such file; a Gemma-2 folder holds config.json and *.safetensors"
             )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path}: not valid JSON ({error}); download the file again"
-            ) from error
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-        return cls._from_dict(raw, str(path))
+        return cls._from_dict(read_object(path), str(path))
 
     @classmethod
     def _from_dict(cls, raw: dict[str, Any], where: str) -> "Gemma2Config":
         if raw.get("model_type", "gemma2") != "gemma2":
             raise ValueError(
-                f"{where}: model_type is {raw['model_type']!r}, "
+                f"{where}: model_type is {show(raw['model_type'])}, "
                 "but only gemma2 checkpoints are supported"
             )
-        missing = [name for name in REQUIRED if name not in raw]
+        missing = [name for name in REQUIRED if raw.get(name) is None]
         if missing:
             raise ValueError(
                 f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?"
@@ -129,8 +125,18 @@ class Gemma2Config:
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         _check_numbers(values, where)
+        _check_others(values, where)
         _check_variant(raw, where)
-        return cls(**values)
+        try:
+            config = cls(**values)
+        except ValueError as error:  # the class names the field, and here the file is known too
+            raise ValueError(f"{where}: {error}") from None
+        if config.num_parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"{where}: expected at most {MAX_PARAMETERS:.0e} parameters, "
+                f"got sizes that make {config.num_parameters:.0e}"
+            )
+        return config
 
     def to_json(self, path: str | Path, dtype: str | None = None) -> None:
         """Writes a `config.json` as Transformers reads it; `dtype` as in "bfloat16"."""
@@ -150,18 +156,17 @@ def _rotary_base(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """rope_theta, which newer Transformers nests in rope_parameters, once or per kind of layer."""
     nested = raw.get("rope_parameters") or {}
     if not isinstance(nested, dict):
-        raise ValueError(f"{where}: rope_parameters must be an object, got {nested!r}")
+        raise ValueError(f"{where}: rope_parameters must be an object, got {show(nested)}")
     tables = [value for value in nested.values() if isinstance(value, dict)] or [nested]
-    kinds = {table.get("rope_type", "default") for table in tables}
-    if kinds != {"default"} or raw.get("rope_scaling"):
-        scaling = nested or raw.get("rope_scaling")
-        raise ValueError(f"{where}: scaled rotary embeddings are not supported: {scaling!r}")
-    bases = {table["rope_theta"] for table in tables if table.get("rope_theta")}
-    if len(bases) > 1:
-        raise ValueError(
-            f"{where}: rope_theta must be the same for all layers, got {sorted(bases)}"
-        )
-    return {"rope_theta": bases.pop()} if bases else {}
+    is_scaled = any(table.get("rope_type", "default") != "default" for table in tables)
+    if is_scaled or raw.get("rope_scaling"):
+        scaling = show(nested or raw.get("rope_scaling"))
+        raise ValueError(f"{where}: scaled rotary embeddings are not supported: {scaling}")
+    # A list, because a value that is no number need not be hashable; `_check_numbers` names it.
+    bases = [table["rope_theta"] for table in tables if table.get("rope_theta")]
+    if any(base != bases[0] for base in bases):
+        raise ValueError(f"{where}: rope_theta must be the same for all layers, got {show(bases)}")
+    return {"rope_theta": bases[0]} if bases else {}
 
 
 def _check_variant(raw: dict[str, Any], where: str) -> None:
@@ -172,9 +177,9 @@ def _check_variant(raw: dict[str, Any], where: str) -> None:
     if raw.get("layer_types") not in (None, expected):
         raise ValueError(
             f"{where}: layer_types must alternate sliding_attention, full_attention, "
-            f"got {raw['layer_types']}"
+            f"got {show(raw['layer_types'])}"
         )
-    odd = [f"{name}={raw[name]!r}" for name in UNSUPPORTED if raw.get(name)]
+    odd = [f"{name}={show(raw[name])}" for name in UNSUPPORTED if raw.get(name)]
     if odd:
         raise ValueError(f"{where}: not supported: {', '.join(odd)}")
 
@@ -184,16 +189,34 @@ def _check_numbers(values: dict[str, Any], where: str) -> None:
     real = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", *SOFTCAPS)
     bad = []
     for name in whole:
-        if name in values and not _is_positive(values[name], int):
-            bad.append(f"{name}={values[name]!r} (whole)")
+        limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+        if name in values and not (_is_number(values[name], int) and 0 < values[name] <= limit):
+            bad.append(f"{name}={show(values[name])} (whole, at most {limit})")
     for name in real:
         value = values.get(name)  # None is a softcap that is switched off
-        if value is not None and not _is_positive(value, int, float):
-            bad.append(f"{name}={value!r}")
+        # The bounds keep the arithmetic finite in float32, and leave out infinity and NaN.
+        if value is not None and not (_is_number(value, int, float) and 1e-12 <= value <= 1e12):
+            bad.append(f"{name}={show(value)}")
     if bad:
         raise ValueError(f"{where}: expected positive numbers, got {', '.join(bad)}")
 
 
-def _is_positive(value: Any, *kinds: type) -> bool:
+def _check_others(values: dict[str, Any], where: str) -> None:
+    """Refuses ids, a switch or a name of another type, each of which would fail far from here."""
+    bad = []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(name, 0)
+        ids = value if isinstance(value, tuple) and name == "eos_token_id" else (value,)
+        if not all(_is_number(id, int) and 0 <= id < MAX_SIZE for id in ids):
+            bad.append(f"{name}={show(value)} (an id)")
+    if not isinstance(values.get("tie_word_embeddings", True), bool):
+        bad.append(f"tie_word_embeddings={show(values['tie_word_embeddings'])} (true or false)")
+    if not isinstance(values.get("hidden_activation", ""), str):
+        bad.append(f"hidden_activation={show(values['hidden_activation'])} (a name)")
+    if bad:
+        raise ValueError(f"{where}: expected other types, got {', '.join(bad)}")
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
     # Not isinstance: True is an int, and no size.
-    return type(value) in kinds and value > 0
+    return type(value) in kinds

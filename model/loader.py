@@ -5,22 +5,22 @@ straight into its final dtype and device, so the peak is the model itself plus o
 """
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.atomic import write_tensors, write_text
 from common.hub import fetch
+from common.json_file import read_object, show
+from common.tensor_file import FLOATS, Headers, open_tensors, read_headers
 from model.config import Gemma2Config
 from model.transformer import Gemma2
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILE_NAME = re.compile(r"[\w-][\w.-]{0,199}")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-FLOATS = ("F32", "F16", "BF16")
-Headers = dict[str, tuple[tuple[int, ...], str]]  # shape and type ("F32", "BF16", ...) by name
 
 
 def checkpoint_folder(path_or_repo: str | Path) -> Path:
@@ -47,38 +47,25 @@ def _checkpoint_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{folder}: neither {SINGLE} nor {INDEX} is here; is the download complete?"
         )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(
-            f"{index}: expected a JSON object with a weight_map ({error}); download it again"
-        ) from error
+            f"{index}: expected a weight_map of tensors, got {show(weight_map)}; download it again"
+        )
+    for name in weight_map.values():
+        # A name with a folder in it, "../secret.safetensors", would be read from elsewhere.
+        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+            raise ValueError(
+                f"{index}: expected names of files in the same folder, got {show(name)}; "
+                "download it again"
+            )
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{index}: names files that are not here: {', '.join(missing)}; download them"
+            f"{index}: names files that are not here: {', '.join(missing[:5])}; download them"
         )
     return [folder / name for name in names]
-
-
-def _open(file: Path, device: str = "cpu") -> Any:
-    try:
-        return safe_open(file, framework="pt", device=device)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file}: not a readable safetensors file ({error}); download it again"
-        ) from error
-
-
-def _headers(files: list[Path]) -> Headers:
-    """What the files say of every tensor; reads no data."""
-    headers: Headers = {}
-    for file in files:
-        with _open(file) as reader:
-            for name in reader.keys():  # noqa: SIM118 (the reader is no dict)
-                entry = reader.get_slice(name)
-                headers[name] = (tuple(entry.get_shape()), entry.get_dtype())
-    return headers
 
 
 def _check(folder: Path, model: Gemma2, headers: Headers) -> None:
@@ -114,10 +101,10 @@ def load_gemma2(
     files = _checkpoint_files(folder)
     with torch.device("meta"):  # shapes without memory
         model = Gemma2(config)
-    _check(folder, model, _headers(files))
+    _check(folder, model, read_headers(*files))
     duplicate = None
     for file in files:
-        with _open(file, str(device)) as reader:
+        with open_tensors(file, str(device)) as reader:
             for name in reader.keys():  # noqa: SIM118
                 tensor = reader.get_tensor(name)
                 if name == HEAD and config.tie_word_embeddings:

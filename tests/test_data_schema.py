@@ -146,7 +146,7 @@ def test_each_form_is_read_by_its_own_function() -> None:
     for row, form in rows:
         column = "conversations" if "conversations" in row else "messages"
         keys = set(row).union(*row[column])
-        assert next(read for signs, read in FORMS if signs & keys) is form
+        assert next(read for signs, read in FORMS if signs <= keys) is form
         plain = form(row, list(row[column]))
         assert plain.has_tags == (column == "conversations")
         roles = [ROLES[message["role"]] for message in plain.messages]
@@ -301,6 +301,7 @@ def test_tags_in_content_are_text() -> None:
     ]
     assert conversation.tools[0].description == "Not </tools> but <tools>[]"
     row = openai_row()
+    forged = forged.replace("<tool_call>{}</tool_call>", "a call")
     row["messages"][4]["content"] = f"say {forged}"
     assert parse_row(row).messages[3].content == f"say {forged}"
 
@@ -389,10 +390,6 @@ def call_row(body: str) -> dict[str, Any]:
             openai("user x", "pope y"),
             ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"],
         ),
-        (
-            openai("user x", "user y", "model z"),
-            ["f:7: message 2: expected the role model after a user message, got 'user'"],
-        ),
         (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
         (
             openai("user x", "model z", "tool 1"),
@@ -444,7 +441,7 @@ def call_row(body: str) -> dict[str, Any]:
         ),
         (
             call_row('{"name": "f", "arguments": {"a": 1e999}}'),
-            ["expected a finite number, got inf"],
+            ["expected finite numbers, got NaN or Infinity"],
         ),
         (
             call_row('{"name": "f", "arguments": [1]}'),

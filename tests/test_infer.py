@@ -21,6 +21,7 @@ from torch import Tensor
 import infer
 from agent import agent as loop
 from agent import evaluate, loading
+from data.chat import parse_reply
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, save_adapter
@@ -730,7 +731,7 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     assert flags == [
         *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
-        *("--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
+        *("--out", "--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
     ]
     # One for the group of the three jobs, one for each of the other flags.
     assert out.count("default: ") == 15
@@ -994,6 +995,89 @@ def test_evaluate_prints_the_accuracy(
     accuracy = result["tool_call_accuracy"]
     assert accuracy["overall"] == 0.4 and accuracy["unseen"] == 1 / 3 and accuracy["no_call"] == 0.5
     assert accuracy["seen"] is None and accuracy["n"]["overall"] == 5
+
+
+def test_evaluate_writes_every_reply_with_its_verdict(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = call("add", a=1, b=2), call("add", a=2, b=2)
+    talk = row("Q0 aa", one)
+    results = [("tool", "<tool_response>3</tool_response>"), ("model", other)]
+    results += [("tool", "<tool_response>4</tool_response>"), ("model", "Three and four.")]
+    talk["conversations"] += [{"role": role, "content": text} for role, text in results]
+    context = row("Q1 bb", "Hm.")
+    context["conversations"][-1]["weight"] = 0
+    context["conversations"] += [
+        {"role": "human", "content": "Well?"},
+        {"role": "model", "content": "No."},
+    ]
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in [talk, context]))
+    tokenizer = Tokenizer.from_pretrained(base)
+
+    def fake(model: Any, prompts: Any, *_: Any) -> list[list[int]]:
+        # By the results that the prompt shows: the turns before a reply are the row's own
+        texts = [tokenizer.decode(prompt) for prompt in prompts]
+        written = [one, one, one]
+        counts = [text.count("<tool_response>\n") for text in texts]
+        replies = [
+            "No." if "Well?" in text else written[n] for text, n in zip(texts, counts, strict=True)
+        ]
+        return [ids_of(reply, tokenizer) for reply in replies]
+
+    monkeypatch.setattr(evaluate, "generate", fake)
+    flags = ["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "64"]
+    assert infer.main([*flags, "--out", str(out)]) == 0
+    accuracy = json.loads(capsys.readouterr().out)["tool_call_accuracy"]
+    assert accuracy["n"]["overall"] == 4 and accuracy["overall"] == 0.5
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["row"], line["message"], line["verdict"]) for line in lines] == [
+        ("rows.jsonl:1", 2, "right"),
+        ("rows.jsonl:1", 4, "other arguments"),
+        ("rows.jsonl:1", 6, "a call where none is due"),
+        ("rows.jsonl:2", 4, "right"),
+    ]
+    assert lines[1]["expected"]["calls"] == [{"name": "add", "arguments": {"a": 2, "b": 2}}]
+    assert lines[1]["got"]["calls"] == [{"name": "add", "arguments": {"a": 1, "b": 2}}]
+    assert (
+        lines[3]["expected"] == {"calls": [], "content": "No."} and "No." in lines[3]["got"]["text"]
+    )
+    assert infer.main([*flags, "--out", str(tmp_path / "none" / "out.jsonl")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (call("add", a=1), "right"),
+        (call("add", a=2), "other arguments"),
+        (call("sub", a=1), "other tools"),
+        ("No.", "no call"),
+        ("", "empty"),
+        ("<tool_call>x</tool_call>", "broken call: not_an_object"),
+    ],
+)
+def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> None:
+    tokenizer = Tokenizer.from_pretrained(base)
+    expected = parse_row(row("q", call("add", a=1))).messages[1].calls
+    reply = parse_reply(ids_of(text, tokenizer), tokenizer)
+    assert evaluate.judge(expected, reply) == verdict
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--merge", "m", "--adapter", "a", "--tools", "t.py"],
+        ["--evaluate", "rows.jsonl", "--tools", "t.py"],
+        ["--prompt", "x", "--out", "rows.jsonl"],
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and flags[-2] in error
 
 
 def test_evaluation_batches_are_alike_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

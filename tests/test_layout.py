@@ -24,8 +24,10 @@ PACKAGES = tuple(FLOORS)
 ORDER = {
     "model": """config kernels fused recompute attention attention_tiles attention_flex layers
                 transformer loss loader embedding generate""".split(),
-    "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer reply chat
-               masks api_calls schema files dataset packing""".split(),
+    "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
+               tokenizer reply chat
+               masks api_calls roles forms schema call_check parquet_file files reports
+               dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter""".split(),
 }

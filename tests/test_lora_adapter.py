@@ -551,7 +551,7 @@ def test_broken_and_missing_files_are_one_sentence(saved: tuple[Path, Path]) -> 
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
         load_adapter(load_gemma2(base), adapter)
     config.write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="adapter_config.json: expected JSON"):
         read_config(adapter)
     config.unlink()
     with pytest.raises(FileNotFoundError, match="adapter_config.json"):

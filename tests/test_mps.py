@@ -84,9 +84,9 @@ def test_a_training_step_and_an_evaluation_run_on_what_mps_has(
     ).split()
     steps, mode = train.train, LikeMPS()
 
-    def under_the_mode(run: train.Run, start: int) -> None:
+    def under_the_mode(run: train.Run, start: int, line: train.Line | None) -> None:
         with mode:
-            steps(run, start)
+            steps(run, start, line)
 
     monkeypatch.setattr(train, "train", under_the_mode)
     assert train.main(flags) == 0

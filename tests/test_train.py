@@ -31,8 +31,7 @@ def run(small_base: Path, small_rows: Path, tmp_path: Path) -> Any:
         defaults = [
             "--model",
             small_base,
-            "--dataset",
-            small_rows,
+            *(() if "--dataset" in flags else ("--dataset", small_rows)),
             "--output",
             folder,
             "--device",
@@ -186,6 +185,7 @@ def test_resuming_in_another_precision_or_with_other_ranks_is_refused(
 ) -> None:
     _, folder = run("--max-steps", "1", "--dtype", "auto")
     state = json.loads((folder / "checkpoint" / "state.json").read_text())
+    del state["sha256"]  # as in a checkpoint from before there were checksums
     other = "fp32" if state["precision"] == "bf16" else "bf16"
     (folder / "checkpoint" / "state.json").write_text(json.dumps(state | {"precision": other}))
     assert run("--max-steps", "1", "--dtype", "auto", "--resume")[0] == 2
@@ -225,26 +225,52 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_stays_in_the_log(
     assert str(metrics(folder)[-1]["loss"]) == "nan"
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("fp32", 1), ("fp16", 0)])
+@pytest.mark.parametrize(
+    ("dtype", "steps", "overflowing", "code"),
+    # The scaler begins so high that this base skips its first steps by itself
+    [("fp32", 2, 1, 1), ("fp16", 8, 1, 0), ("fp16", 2, 2, 1)],
+)
 def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
-    run: Runner, monkeypatch: pytest.MonkeyPatch, dtype: str, code: int
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+    steps: int,
+    overflowing: int,
+    code: int,
 ) -> None:
-    real = run_module.supervised_loss
+    real, losses = run_module.supervised_loss, []
 
-    def overflowing(*args: Any) -> Any:
+    def overflow(*args: Any) -> Any:
         loss, count = real(*args)
         if loss.requires_grad:
-            loss.register_hook(lambda grad: grad * float("inf"))
+            losses.append(loss)
+            if len(losses) <= overflowing:
+                loss.register_hook(lambda grad: grad * float("inf"))
         return loss, count
 
-    monkeypatch.setattr(run_module, "supervised_loss", overflowing)
-    got, folder = run(
-        "--max-steps", "2", "--dtype", dtype, "--eval-fraction", "0", "--accumulate", "1"
-    )
-    assert got == code
-    assert [line.get("skipped", False) for line in metrics(folder)[1:]] == (
-        [False] if code else [True, True]
-    )
+    monkeypatch.setattr(run_module, "supervised_loss", overflow)
+    flags = ("--max-steps", str(steps), "--dtype", dtype, "--accumulate", "1")
+    got, folder = run(*flags, "--eval-fraction", "0")
+    skipped = [line.get("skipped", False) for line in metrics(folder)[1:]]
+    assert got == code and skipped[0] == (dtype == "fp16")
+    assert len(skipped) == (1 if dtype == "fp32" else steps)
+    assert all(skipped) == (overflowing == 2)
+    if all(skipped):
+        assert "every step so far was skipped" in capsys.readouterr().err
+
+
+def test_a_last_step_that_ruins_the_weights_is_not_saved(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "learning_rate", lambda *_: 1e38)
+    flags = ("--max-steps", "1", "--accumulate", "1", "--dtype", "fp32", "--eval-fraction", "0")
+    code, folder = run(*flags)
+    error = capsys.readouterr().err
+    assert code == 1 and "weights or the held-out loss are not finite" in error
+    assert math.isfinite(metrics(folder)[-1]["loss"])
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(
@@ -260,6 +286,13 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
         (("--device", "cuda:99"), "--device"),
         (("--resume",), "no checkpoint"),
         (("--max-length", "5000"), "1024 positions"),
+        (("--rank", "1000000000"), "--rank: expected at most 32"),
+        (("--dataset", "~nobody-here/x"), "~nobody-here/x"),
+        (("--model", "~nobody-here/x"), "~nobody-here/x"),
+        (("--targets", "(?i)x", "--adapt", "course"), "--targets: '(?i)x'"),
+        (("--targets", "a{4294967296}"), "--targets: 'a{4294967296}'"),
+        (("--device", "cpu:" + "1" * 5000), "--device"),
+        (("--seed", "1" + "0" * 400), "--seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -273,14 +306,87 @@ def test_a_wrong_input_is_one_sentence_and_code_2(
 
 @pytest.mark.parametrize(
     "flags",
-    [("--rank", "0"), ("--lr", "nan"), ("--dropout", "1"), ("--epochs", "0"), ("--lr", "x")],
+    [
+        ("--rank", "0"),
+        ("--lr", "nan"),
+        ("--dropout", "1"),
+        ("--epochs", "0"),
+        ("--lr", "x"),
+        ("--max-steps", "1" + "0" * 400),
+        ("--max-steps", "1" * 5000),
+        ("--epochs", "1e308"),
+        ("--lr", "1e300"),
+        ("--alpha", "1e300"),
+        ("--row-lr-scale", "1e300"),
+        ("--weight-decay", "1e300"),
+        ("--clip", "1e300"),
+    ],
 )
 def test_a_number_out_of_range_is_refused_by_the_command_line(
     run: Runner, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*flags)
-    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and flags[0] in error and len(error) < 600
+
+
+def test_a_flag_that_nobody_knows_does_not_steer_the_terminal(
+    run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("--x\x1b[31mred")
+    assert "--x\ufffd[31mred" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu:00", "cpu:0"])
+def test_a_number_of_the_cpu_is_no_error(run: Runner, device: str) -> None:
+    assert run("--max-steps", "1", "--device", device)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "-1"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "²", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+    ],
+)
+def test_ranks_that_torchrun_has_not_made_are_one_sentence(
+    run: Runner,
+    changes: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert run("--max-steps", "1")[0] == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: environment:") and f"RANK='{changes['RANK']}'" in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA"),
+    ],
+)
+def test_no_memory_is_one_sentence_on_every_device(
+    run: Runner,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "train_step", fail)
+    assert run("--max-steps", "1")[0] == 1
+    assert "out of memory" in capsys.readouterr().err
 
 
 def test_no_supervised_token_is_an_error(
@@ -327,6 +433,7 @@ def test_a_full_disk_is_a_sentence_and_code_1(
     code, folder = run("--max-steps", "1")
     error = capsys.readouterr().err
     assert code == 1 and "No space left" in error and "--resume" in error
+    assert error.startswith(f"train.py: {folder}: ")
     assert (folder / "checkpoint" / "state.json").is_file()
 
 

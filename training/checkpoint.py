@@ -1,8 +1,9 @@
 """What a run needs to go on after a stop: trained tensors, AdamW's moments, generator states and
-counters.
+counters, in two generations.
 
 Safetensors and JSON, no pickle. A checkpoint is written into a new folder that then takes the old
-one's place, so a stop at any moment leaves one whole checkpoint.
+one's place, and the old one becomes its `previous/`: a stop at any moment leaves a whole one, and
+a disk that has spoiled the newest leaves the one before.
 """
 
 import json
@@ -11,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common.atomic import PARTIAL, flush
 from common.sharding import sliced_like, unsharded
 from lora.inject import trainable_parameters
+from training.digests import file_digest, json_digest
 
-TENSORS, COUNTERS = "state.safetensors", "state.json"
+TENSORS, COUNTERS, PREVIOUS = "state.safetensors", "state.json", "previous"
+SHA256 = "sha256"  # entry of state.json: of the tensors' file, and of all other entries
+OLD = ".old"  # ends the name of the checkpoint that is being replaced
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's names for its state of one parameter
+KINDS = {"step": int, "scaler": dict, "fingerprint": dict, "precision": str, "total_steps": int}
 ANEW = "start again with --overwrite"
 
 
@@ -32,7 +38,7 @@ def save_checkpoint(
     counters: dict[str, Any],
     is_writer: bool = True,
 ) -> None:
-    """Replaces the checkpoint in `directory`.
+    """Replaces the checkpoint in `directory`, whose content becomes `directory/previous`.
 
     `counters` is anything JSON can hold; `read_counters` returns it. On a sharded model every rank
     must call this, because the slices are gathered here; only the rank with `is_writer` writes.
@@ -45,48 +51,122 @@ def save_checkpoint(
             tensors[f"{moment}.{name}"] = unsharded(value.detach()).cpu()
     if not is_writer:
         return
-    partial = directory.with_name(directory.name + ".partial")
-    old = directory.with_name(directory.name + ".old")
-    if old.exists() and not directory.exists():
-        old.rename(directory)  # an earlier stop came between the two renames below
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    mend(directory)
+    partial, old = (directory.with_name(directory.name + end) for end in (PARTIAL, OLD))
     partial.mkdir(parents=True)
     # Cloned: on a CPU these are the live parameters' own memory, and safetensors refuses shared
     # storage.
     owned = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(owned, partial / TENSORS)
-    (partial / COUNTERS).write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
+    digests = {TENSORS: file_digest(partial / TENSORS), COUNTERS: json_digest(counters)}
+    text = json.dumps({**counters, SHA256: digests}, indent=2) + "\n"
+    (partial / COUNTERS).write_text(text, encoding="utf-8")
+    for name in (TENSORS, COUNTERS):
+        flush(partial / name)
     # A folder cannot replace a full one in one step: between these renames `.old` is the only
-    # whole checkpoint, and `find_checkpoint` knows that name.
+    # whole checkpoint, and `mend` knows that name.
     if directory.exists():
         directory.rename(old)
     partial.rename(directory)
+    _keep_previous(directory, old)
+
+
+def _keep_previous(directory: Path, old: Path) -> None:
+    """Makes `old` the second generation of `directory`, in place of its own second one."""
+    shutil.rmtree(old / PREVIOUS, ignore_errors=True)
+    if (old / COUNTERS).is_file() and not (directory / PREVIOUS).exists():
+        old.rename(directory / PREVIOUS)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def find_checkpoint(directory: Path) -> Path:
-    """`directory`, or its predecessor where a stop came between `save_checkpoint`'s two renames.
+def mend(directory: Path) -> None:
+    """Completes or undoes a save that was stopped; nothing of it stays beside `directory`."""
+    partial, old = (directory.with_name(directory.name + end) for end in (PARTIAL, OLD))
+    shutil.rmtree(partial, ignore_errors=True)
+    if old.exists() and not directory.exists():
+        old.rename(directory)  # the stop came between the two renames
+    elif old.exists():
+        _keep_previous(directory, old)
 
-    Raises: FileNotFoundError if there is neither.
+
+def settle(directory: Path) -> str:
+    """Puts the newest whole generation into `directory`; returns what was wrong with a newer one.
+
+    Raises: FileNotFoundError without a checkpoint; ValueError if no generation is whole.
     """
-    for path in (directory, directory.with_name(directory.name + ".old")):
-        if (path / COUNTERS).is_file():
-            return path
-    raise FileNotFoundError(f"{directory}: no checkpoint to resume from; start without --resume")
+    mend(directory)
+    previous, old = directory / PREVIOUS, directory.with_name(directory.name + OLD)
+    if not any((folder / COUNTERS).is_file() for folder in (directory, previous)):
+        raise FileNotFoundError(
+            f"{directory}: no checkpoint to resume from; start without --resume, or with "
+            "--overwrite in place of it"
+        )
+    problem = find_damage(directory)
+    if not problem:
+        return ""
+    if not (previous / COUNTERS).is_file():
+        raise ValueError(f"{problem}, and there is no older checkpoint; {ANEW}")
+    if second := find_damage(previous):
+        raise ValueError(f"{problem}; {second}; {ANEW}")
+    directory.rename(old)
+    (old / PREVIOUS).rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+    step = read_counters(directory)["step"]
+    return f"{problem}; going on from the checkpoint before it, of step {step}"
+
+
+def find_damage(folder: Path) -> str:
+    """What is wrong with the two files of one generation; empty for a whole one."""
+    path = folder / TENSORS
+    try:
+        content = _read_json(folder / COUNTERS)
+        digests = content.pop(SHA256, None)
+        if digests is None:  # written before there were checksums: at least its header is read
+            with safe_open(path, framework="pt") as file:
+                file.keys()  # noqa: SIM118
+            return ""
+        if not isinstance(digests, dict) or digests.get(COUNTERS) != json_digest(content):
+            return f"{folder / COUNTERS}: is not what was written (its sha256 differs)"
+        if digests.get(TENSORS) != file_digest(path):
+            return f"{path}: is not what was written (its sha256 differs)"
+    except (ValueError, OSError, SafetensorError) as error:
+        return str(error) if str(folder) in str(error) else f"{path}: {error}"
+    return ""
 
 
 def read_counters(directory: Path) -> dict[str, Any]:
     """The counters of the checkpoint in `directory`. Raises: FileNotFoundError, ValueError."""
-    path = find_checkpoint(directory) / COUNTERS
+    path = directory / COUNTERS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory}: no checkpoint to resume from; start without --resume"
+        )
+    content = _read_json(path)
+    content.pop(SHA256, None)
+    return content
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        counters = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {ANEW}") from error
-    if not isinstance(counters, dict):
-        kind = type(counters).__name__
-        raise ValueError(f"{path}: expected a JSON object, got {kind}; {ANEW}")
-    return counters
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{path}: expected a JSON object, got {kind}")
+    wrong = [
+        f"{name} is {content[name]!r}, expected {kind.__name__}"
+        for name, kind in KINDS.items()
+        if name in content and type(content[name]) is not kind
+    ]
+    step = content.get("step")
+    if type(step) is int and step < 0:
+        wrong.append(f"step is {step}, expected at least 0")
+    if "step" not in content:
+        wrong.append("step is missing")
+    if wrong:
+        raise ValueError(f"{path}: {'; '.join(wrong)}")
+    return content
 
 
 def load_checkpoint(
@@ -94,9 +174,9 @@ def load_checkpoint(
 ) -> dict[str, Tensor]:
     """Puts parameters and moments back in place; returns the generator states.
 
-    Raises: FileNotFoundError, or ValueError naming every tensor that does not fit.
+    Raises: ValueError naming every tensor that does not fit.
     """
-    path = find_checkpoint(directory) / TENSORS
+    path = directory / TENSORS
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -104,6 +184,7 @@ def load_checkpoint(
     # Compared as a whole before anything is copied: a refused checkpoint changes nothing.
     named = trainable_parameters(model)
     _check_shapes(path, named, _with_prefix(tensors, "parameter."))
+    _check_moments(path, named, tensors)
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(sliced_like(tensors[f"parameter.{name}"], parameter))
@@ -130,4 +211,24 @@ def _check_shapes(path: Path, named: dict[str, nn.Parameter], found: dict[str, T
         raise ValueError(
             f"{path}: made with another model or other LoRA flags; "
             f"these tensors differ: {', '.join(sorted(odd))}"
+        )
+
+
+def _check_moments(path: Path, named: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+    """Raises: ValueError naming every moment that is missing or of another shape.
+
+    Before the first step there are none at all.
+    """
+    if not any(f"{moment}.{name}" in found for moment in MOMENTS for name in named):
+        return
+    shapes = {
+        f"{moment}.{name}": torch.Size() if moment == "step" else parameter.shape
+        for name, parameter in named.items()
+        for moment in MOMENTS
+    }
+    odd = [key for key, shape in shapes.items() if key not in found or found[key].shape != shape]
+    if odd:
+        raise ValueError(
+            f"{path}: these moments of AdamW are missing or misshapen: {', '.join(sorted(odd))}; "
+            f"{ANEW}"
         )

@@ -20,6 +20,10 @@ def choose(
     if args.max_length > config.max_position_embeddings:
         limit = config.max_position_embeddings
         raise ValueError(f"--max-length: the model has {limit} positions, got {args.max_length}")
+    # Every layer has the hidden size on one side, and B A cannot have a higher rank than that.
+    if args.rank > config.hidden_size:
+        width = config.hidden_size
+        raise ValueError(f"--rank: expected at most {width}, the model's width, got {args.rank}")
     # In this order: each choice depends on the ones before it.
     precision = pick_precision(args.dtype, device, config.num_parameters)
     impl = resolve_impl(args.lora_impl, device, precision.dtype)

@@ -2,6 +2,8 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -53,8 +55,44 @@ class Progress:
             self.console.print(f"step {step}/{self.total}  {text}  {left:.0f} s left")
 
 
+# Ctrl-C, a scheduler's end of the job, a terminal that was closed.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Inside, every way of asking a program to stop raises KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = _handle(interrupt)
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+def _handle(handler: Any) -> dict[int, Any]:
+    """Sets the handler of every stop signal; returns the handlers before.
+
+    `nohup` asks for SIGHUP to be ignored, and gets it.
+    """
+    numbers = [
+        number
+        for number in STOPS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 class StopSignal:
-    """Turns the first Ctrl-C (or SIGTERM) inside the block into a request.
+    """Turns the first Ctrl-C (or SIGTERM, or SIGHUP) inside the block into a request.
 
     A second one raises KeyboardInterrupt at once.
     """
@@ -63,15 +101,11 @@ class StopSignal:
         self.console, self.requested = console, False
 
     def __enter__(self) -> "StopSignal":
-        self.previous = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self.previous = _handle(self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        _restore(self.previous)
 
     # A signal may come anywhere, in the middle of a write too: the handler only leaves a note that
     # the loop reads between two steps.

@@ -80,18 +80,38 @@ class Ranks:
         return gathered
 
 
+# What torchrun sets for each process that it starts.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _read_environment() -> Ranks:
+    """The ranks that the environment describes. Raises: ValueError where it is not torchrun's."""
+    found = {name: os.environ.get(name, "") for name in VARIABLES}
+    if not found["RANK"] or found["WORLD_SIZE"] in ("", "1"):
+        return Ranks()
+    numbers = [found[name] for name in VARIABLES if name != "MASTER_ADDR"]
+    is_whole = all(text.isascii() and text.isdecimal() and len(text) < 7 for text in numbers)
+    ranks = Ranks(*(int(text) for text in numbers[:3])) if is_whole else Ranks()
+    if not (is_whole and found["MASTER_ADDR"] and max(ranks.index, ranks.local) < ranks.count):
+        said = ", ".join(f"{name}={text!r}" for name, text in found.items())
+        raise ValueError(
+            f"environment: expected what torchrun sets for a process among several, got {said}; "
+            "start it with torchrun --nproc-per-node=N train.py, or unset RANK and WORLD_SIZE"
+        )
+    return ranks
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """This process's ranks: alone, or in the group that torchrun started.
 
     The group lasts as long as the context.
+    Raises: ValueError for an environment that torchrun has not made.
     """
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+    ranks = _read_environment()
+    if ranks.count == 1:
+        yield ranks
         return
-    ranks = Ranks(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    )
     # Before the group: NCCL binds each rank to the current device when it starts.
     if ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)

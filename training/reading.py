@@ -1,6 +1,8 @@
 """The rows of a run: read, split, rendered, packed, and counted."""
 
 import argparse
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,74 @@ import torch
 
 from data.chat import Example, common_prompt
 from data.conversation import Conversation
-from data.dataset import build_examples, load_conversations, split
+from data.dataset import build_examples, common_rows, load_conversations, split, weighted
 from data.packing import pack_examples
+from data.reports import LoadReport, left_out
 from data.tokenizer import Tokenizer
 from training.batches import StepBatches
+from training.digests import rows_digest
 from training.ranks import Ranks
 from training.run import Data
 
 EMBEDDED_ROWS = Path(__file__).parents[1] / "embedded" / "rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the data sets of a run hold."""
+
+    train: list[Conversation]  # each as often as its data set weighs
+    held_out: list[Conversation]
+    questions: list[Conversation]  # by hand; the embedded rows have some
+    reading: LoadReport
+    shared: int = 0  # rows of --eval-dataset that training shows too
+
+
+def parse_dataset(text: str) -> tuple[str, float]:
+    """Read NAME or NAME=WEIGHT. Raises: ValueError for a weight that is no number above 0."""
+    name, sign, word = text.rpartition("=")
+    if not sign or Path(text).exists():  # a file may have the sign in its name
+        return text, 1.0
+    try:
+        weight = float(word)
+    except ValueError:
+        weight = math.nan
+    if not (name and 0 < weight < math.inf):
+        problem = f"expected NAME=WEIGHT with a number above 0, got {text!r}"
+        raise ValueError(f"--dataset: {problem}; write for example rows.jsonl=0.5")
+    return name, weight
+
+
+def read_rows(args: argparse.Namespace) -> Rows:
+    """Read every data set and divide it into what trains and what is held out."""
+    options: dict[str, Any] = {"bad_calls": args.bad_calls, "max_dropped": args.max_dropped}
+    reading = LoadReport()
+    weights: list[float] = []
+    rows: list[Conversation] = []
+    names = [parse_dataset(text) for text in args.dataset or ()]
+    for name, weight in names or [(str(EMBEDDED_ROWS / "train.jsonl"), 1.0)]:
+        found, report = load_conversations(name, **options)
+        rows += found
+        weights += [weight] * len(found)
+        reading += report
+    questions: list[Conversation] = []
+    # Of one's own data up to half of the held-out rows are chosen by tool: they ask for tools that
+    # training never shows. The embedded rows were made in two parts already.
+    fraction = args.eval_fraction if names and not args.eval_dataset else 0.0
+    train, held_out = split(rows, fraction, args.seed)
+    if args.eval_dataset:
+        held_out = load_conversations(args.eval_dataset, **options)[0] + held_out
+    elif not names:
+        held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
+        questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
+    shared = common_rows(train, held_out) if args.eval_dataset else 0
+    if any(weight != 1 for weight in weights):
+        # By identity: the split keeps the objects, in their order
+        weight_of = {id(row): weight for row, weight in zip(rows, weights, strict=True)}
+        parts = [[r for r in train if weight_of[id(r)] == w] for w in dict.fromkeys(weights)]
+        pairs = zip(parts, dict.fromkeys(weights), strict=True)
+        train = [row for part, weight in pairs for row in weighted(part, weight, args.seed)]
+    return Rows(train, held_out, questions, reading, shared)
 
 
 def read_data(
@@ -25,15 +87,8 @@ def read_data(
 
     Sets the tokenizer's wording around the tools to the one that most rows use.
     """
-    rows, reading = load_conversations(args.dataset or EMBEDDED_ROWS / "train.jsonl")
-    questions: list[Conversation] = []
-    # Of one's own data up to half of the held-out rows are chosen by tool: they ask for tools that
-    # training never shows. The embedded rows were made in two parts already.
-    if args.dataset:
-        rows, held_out = split(rows, args.eval_fraction, args.seed)
-    else:
-        held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
-        questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]
+    found = read_rows(args)
+    rows, held_out = found.train, found.held_out
     # Saved with the tokenizer, so that infer.py and a served chat template ask as training did.
     tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
     length, train_on = args.max_length, args.train_on
@@ -59,8 +114,10 @@ def read_data(
         batches=batches,
         held_out=held_out,
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
-        questions=questions,
+        questions=found.questions,
         seen_tools={name for row in rows for name in row.tool_names},
+        digest=rows_digest([*examples, *measured]),
     )
-    counts = {"reading": reading.as_dict(), "rendering": rendering.as_dict()}
-    return data, examples, counts | {"held_out_rows": len(held_out)}
+    counts: dict[str, Any] = {"reading": found.reading.as_dict(), "rendering": rendering.as_dict()}
+    counts |= {"held_out_rows": len(held_out), "rows_in_both": found.shared}
+    return data, examples, counts | {"left_out": left_out(found.reading, rendering)}

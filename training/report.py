@@ -1,5 +1,7 @@
 """What a run shows to people: its plan, one reply before and after, and the picture of its loss."""
 
+import gc
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,19 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 
+from common.atomic import replace_file, write_text
 from common.cli import USER_ERRORS
 from common.device import describe
+from common.screen import Screen
+from common.sharding import unsharded
 from data.chat import Example
 from data.masks import mask_text
 from lora.inject import trainable_parameters
 from training.run import Run
 from training.run_folder import (
+    BEST,
+    BEST_RECORD,
+    DROPPED,
     PICTURE,
     RUN,
     append_metrics,
@@ -36,7 +44,11 @@ def introduce(
     choices: dict[str, tuple[str, str]],
     console: Console,
 ) -> None:
-    """Writes `run.json`; prints one example with its mask and what is about to be trained."""
+    """Writes `run.json` and `dropped.jsonl`; prints one example and what is about to be trained.
+
+    With --check nothing is written.
+    """
+    left_out = counts.pop("left_out")
     # All of it in one object: what is printed is read from what is written.
     packs, length = run.data.batches.packs, run.args.max_length
     filled = sum(len(example.tokens) for example in examples)
@@ -51,11 +63,14 @@ def introduce(
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    if run.ranks.is_first:
+    if run.ranks.is_first and not run.args.check:
         write_json(run.output / RUN, content)
+        if left_out:  # one line of JSON each: thousands of them are searched, not read
+            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in left_out]
+            write_text(run.output / DROPPED, "".join(lines))
     console.print(mask_text(examples[0], run.data.tokenizer), soft_wrap=True)
-    for sentence in describe_run(content):
-        console.print(sentence, soft_wrap=True)
+    for sentence in [*describe_run(content), *describe_losses(content)]:
+        console.print(sentence, soft_wrap=True, markup=False)
 
 
 def describe_run(run: dict[str, Any]) -> list[str]:
@@ -70,13 +85,40 @@ def describe_run(run: dict[str, Any]) -> list[str]:
         "above: one training row; green is what the model learns to write. In all "
         f"{supervised:,} of {tokens:,} tokens are supervised ({100 * supervised / tokens:.0f}%)",
         f"rows: {reading['rows']} read, {reading['dropped']} unreadable, "
-        f"{reading['repaired_rows']} repaired, {rendering['dropped_overlong']} too long, "
+        f"{reading['repaired_rows']} repaired, {reading['bad_calls']} bad calls, "
+        f"{rendering['dropped_overlong']} too long, "
         f"{rendering['truncated']} cut, {run['data']['held_out_rows']} held out; "
         f"{packing['packs']} packs, {100 * packing['efficiency']:.0f}% full",
+        f"tools: offered in {reading['rows_with_tools']} rows, {reading['calls']} calls made",
         f"device: {run['device']}; {run['trainable_parameters']:,} parameters train in "
         f"{run['total_steps']} steps",
         "; ".join(choices),
     ]
+
+
+def describe_losses(run: dict[str, Any]) -> list[str]:
+    """What the data lost or lacks, with the first reasons; [] where there is nothing to say."""
+    reading, sentences = run["data"]["reading"], []
+    if reading["dropped"]:
+        sentences.append(f"{reading['dropped']} rows could not be read; the first of them:")
+        sentences += reading["reasons"]
+    if reading["bad_calls"]:
+        what = "left out" if reading["dropped_for_calls"] else "trained on all the same"
+        count = f"{reading['bad_calls']} calls do not fit their tools"
+        sentences.append(f"{count} ({what}; see --bad-calls); the first of them:")
+        sentences += reading["bad_call_reasons"]
+    if sentences and not run["arguments"].get("check"):
+        sentences.append(f"all of them are in {DROPPED}")
+    if not reading["calls"]:
+        lack = "no row makes a call" if reading["rows_with_tools"] else "no row offers a tool"
+        sentences.append(
+            f"warning: {lack}, so no calling can be learned; calls are read from tool_calls, from "
+            "<tool_call> tags and in the forms of data/examples/"
+        )
+    if run["data"]["rows_in_both"]:
+        count = run["data"]["rows_in_both"]
+        sentences.append(f"warning: {count} rows of --eval-dataset are trained on too")
+    return sentences
 
 
 def describe_evaluation(line: dict[str, Any]) -> list[str]:
@@ -99,15 +141,43 @@ def describe_shares(accuracy: dict[str, Any]) -> str:
 
 def is_sound(line: dict[str, Any]) -> bool:
     """False where loss or gradient is not finite and no scaler has skipped the step."""
-    return math.isfinite(line["loss"]) and (
-        math.isfinite(line["grad_norm"]) or bool(line.get("skipped"))
+    held_out = line.get("eval_loss")
+    return (
+        math.isfinite(line["loss"])
+        and (math.isfinite(line["grad_norm"]) or bool(line.get("skipped")))
+        and (held_out is None or math.isfinite(held_out))
     )
+
+
+def has_broken(run: Run, line: dict[str, Any]) -> bool:
+    """True after a step with which a run cannot go on or end, on whichever rank it shows.
+
+    A loss is taken before its step moves the weights: without a look at these the last step's
+    damage would be saved as an adapter. A run whose every step a scaler has skipped has no state of
+    AdamW, and nothing to save.
+    """
+    norm = unsharded(torch.nn.utils.get_total_norm(trainable_parameters(run.model).values()))
+    is_whole = bool(norm.isfinite()) and is_sound(line)
+    is_idle = line["step"] == run.total_steps and not run.optimizer.state
+    return bool(run.ranks.total(torch.tensor(float(is_idle or not is_whole))))
+
+
+def stop_if_broken(run: Run, line: dict[str, Any]) -> None:
+    """Raises: FloatingPointError where the last evaluation found a loss that is not finite."""
+    if line.get("eval_loss") is not None and not math.isfinite(line["eval_loss"]):
+        raise FloatingPointError(
+            describe_break({"loss": 0.0, "grad_norm": 0.0, **line}, run.precision.name)
+        )
 
 
 def describe_break(line: dict[str, Any], precision: str) -> str:
     """What went wrong in a step and what to try."""
     advice = "a lower --lr" + (", or --dtype bf16 or fp32" if precision == "fp16" else "")
     numbers = f"loss {line['loss']}, gradient norm {line['grad_norm']}"
+    if line.get("skipped"):
+        numbers = "every step so far was skipped, so nothing has been learned"
+    elif math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+        numbers += ", but the weights or the held-out loss are not finite any more"
     return f"step {line['step']}: {numbers}; try {advice}"
 
 
@@ -115,6 +185,8 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
+        if line["step"] == run.total_steps:
+            draw_loss(run.output)  # again: the last save came before the last evaluation
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 
@@ -129,6 +201,19 @@ def show_sample(folder: Path, console: Console) -> None:
         table = Table("before", "after", title=Text(samples[0]["question"]))
         table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
         console.print(table)
+    record = folder / BEST / BEST_RECORD
+    if record.is_file():
+        best = json.loads(record.read_text(encoding="utf-8"))
+        found = f"step {best['step']}, held-out loss {best['eval_loss']:.3f}"
+        console.print(
+            f"best evaluation: {found}; its adapter is in {folder / BEST}", soft_wrap=True
+        )
+
+
+def describe_end(output: Path) -> str:
+    """One sentence for the end of a run: where the adapter is, and a command to try it with."""
+    question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
+    return f"done: adapter in {output}; try: python infer.py --adapter {output} {question}"
 
 
 def draw_loss(folder: Path) -> None:
@@ -136,6 +221,13 @@ def draw_loss(folder: Path) -> None:
 
     Every step's loss, and each evaluation's held-out loss and exact-call accuracy.
     """
+    _draw(folder)
+    # A figure, its axes and its canvas point at one another: with 16 MB for 3,000 steps each, they
+    # would wait for Python's rare full collection, and a long run would grow by 150 MB meanwhile.
+    gc.collect()
+
+
+def _draw(folder: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     lines = read_metrics(folder)
@@ -157,10 +249,8 @@ def draw_loss(folder: Path) -> None:
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
         axis.plot([], [], "s--", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
-    # In one step: a viewer may have the old one open.
-    partial = folder / (PICTURE + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(folder / PICTURE)
+    # Replaced in one step, as all files of a run are: a viewer may have the old one open.
+    replace_file(folder / PICTURE, lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def _overall(line: dict[str, Any]) -> float | None:
@@ -182,20 +272,28 @@ def explain_stop(error: BaseException, output: Path | None, is_quiet: bool) -> i
 
     Raises: `error` itself where it is none of those that a user or a machine can cause.
     """
-    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    errors = Console(stderr=True, quiet=is_quiet, **options)
+    errors = Screen(is_error=True)
+    errors.quiet, errors.soft_wrap = is_quiet, True
     if isinstance(error, USER_ERRORS):
         errors.print(f"train.py: {error}")
         return 2
     # Below, nothing is the user's mistake: the sentence says what there is to go on from.
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "--checkpoint-activations selective or full, a smaller --micro-batch"
-        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length")
-    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
-        errors.print(f"train.py: {error}; {checkpoint_left(output)}")
-    elif isinstance(error, KeyboardInterrupt):
-        errors.print(f"interrupted; {checkpoint_left(output)}")
+    left = checkpoint_left(output)
+    if isinstance(error, KeyboardInterrupt):
+        errors.print(f"interrupted; {left}")
         return 130
+    if _is_out_of_memory(error):
+        advice = "--checkpoint-activations selective or full, a smaller --micro-batch or --rank"
+        errors.print(f"train.py: out of memory ({error}); try {advice} or --max-length; {left}")
+    elif isinstance(error, FloatingPointError | OSError | SafetensorError):
+        where = "" if output is None or str(output) in str(error) else f"{output}: "
+        errors.print(f"train.py: {where}{error}; {left}")
     else:
         raise error
     return 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True on every device: a CPU's allocator raises a plain RuntimeError."""
+    is_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)

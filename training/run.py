@@ -17,6 +17,7 @@ from lora.config import LoRAConfig
 from model.loss import supervised_loss
 from model.transformer import Gemma2
 from training.batches import StepBatches
+from training.digests import BaseDigest
 from training.ranks import Ranks
 
 
@@ -30,6 +31,7 @@ class Data:
     held_out_packs: list[list[Example]]  # the first of them, rendered, for the held-out loss
     questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
     seen_tools: set[str]  # names that training offers or calls
+    digest: str  # of all rows, as they were rendered
 
 
 class StepLoss(nn.Module):
@@ -70,6 +72,7 @@ class Run:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler  # passes everything through unless the precision is fp16
     precision: Precision
+    base: BaseDigest | None  # of the frozen weights, on the rank that writes
 
     @property
     def device(self) -> torch.device:

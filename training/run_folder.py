@@ -8,79 +8,193 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.atomic import write_text
+from common.atomic import PARTIAL, write_text
 from common.cli import USER_ERRORS
-from training.checkpoint import read_counters
+from training.checkpoint import COUNTERS, PREVIOUS, TENSORS, mend, read_counters, settle
+from training.lock import LOCK, Lock
 from training.ranks import Ranks
+from training.settings import LENGTH, fingerprint
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
+CARD = "README.md"
+DROPPED = "dropped.jsonl"  # rows that are not trained on, with their reasons
+BEST, BEST_RECORD = "best", "best.json"  # the best evaluation's adapter, and which one that was
 PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "numpy", "pyarrow")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FILES = (METRICS, PICTURE, DROPPED, CARD, *ADAPTER_FILES, *TOKENIZER_FILES, RUN)
 
 
-def open_folder(args: argparse.Namespace, settings: dict[str, Any], ranks: Ranks) -> Path:
-    """The output folder, chosen by the first rank and known on every rank.
+@contextmanager
+def opened(args: argparse.Namespace, ranks: Ranks, say: Callable[[str], None]) -> Iterator[Path]:
+    """The output folder, chosen and locked by the first rank and known on every rank.
 
     New, or an earlier run's: with --resume, whose settings must be these, or with --overwrite,
-    cleared later by `clear_run`.
+    cleared later by `clear_run`. `say` is called with what a resumed run should know.
     Raises: ValueError for a folder in use or flags that do not go together, on every rank: the
     others would wait for ever for one that has left.
     """
-    chosen, problem = "", ""
+    chosen, problem, lock, is_new = "", "", None, False
     if ranks.is_first:
         try:
-            chosen = str(_choose(args, settings))
-        except USER_ERRORS as error:
+            folder = _choose(args)
+            is_new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock(folder)
+            _check(folder, args, say)
+            chosen = str(folder)
+        except (*USER_ERRORS, OSError) as error:
             problem = str(error)
+            if lock:
+                lock.release()
     chosen, problem = ranks.share(chosen), ranks.share(problem)
     if problem:
         raise ValueError(problem)
-    return Path(chosen)
+    try:
+        yield Path(chosen)
+    finally:
+        if lock:
+            remove_leftovers(Path(chosen))
+            lock.release()
+            if is_new:  # a wrong input leaves no empty folder; one that holds something stays
+                with suppress(OSError):
+                    Path(chosen).rmdir()
 
 
-def _choose(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
-    """`open_folder` on one rank."""
+def _choose(args: argparse.Namespace) -> Path:
+    """The folder that the flags name. Raises: ValueError for flags that do not go together."""
     folder = Path(args.output or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if args.resume:
-        if not args.output or args.overwrite:
-            raise ValueError(
-                "--resume needs --output, the folder of the run to go on with, and no --overwrite"
-            )
-        _check_settings(folder, settings)
-        return folder
+    if args.resume and (not args.output or args.overwrite):
+        raise ValueError(
+            "--resume needs --output, the folder of the run to go on with, and no --overwrite"
+        )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is a file; give a folder")
+    if args.resume and not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint to resume from, there is no such folder; start without "
+            "--resume"
+        )
+    return folder
+
+
+def _check(folder: Path, args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Raises: ValueError or FileNotFoundError for a folder that this run may not use."""
+    directory = folder / CHECKPOINT
+    # A save replaces the whole folder by a rename: of a link it would leave what it points to.
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise ValueError(
+            f"{directory}: expected a folder, got a link or a file; move it away, or let the whole "
+            "--output be a link"
+        )
+    if args.resume:
+        remove_leftovers(folder)
+        if notice := settle(directory):
+            say(notice)
+        _check_settings(folder, fingerprint(args))
+    elif args.overwrite:
+        _check_own(folder)
     # Never mixed with another run's files, and never emptied without being asked.
-    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
+    elif any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(
             f"--output {folder}: not empty; use --resume to go on, --overwrite, or another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _check_settings(folder: Path, now: dict[str, Any]) -> None:
     """Raises: ValueError naming every setting that differs from the checkpoint's own."""
-    then = read_counters(folder / CHECKPOINT).get("fingerprint") or {}
-    other = [
-        f"--{name.replace('_', '-')} was {then.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if value != then.get(name)
-    ]
+    counters = read_counters(folder / CHECKPOINT)
+    then = counters.get("fingerprint", {})
+    other = {name for name, value in now.items() if value != then.get(name)}
+    # The schedule spans the whole run, so its length may change only once it has been run through.
+    done, planned = counters["step"], counters.get("total_steps", then.get("max_steps"))
+    if done == planned:
+        other -= set(LENGTH)
     if other:
-        raise ValueError(f"{folder}: cannot go on with other settings: {'; '.join(other)}")
+        differences = [
+            f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now[name]!r}"
+            for name in now
+            if name in other
+        ]
+        hint = f" (longer: once its {planned} steps are done)" if other <= set(LENGTH) else ""
+        raise ValueError(
+            f"{folder}: cannot go on with other settings: {'; '.join(differences)}{hint}"
+        )
+
+
+def _check_own(folder: Path) -> None:
+    """Raises: ValueError for a folder with files of a run's names that no run has left there."""
+    there = [name for name in (*FILES, CHECKPOINT) if (folder / name).exists()]
+    # Written first and removed last: without it the files came from somewhere else.
+    if there and not _is_record(folder / RUN):
+        raise ValueError(
+            f"--output {folder}: --overwrite would replace {', '.join(there)}, but there is no "
+            f"{RUN} of a run beside them; move them away, or choose another folder"
+        )
+    odd = sorted(path.name for path in _foreign(folder / CHECKPOINT))
+    if odd:
+        raise ValueError(
+            f"--output {folder}: --overwrite would delete {CHECKPOINT}/, which holds files that no "
+            f"run has written ({', '.join(odd[:5])}); move them away, or choose another folder"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    """True for a `run.json` of this program."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"arguments", "choices", "total_steps"} <= set(content)
+
+
+def _foreign(directory: Path) -> list[Path]:
+    """What is in the folder of a checkpoint and none of its files."""
+    if not directory.is_dir():
+        return []
+    inside = [path for path in directory.iterdir() if path.name not in (TENSORS, COUNTERS)]
+    previous = directory / PREVIOUS
+    if previous in inside and not previous.is_symlink():
+        inside.remove(previous)
+        inside += _foreign(previous)
+    return inside
+
+
+def refuse_base(output: Path, base: Path) -> None:
+    """Raises: ValueError where the run would write into the folder of the base it is made from."""
+    if output.exists() and output.samefile(base):
+        raise ValueError(
+            f"--output {output}: is the folder of the base, whose tokenizer the run would replace; "
+            "give another folder"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a stop in the middle of a write has left, by the names that this program uses;
+    completes a checkpoint's save."""
+    mend(folder / CHECKPOINT)
+    for name in FILES:
+        (folder / (name + PARTIAL)).unlink(missing_ok=True)
+    # safetensors writes into a file of such a name first, readable by its owner alone.
+    for path in folder.glob(".tmp??????"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            path.unlink()
 
 
 def clear_run(folder: Path) -> None:
     """Removes what an earlier run left in a folder, its checkpoint too, and nothing else."""
-    # By name: the folder may hold files of other people's.
-    for name in (CHECKPOINT, CHECKPOINT + ".old", CHECKPOINT + ".partial"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, RUN, PICTURE, *ADAPTER_FILES, *TOKENIZER_FILES):
+    # By name: the folder may hold files of other people's; `opened` has refused those with a
+    # run's names. The record goes last: with it a run that was stopped here can be cleared again.
+    remove_leftovers(folder)
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    if (folder / BEST / BEST_RECORD).is_file() and not (folder / BEST).is_symlink():
+        shutil.rmtree(folder / BEST)
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -104,17 +218,34 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, without a last one that a stop cut; empty without the file."""
+    """The lines of `metrics.jsonl` that this program wrote; empty without the file."""
     path = folder / METRICS
-    # Up to the last line end: a line without one was being written when the run was stopped.
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    # A last line without an end was being written when the run was stopped; what a bad disk or an
+    # editor made of another one is no reason not to go on.
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = (_read_line(line) for line in text[: text.rfind("\n") + 1].split("\n"))
+    return [line for line in lines if line is not None]
 
 
-def keep_metrics_until(folder: Path, step: int) -> None:
-    """Drops the lines after `step`: a resumed run writes them again."""
+def _read_line(text: str) -> dict[str, Any] | None:
+    """A line of metrics; None for anything else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    numbers = (line.get("loss"), line.get("eval_loss"))
+    parts = (line.get("tool_call_accuracy"), line.get("sample"))
+    is_ours = all(isinstance(x, int | float | None) for x in numbers)
+    return line if is_ours and all(isinstance(x, dict | None) for x in parts) else None
+
+
+def keep_metrics_until(folder: Path, step: int) -> bool:
+    """Drops the lines after `step`, which a resumed run writes again; True if its own is there."""
     kept = [line for line in read_metrics(folder) if line["step"] <= step]
     write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+    return any(line["step"] == step for line in kept)
 
 
 def versions() -> dict[str, str | None]:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from common.cli import USER_ERRORS
 from embedded.english.gate import gate
 from embedded.english.generate.general import fingerprint, missing_packages
 from embedded.english.network import hidden_states, see_branches, start_model
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         find_tokenizer(args)
         for number, before in befores.items():
             train(STAGES[number], before, args)
-    except ValueError as error:
+    except USER_ERRORS as error:
         print(f"embedded.english.pretrain: {error}", file=sys.stderr)
         return 2
     return 0

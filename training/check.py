@@ -1,0 +1,46 @@
+"""`train.py --check`: what a run would need, from a few of its own steps that are thrown away.
+
+Separate because nothing of it belongs to a run: no file is written, and the steps change only the
+copy of the weights in this process's memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from data.masks import mask_text
+from lora.inject import trainable_parameters
+from training.run import Run
+
+STEPS = 3  # timed ones; one more goes in front, which compiles kernels and fills caches
+SLOWEST = 1  # the first timed step may still be slow
+
+
+def check(run: Run, step: Callable[[Run, int], dict[str, Any]], console: Console) -> None:
+    """Shows a second row (the report has shown the first), times steps, and says what is needed.
+
+    step: `train_step`, which takes the run and the step's number.
+    """
+    # The last pack's last row is the shortest of all: it shows what the long first one hides.
+    shortest = run.data.batches.packs[-1][-1]
+    console.print(mask_text(shortest, run.data.tokenizer), soft_wrap=True)
+    lines = [step(run, number) for number in range(1, min(1 + STEPS, run.total_steps) + 1)]
+    timed = lines[SLOWEST:] or lines
+    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in timed) / len(timed)
+    for sentence in describe_need(run, seconds, lines[-1]):
+        console.print(sentence, soft_wrap=True, markup=False)
+
+
+def describe_need(run: Run, seconds: float, line: dict[str, Any]) -> list[str]:
+    """What the whole run would take; seconds: of one step; line: a step's metrics."""
+    minutes = seconds * run.total_steps / 60
+    size = 4 * sum(p.numel() for p in trainable_parameters(run.model).values()) / 1e6
+    memory = line["peak_memory_bytes"]
+    peak = f"{memory / 1e9:.1f} GB of memory at the peak" if memory else "memory not measured here"
+    return [
+        f"check: {run.total_steps} steps of {seconds:.1f} s ({line['tokens_per_second']:.0f} "
+        f"tokens/s) are {minutes:.0f} minutes, evaluations not counted; {peak}",
+        f"check: the adapter would take {size:.0f} MB, the checkpoint {3 * size:.0f} MB",
+        "check: nothing was trained and nothing was written; leave --check out to begin",
+    ]
