@@ -72,8 +72,9 @@ def place(tokenizer: Tokenizer, document: Document) -> Placed:
 def packs(
     tokenizer: Tokenizer, documents: Iterable[Document], length: int
 ) -> Iterator[list[Placed]]:
-    """Fills packs in the documents' own order: of each as many branches as there is room for, the
-    rest is dropped.
+    """Fills packs in the documents' own order: of each as many branches as there is room for.
+
+    The rest of a document is dropped, and at the end of a stream the pack that is not full.
     """
     pack: list[Placed] = []
     room = length

@@ -23,20 +23,20 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from common.cli import USER_ERRORS
 from embedded.english.gate import gate
 from embedded.english.generate.general import fingerprint, missing_packages
 from embedded.english.network import hidden_states, see_branches, start_model
 from embedded.english.packs import Batch, packs, to_batch
 from embedded.english.stages import STAGES, Stage, documents
 from embedded.english.tokenizer import write_tokenizer
-from embedded.pretrain import ALLOCATOR, WARMUP_TOKENS, Threads, log, log_progress
+from embedded.pretrain import ALLOCATOR, LOG_EVERY, WARMUP_TOKENS, Threads, log, log_progress
 from embedded.pretrain_model import compile_blocks, head_loss
 from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
 from model.loader import save_gemma2
 from model.transformer import Gemma2
 
 ROWS, LENGTH = 4, 1024  # packs of a step and tokens of a pack
-LOG_EVERY = 50  # steps
 GATE_EVERY, SAVE_EVERY = 2_000_000, 1_000_000  # tokens
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 # A waiting thread must not hold the core of the other.
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         find_tokenizer(args)
         for number, before in befores.items():
             train(STAGES[number], before, args)
-    except ValueError as error:
+    except USER_ERRORS as error:
         print(f"embedded.english.pretrain: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,66 @@
+"""The check of hand-written tools: the corpus passes, and each kind of mistake is named."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded.english.check import file_problems, main
+from embedded.english.generate.corpus import CORPUS, HELD_OUT
+from embedded.english.stages import STAGES
+
+STYLES = sorted({style for stage in STAGES for style in stage.recipe.styles} | set(HELD_OUT))
+
+
+def new_tool() -> dict[str, Any]:
+    properties = {"city": {"type": "string"}, "days": {"type": "integer"}}
+    return {
+        "name": "get_forecast",
+        "description": "The weather of the next days",
+        "parameters": {"type": "object", "properties": properties, "required": ["city"]},
+        "values": {"city": [f"Town {n}" for n in range(8)], "days": list(range(1, 9))},
+        "requests": [f"weather in {{city}}, {n}" for n in range(16)],
+        "asks": [{"text": "weather for {days} days", "missing": "city"}],
+        "nofit": ["make it rain"],
+    }
+
+
+def problems(*tools: dict[str, Any]) -> list[str]:
+    return list(file_problems([json.dumps(tool) for tool in tools], Counter()))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_of_the_corpus_passes(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CORPUS / f"{style}.jsonl")]) == 0
+    assert "0 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("requests", ["in {town} and {city}"] * 16, "no argument is called town"),
+        ("requests", ["weather"] * 16, "lacks the required city"),
+        ("requests", ["{city} {city}"] * 16, "a slot stands twice"),
+        ("requests", ["in {city}"] * 16, "at least 16 different requests, got 1"),
+        ("asks", [{"text": "in {city}", "missing": "city"}], "all required arguments but 'city'"),
+        ("values", {"city": ["Oslo"] * 8, "days": [True] * 8}, "type integer, got True"),
+        ("values", {"city": ["Oslo"] * 7, "days": [1] * 8}, "city: expected at least 8 values"),
+        ("values", {"city": [{"said": "x"}] * 8, "days": [1] * 8}, "keys said and value"),
+        ("extra", 1, "expected the keys"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(key: str, value: Any, expected: str) -> None:
+    assert problems(new_tool()) == []
+    found = problems(new_tool() | {"name": "other"}, new_tool() | {key: value})
+    assert found and all(one.startswith("line 2: get_forecast: ") for one in found)
+    assert any(expected in one for one in found), found
+
+
+def test_a_name_used_twice_and_a_broken_line_are_problems(tmp_path: Path) -> None:
+    assert problems(new_tool(), new_tool()) == ["line 2: get_forecast: line 1 has this name too"]
+    (tmp_path / "tools.jsonl").write_text("{\n", encoding="utf-8")
+    assert main([str(tmp_path / "tools.jsonl")]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none.jsonl")])
