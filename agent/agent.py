@@ -128,7 +128,7 @@ class Agent:
                 yield from self._finish(reply)
                 return
             # A set: twins in one reply, such as two throws of a die, are meant, and count once.
-            made.update({call.key for call in reply.calls})
+            made.update({call.key for call in reply.outcomes if isinstance(call, ToolCall)})
             results = yield from self._run(reply.outcomes, made)
             self._append(Message("tool", results=results))
             if len(self.ids) >= self.limit:
