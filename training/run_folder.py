@@ -18,7 +18,7 @@ from common.cli import USER_ERRORS
 from training.checkpoint import COUNTERS, PREVIOUS, TENSORS, mend, read_counters, settle
 from training.lock import LOCK, Lock
 from training.ranks import Ranks
-from training.settings import LENGTH, fingerprint
+from training.settings import LATER_DEFAULTS, LENGTH, fingerprint
 
 METRICS, RUN, PICTURE, CHECKPOINT = "metrics.jsonl", "run.json", "loss.png", "checkpoint"
 CARD = "README.md"
@@ -110,6 +110,11 @@ def _check_settings(folder: Path, now: dict[str, Any]) -> None:
     """Raises: ValueError naming every setting that differs from the checkpoint's own."""
     counters = read_counters(folder / CHECKPOINT)
     then = counters.get("fingerprint", {})
+    # A checkpoint of before there were several data sets has one name, and lacks the later flags:
+    # it was made with what are their defaults.
+    if isinstance(then.get("dataset"), str):
+        then = then | {"dataset": [then["dataset"]]}
+    then = LATER_DEFAULTS | then
     other = {name for name, value in now.items() if value != then.get(name)}
     # The schedule spans the whole run, so its length may change only once it has been run through.
     done, planned = counters["step"], counters.get("total_steps", then.get("max_steps"))
