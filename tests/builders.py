@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
 RUN_FILES = set(
     "adapter_config.json adapter_model.safetensors tokenizer.json tokenizer_config.json "
-    "chat_template.jinja metrics.jsonl loss.png run.json checkpoint README.md".split()
+    "chat_template.jinja metrics.jsonl loss.png run.json README.md checkpoint".split()
 )
 TOOL = {"name": "get_time", "description": "the time", "parameters": {"city": "string"}}
 CITIES = "Oslo Rome Lima Cairo Quito Paris Delhi Tokyo Kyiv Bern Riga Accra".split()

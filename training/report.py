@@ -21,6 +21,7 @@ from common.sharding import unsharded
 from data.chat import Example
 from data.masks import mask_text
 from lora.inject import trainable_parameters
+from training.card import write_card
 from training.run import Run
 from training.run_folder import (
     BEST,
@@ -186,7 +187,9 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     if run.ranks.is_first:
         append_metrics(run.output, line)
         if line["step"] == run.total_steps:
-            draw_loss(run.output)  # again: the last save came before the last evaluation
+            # Again: the last save came before the last evaluation.
+            draw_loss(run.output)
+            write_card(run.output)
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 
