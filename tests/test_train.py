@@ -263,11 +263,20 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
 def test_a_last_step_that_ruins_the_weights_is_not_saved(
     run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "learning_rate", lambda *_: 1e30)
+    real = train.train_step
+
+    def ruin(a_run: train.Run, step: int) -> dict[str, Any]:
+        line = real(a_run, step)
+        with torch.no_grad():
+            for parameter in train.trainable_parameters(a_run.model).values():
+                parameter.fill_(math.inf)
+        return line
+
+    monkeypatch.setattr(train, "train_step", ruin)
     flags = ("--max-steps", "1", "--accumulate", "1", "--dtype", "fp32", "--eval-fraction", "0")
     code, folder = run(*flags)
     error = capsys.readouterr().err
-    assert code == 1 and "weights or the held-out loss are not finite" in error
+    assert code == 1 and "weights or the held-out loss are not finite" in error, error
     assert math.isfinite(metrics(folder)[-1]["loss"])
     assert not (folder / "adapter_model.safetensors").exists()
     assert not (folder / "checkpoint").exists()

@@ -24,6 +24,7 @@ from lora.inject import trainable_parameters
 from training.card import write_card
 from training.run import Run
 from training.run_folder import (
+    ADAPTER_FILES,
     BEST,
     BEST_RECORD,
     DROPPED,
@@ -186,7 +187,8 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
-        if line["step"] == run.total_steps:
+        is_saved = (run.output / ADAPTER_FILES[0]).is_file()  # not after a broken first step
+        if line["step"] == run.total_steps and is_saved:
             # Again: the last save came before the last evaluation.
             draw_loss(run.output)
             write_card(run.output)
