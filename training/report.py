@@ -187,11 +187,12 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
-        is_saved = (run.output / ADAPTER_FILES[0]).is_file()  # not after a broken first step
-        if line["step"] == run.total_steps and is_saved:
-            # Again: the last save came before the last evaluation.
+        if line["step"] == run.total_steps:
+            # Again: the last save came before the last evaluation. A run whose weights broke has
+            # published nothing that a card could describe.
             draw_loss(run.output)
-            write_card(run.output)
+            if (run.output / ADAPTER_FILES[0]).is_file():
+                write_card(run.output)
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 
