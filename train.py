@@ -301,8 +301,8 @@ def train(run: Run, start: int, line: Line | None) -> None:
     # Saved first, evaluated then: whatever goes wrong here, --resume does it again.
     if line is not None:
         line |= evaluate(run)
-        report.record(run, line, console)
         keep_best(run, line)
+        saving.record_last(run, line, console)
         report.stop_if_broken(run, line)
 
 

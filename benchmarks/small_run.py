@@ -65,7 +65,8 @@ class SmallRun:
             f"--model {self.folder / 'base'} --dataset {self.folder / 'rows.jsonl'} "
             f"--output {output} --max-steps {self.steps} --save-every {self.save_every} "
             "--device cpu --dtype fp32 --rank 2 --lr 0.01 --dropout 0.1 --max-length 384 "
-            "--accumulate 1 --eval-fraction 0.2 --eval-rows 1 --eval-calls 0"
+            "--accumulate 1 --eval-fraction 0.2 --eval-rows 1 --eval-calls 0 "
+            "--eval-every 3"
         )
         return [*text.split(), *more]
 

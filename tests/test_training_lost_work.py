@@ -13,7 +13,10 @@ import pytest
 
 import train
 from benchmarks.small_run import SmallRun, differences
+from data.chat import Example
 from training import lock, run_folder, saving
+from training.digests import rows_digest
+from training.ranks import Ranks
 
 State = Callable[[dict[str, Any]], Any]
 
@@ -57,7 +60,7 @@ def test_what_fails_in_the_last_evaluation_costs_no_step(
 
     def fail_at_the_end(run: Any) -> Any:
         calls.append(1)
-        return real(run) if len(calls) == 1 else kill()
+        return real(run) if len(calls) < 3 else kill()  # of steps 0, 3 and 4
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", fail_at_the_end)
@@ -85,6 +88,15 @@ def test_a_stop_between_checkpoint_and_adapter_is_made_good(
     # Saved once: there is no second generation.
     wanted = [name for name in differences(tmp_path / "out", truth) if "previous" not in name]
     assert wanted == []
+
+
+def test_leftovers_go_as_soon_as_the_folder_is_opened(small: SmallRun, done: Path) -> None:
+    """Before training: on a full disk they are what there is room for."""
+    args = train.parse_args(small.flags(done, "--resume"))
+    args.ranks = 1
+    (done / "adapter_model.safetensors.partial").write_text("half")
+    with run_folder.opened(args, Ranks(), print):
+        assert not (done / "adapter_model.safetensors.partial").exists()
 
 
 def test_a_foreign_file_of_such_a_name_stays(small: SmallRun, done: Path) -> None:
@@ -368,6 +380,19 @@ def test_other_rows_and_another_base_are_refused(
     assert (done / "run.json").read_bytes() == record
 
 
+def test_every_part_of_a_row_counts() -> None:
+    rows = [Example([1, 2], [False, True], "a"), Example([3], [True], "b")]
+    others = [
+        [Example([1, 2], [True, True], "a"), rows[1]],  # what is learned
+        [Example([1, 4], [False, True], "a"), rows[1]],  # what is read
+        rows[::-1],
+        [Example([1], [False], "a"), Example([2, 3], [True, True], "b")],  # the same, cut elsewhere
+    ]
+    digests = {rows_digest(x) for x in (rows, *others)}
+    assert len(digests) == 5
+    assert rows_digest([Example([1, 2], [False, True], "elsewhere"), rows[1]]) == rows_digest(rows)
+
+
 def test_a_finished_run_goes_on_longer_and_says_so(
     small: SmallRun, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -376,7 +401,7 @@ def test_a_finished_run_goes_on_longer_and_says_so(
     assert "4 steps were planned and are done, 6 are to be" in text
     lines = run_folder.read_metrics(done)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 6]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 3, 4, 6]
     assert lines[5]["lr"] == train.learning_rate(5, 6, 0.01, 0.1)
     # Fewer steps than are done, and other settings, are still refused.
     assert train.main(small.flags(done, "--resume", "--max-steps", "5")) == 2

@@ -43,6 +43,10 @@ def test_a_closed_stdout_stops_no_run(small: SmallRun, truth: Path, tmp_path: Pa
     closed = start(small, tmp_path / "closed", preexec_fn=lambda: os.close(1))
     pipe.stdout.read(1)
     pipe.stdout.close()
+    while not (tmp_path / "closed" / "metrics.jsonl").exists() and closed.poll() is None:
+        time.sleep(0.005)
+    # The number of the closed stream is no other file's: what a library prints would go into it.
+    assert os.readlink(f"/proc/{closed.pid}/fd/1") == os.devnull
     for process, name in ((pipe, "pipe"), (closed, "closed")):
         assert process.wait(120) == 0 and process.stderr and process.stderr.read() == b""
         assert differences(tmp_path / name, truth) == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def keep_best(run: Run, line: dict[str, Any]) -> None:
         return
     # Read from the file, so that a resumed run knows the best of the steps before.
     path = folder / BEST_RECORD
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["eval_loss"] <= loss:
+    if _lowest(path) <= loss:
         return
     run.ranks.total(torch.tensor(0.0))  # nobody writes before all have read
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,3 +31,11 @@ def keep_best(run: Run, line: dict[str, Any]) -> None:
         run.data.tokenizer.save(folder)
         accuracy = line.get("tool_call_accuracy")
         write_json(path, {"step": line["step"], "eval_loss": loss, "tool_call_accuracy": accuracy})
+
+
+def _lowest(path: Path) -> float:
+    """The loss that the record names; infinite without one that can be read."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["eval_loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf

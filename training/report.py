@@ -21,10 +21,8 @@ from common.sharding import unsharded
 from data.chat import Example
 from data.masks import mask_text
 from lora.inject import trainable_parameters
-from training.card import write_card
 from training.run import Run
 from training.run_folder import (
-    ADAPTER_FILES,
     BEST,
     BEST_RECORD,
     DROPPED,
@@ -187,12 +185,6 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
-        if line["step"] == run.total_steps:
-            # Again: the last save came before the last evaluation. A run whose weights broke has
-            # published nothing that a card could describe.
-            draw_loss(run.output)
-            if (run.output / ADAPTER_FILES[0]).is_file():
-                write_card(run.output)
     for sentence in describe_evaluation(line):
         console.print(sentence, soft_wrap=True)
 

@@ -183,12 +183,13 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what a stop in the middle of a write has left, by the names that this program uses;
     completes a checkpoint's save."""
     mend(folder / CHECKPOINT)
-    for name in FILES:
-        (folder / (name + PARTIAL)).unlink(missing_ok=True)
-    # safetensors writes into a file of such a name first, readable by its owner alone.
-    for path in folder.glob(".tmp??????"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
-            path.unlink()
+    for place in (folder, folder / BEST):
+        for name in (*FILES, BEST_RECORD):
+            (place / (name + PARTIAL)).unlink(missing_ok=True)
+        # safetensors writes into a file of such a name first, readable by its owner alone.
+        for path in place.glob(".tmp??????"):
+            if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+                path.unlink()
 
 
 def clear_run(folder: Path) -> None:
@@ -198,7 +199,10 @@ def clear_run(folder: Path) -> None:
     remove_leftovers(folder)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     if (folder / BEST / BEST_RECORD).is_file() and not (folder / BEST).is_symlink():
-        shutil.rmtree(folder / BEST)
+        for name in (*ADAPTER_FILES, *TOKENIZER_FILES, BEST_RECORD):
+            (folder / BEST / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / BEST).rmdir()  # one that holds something else stays
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

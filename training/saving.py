@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from common.device import rng_state, set_rng_state
 from lora.adapter import save_adapter
 from training import checkpoint, run_folder
 from training.card import write_card
 from training.checkpoint import ANEW
-from training.report import draw_loss
+from training.report import draw_loss, record
 from training.run import Run
 from training.settings import fingerprint
 
@@ -47,8 +50,22 @@ def publish(run: Run) -> None:
     save_adapter(run.model, run.output, run.config, run.ranks.is_first)
     if run.ranks.is_first:
         run.data.tokenizer.save(run.output)
-        draw_loss(run.output)
-        write_card(run.output)
+        _show_metrics(run.output)
+
+
+def record_last(run: Run, line: dict[str, Any], console: Console) -> None:
+    """Records the last step's line and shows its evaluation in the picture and the card.
+
+    The last thing of a run: where the line is there, --resume finds nothing left to do.
+    """
+    record(run, line, console)
+    if run.ranks.is_first:
+        _show_metrics(run.output)
+
+
+def _show_metrics(folder: Path) -> None:
+    draw_loss(folder)
+    write_card(folder)
 
 
 def begin(run: Run, say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
