@@ -237,7 +237,7 @@ def test_elementwise_kernels_compile(
 ) -> None:
     on(target, monkeypatch)
     launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
-    launch._sum_parts(empty(8, 8192, 16), FP16)
+    launch.sum_parts(empty(8, 8192, 16), FP16)
     assert [kernel.__name__ for kernel, _ in launches] == list(ELEMENTWISE)
     assert not problems(launches, target, tmp_path)
 
