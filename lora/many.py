@@ -1,24 +1,24 @@
 """Several adapters over one base: each row of a batch with its own adapter, or with none.
 
-Shapes: B rows, T positions, M = B T, K in, N out, n adapters, r the largest rank of a layer,
-V vocabulary, D model width, t tokens with rows of their own.
+Shapes: B rows, T positions, K in, N out, n adapters, r the largest rank of a layer, u adapters that
+a batch uses and g the most rows of one of them, V vocabulary, D model width, t tokens with rows of
+their own. `lora/rows.py` says which adapter a row has.
 
-Every layer has the factors of all adapters, one below another, and computes with two products for
-the whole batch, whatever adapters its rows have:
+Every layer holds the factors of all adapters in one stack. A batch's rows are put together by
+adapter, a short group filled up with a row whose share is 0, and two batched products serve all:
 
-    low = x A^T             (M, n r)   each row with every adapter
-    low = low * share       (B, n r)   scale * alpha / r for the row's own adapter, 0 elsewhere
-    y   = x W^T + low B     (M, N)
+    low  = x[order] A^T       (u, g T, r)    x (B, T, K), order (u g,), A (u, r, K)
+    low *= share              (u, g T, r)    a row's scale times alpha / r
+    y[order] += low B         (u, g T, N)    B (u, r, N)
 
-At ranks this small the products with adapters that a row does not have cost less than gathering
-its own: that copies factors, and sorting rows by adapter makes two products an adapter out of two
+Gathering each row's own factors instead copies them at every step, and multiplying all rows with
+all adapters under a mask costs n times the arithmetic, which a narrow model feels
 (`python -m benchmarks.adapters`). On a GPU the kernels in `lora/kernels/gathered.py` read a row's
-own factors where they lie. Rows that all have one adapter, as every prompt does, take its products
-alone. Source: Punica (arXiv:2310.18547), section 4, for the gathered product.
+own factors where they lie. Rows that all have one adapter, as every prompt does, take its plain
+products. Source: Punica (arXiv:2310.18547), section 4, for the gathered product.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,89 +33,12 @@ from lora.embedding import NewTokens, NewTokensEmbedding, NewTokensHead, embeddi
 from lora.implementations import resolve_impl
 from lora.inject import replace_module
 from lora.layer import LoRALinear
+from lora.rows import BASE, Adapters, Operands
 from lora.wrapped import WrappedLayer
-
-MAX_SCALE = 4.0  # of a row's adapter; what it learned is at 1, and far above it is noise
-BASE = -1  # the adapter number of a row that has none
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a row of a batch is computed with: an adapter's name, or None for the base alone.
-
-    scale: 1 is the adapter as it was trained, 0 the base. Raises: ValueError outside [0, 4].
-    """
-
-    adapter: str | None = None
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.scale <= MAX_SCALE:
-            raise ValueError(
-                f"scale of an adapter: expected 0 to {MAX_SCALE:g}, got {self.scale}; give 1 for "
-                "the adapter as it was trained"
-            )
-
-
-class Adapters:
-    """The adapters of one model, and which of them each row of the next forward pass uses.
-
-    Its layers ask it; `use` is called by whoever changes the batch.
-    """
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names, self.device = tuple(names), device
-        self.use([Row()])
-
-    def use(self, rows: Sequence[Row]) -> None:
-        """Sets the rows of the coming passes, in the batch's order.
-
-        Raises: KeyError for a name that is none.
-        """
-        numbers = {name: number for number, name in enumerate(self.names)}
-        # An adapter at scale 0 is the base to the last bit, and costs nothing.
-        chosen = [
-            (numbers[row.adapter], row.scale) if row.adapter and row.scale else (BASE, 0.0)
-            for row in rows
-        ]
-        # The one adapter and scale that all rows share: plain products then do.
-        self.shared = chosen[0] if len(set(chosen)) == 1 else None
-        self.index = torch.tensor([number for number, _ in chosen], device=self.device)  # (B,)
-        self.scale = torch.tensor([scale for _, scale in chosen], device=self.device)  # (B,)
-        self._shares: dict[tuple[tuple[int, tuple[float, ...]], ...], Tensor] = {}
-        self._rows: dict[int, Tensor] = {}
-
-    def share(self, layout: tuple[tuple[int, tuple[float, ...]], ...]) -> Tensor:
-        """The factor of each column of `low`, (B, sum of n r): the row's own scale, or 0.
-
-        layout: for each linear of a group its rank r and the n scalings of its adapters.
-        """
-        # Most layers of a model have one layout, and a batch stays the same for many steps.
-        if layout not in self._shares:
-            own = self.index[:, None] == torch.arange(len(self.names), device=self.device)
-            scaled = own * self.scale[:, None]  # (B, n)
-            parts = [
-                (scaled * torch.tensor(scalings, device=self.device)).repeat_interleave(rank, 1)
-                for rank, scalings in layout
-            ]
-            self._shares[layout] = torch.cat(parts, dim=1)
-        return self._shares[layout]
-
-    def token_rows(self, table: "ManyTokens") -> Tensor:
-        """The rows (B, t, D) that replace some tokens' in each row of the batch, in its dtype."""
-        if id(table) not in self._rows:
-            # `lerp` gives its ends exactly: the base at 0, the trained row at 1.
-            mixed = torch.lerp(table.base, table.rows[self.index], self.scale[:, None, None])
-            self._rows[id(table)] = mixed.to(table.dtype)
-        return self._rows[id(table)]
 
 
 class ManyLinear(nn.Module):
     """A frozen linear with the factors of all adapters: x (B, T, K) -> (B, T, N)."""
-
-    a: Tensor
-    b: Tensor
-    scalings: Tensor
 
     def __init__(
         self, base: nn.Linear, factors: Sequence[LoRALinear | None], adapters: Adapters
@@ -127,19 +50,18 @@ class ManyLinear(nn.Module):
         self.impl, _ = resolve_impl("auto", weight.device, weight.dtype)
         # A CPU without 16-bit products takes the low-rank path in float32, as one adapter does.
         dtype = weight.dtype if has_fast_matmul(weight) else torch.float32
-        rank = max(layer.lora_A.shape[0] for layer in factors if layer is not None)
+        self.rank = max(layer.lora_A.shape[0] for layer in factors if layer is not None)
         # Smaller ranks are filled up with zeros, which add nothing.
-        a = weight.new_zeros(len(factors), rank, base.in_features, dtype=dtype)
-        b = weight.new_zeros(len(factors), rank, base.out_features, dtype=dtype)
+        a = weight.new_zeros(len(factors), self.rank, base.in_features, dtype=dtype)
+        b = weight.new_zeros(len(factors), self.rank, base.out_features, dtype=dtype)
         for number, layer in enumerate(factors):
             if layer is not None:
                 a[number, : layer.lora_A.shape[0]] = layer.lora_A.detach()
                 b[number, : layer.lora_B.shape[1]] = layer.lora_B.detach().T
-        scalings = tuple(0.0 if layer is None else layer.scaling for layer in factors)
-        self.layout = (rank, scalings)
-        self.register_buffer("a", a, persistent=False)  # (n, r, K)
-        self.register_buffer("b", b, persistent=False)  # (n, r, N)
-        self.register_buffer("scalings", torch.tensor(scalings, device=a.device), persistent=False)
+        self.scalings = [0.0 if layer is None else layer.scaling for layer in factors]
+        # Plain attributes: the model is where it will run, and Module looks buffers up slowly.
+        self.a, self.b = a, b  # (n, r, K), (n, r, N)
+        self.scaling = torch.tensor(self.scalings, device=a.device)  # (n,)
         self._joint: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,63 +72,77 @@ class ManyLinear(nn.Module):
         outputs = [
             linear.base(x) if isinstance(linear, ManyLinear) else linear(x) for linear in linears
         ]
+        shared = self.adapters.shared
+        if shared is not None and shared[0] == BASE:
+            return outputs
         pairs = zip(linears, outputs, strict=True)
         adapted = [(linear, y) for linear, y in pairs if isinstance(linear, ManyLinear)]
-        shared = self.adapters.shared
         if shared is not None:
-            for linear, y in adapted if shared[0] != BASE else ():
+            for linear, y in adapted:
                 linear.add_one_(y, x, *shared)
         elif self.impl == "triton":
             from lora.kernels.gathered import add_gathered_  # only where Triton is
 
             for linear, y in adapted:
-                factors = (linear.a, linear.b, linear.scalings)
+                factors = (linear.a, linear.b, linear.scaling)
                 add_gathered_(y, x, factors, self.adapters.index, self.adapters.scale)
         else:
-            self._add_all_(x, adapted)
+            self.add_all_(x, adapted)
         return outputs
 
     def add_one_(self, y: Tensor, x: Tensor, number: int, scale: float) -> None:
         """y += scale * scaling x A^T B with the factors of adapter `number` for every row."""
-        low = F.linear(_rows(x).to(self.a.dtype), self.a[number])
-        _add_product_(y, low, self.b[number], scale * self.layout[1][number])
-
-    def _add_all_(self, x: Tensor, adapted: Sequence[tuple["ManyLinear", Tensor]]) -> None:
-        """The same for rows of several adapters: the products with all of them, and a mask."""
-        linears = [linear for linear, _ in adapted]
-        low = F.linear(_rows(x).to(self.a.dtype), linears[0].joint(linears))  # (M, sum of n r)
-        share = self.adapters.share(tuple(linear.layout for linear in linears))
-        if x.dim() == 3:
-            low.view(*x.shape[:2], -1).mul_(share[:, None])
+        low = F.linear(x.reshape(-1, x.shape[-1]).to(self.a.dtype), self.a[number])
+        flat, factor = y.view(-1, y.shape[-1]), scale * self.scalings[number]
+        if low.dtype == y.dtype:
+            flat.addmm_(low, self.b[number], alpha=factor)
         else:
-            low.mul_(share)
-        parts = low.split([linear.a.shape[0] * linear.a.shape[1] for linear in linears], dim=1)
-        for (linear, y), part in zip(adapted, parts, strict=True):
-            _add_product_(y, part, linear.b.flatten(0, 1))
+            flat.copy_(flat.float().addmm_(low, self.b[number], alpha=factor))
 
-    def joint(self, linears: Sequence["ManyLinear"]) -> Tensor:
-        """The A of all adapters of a group's linears, (sum of n r, K), made once."""
-        if len(linears) == 1:
-            return self.a.flatten(0, 1)
+    def add_all_(self, x: Tensor, adapted: Sequence[tuple["ManyLinear", Tensor]]) -> None:
+        """The same for rows of several adapters, in the equations at the top of this file."""
+        operands = self.adapters.operands.get(id(self)) or self._prepare(
+            [linear for linear, _ in adapted]
+        )
+        assert self.adapters.grouping is not None
+        order = self.adapters.grouping.order
+        count, size, _, width = operands.share.shape
+        rows = x if order is None else x.index_select(0, order)  # (u g, T, K)
+        low = torch.bmm(rows.view(count, -1, x.shape[-1]).to(operands.a.dtype), operands.a)
+        low.view(count, size, -1, width).mul_(operands.share)
+        parts = zip(adapted, operands.b, low.split(operands.ranks, dim=2), strict=True)
+        for (_, y), b, part in parts:
+            if order is None and b.dtype == y.dtype:
+                y.view(count, -1, y.shape[-1]).baddbmm_(part, b)
+                continue
+            own = torch.bmm(part, b).view(-1, *y.shape[1:])  # (u g, T, N)
+            if order is None:
+                y.copy_(y + own)
+            elif b.dtype == y.dtype:
+                y.index_add_(0, order, own)
+            else:
+                y.copy_(y.float().index_add_(0, order, own))
+
+    def _prepare(self, linears: Sequence["ManyLinear"]) -> Operands:
+        """What the batch's rows need of a group's linears, kept until the rows change."""
+        adapters, grouping = self.adapters, self.adapters.grouping
+        assert grouping is not None
+        ranks = [linear.rank for linear in linears]
         if self._joint is None:
-            self._joint = torch.cat([linear.a.flatten(0, 1) for linear in linears])
-            sizes = [linear.a.shape[0] * linear.a.shape[1] for linear in linears]
-            for linear, part in zip(linears, self._joint.split(sizes), strict=True):
-                linear.a = part.view_as(linear.a)  # the same numbers are not stored twice
-        return self._joint
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _add_product_(y: Tensor, low: Tensor, b: Tensor, factor: float = 1.0) -> None:
-    """y (..., N) += factor * low (M, r) b (r, N) in place, rounded once."""
-    flat = y.view(-1, y.shape[-1])
-    if b.dtype == y.dtype:
-        flat.addmm_(low, b, alpha=factor)
-    else:
-        flat.copy_(flat.float().addmm_(low, b, alpha=factor))
+            self._joint = self.a
+            if len(linears) > 1:
+                self._joint = torch.cat([linear.a for linear in linears], dim=1)
+                for linear, part in zip(linears, self._joint.split(ranks, dim=1), strict=True):
+                    linear.a = part  # the same numbers are not stored twice
+        scalings = [
+            adapters.used(linear.scaling)[:, None, None].expand(-1, 1, linear.rank)
+            for linear in linears
+        ]
+        share = torch.cat(scalings, dim=2) * grouping.scale[..., None]  # (u, g, sum of r)
+        a = adapters.used(self._joint).transpose(1, 2)
+        b = [adapters.used(linear.b) for linear in linears]
+        adapters.operands[id(self)] = Operands(a, share[:, :, None], ranks, b)
+        return adapters.operands[id(self)]
 
 
 class ManyTokens(nn.Module):
@@ -237,6 +173,15 @@ class ManyTokens(nn.Module):
         for name, value in {"ids": where, "slots": slots, "base": base, "rows": rows}.items():
             self.register_buffer(name, value, persistent=False)
 
+    def for_batch(self, adapters: Adapters) -> Tensor:
+        """The rows (B, t, D) that replace the tokens' in each row of the batch."""
+        if id(self) not in adapters.token_rows:
+            # `lerp` gives its ends exactly: the base at 0, the trained row at 1.
+            scale = adapters.scale[:, None, None]
+            mixed = torch.lerp(self.base, self.rows[adapters.index], scale)
+            adapters.token_rows[id(self)] = mixed.to(self.dtype)
+        return adapters.token_rows[id(self)]
+
 
 class ManyEmbedding(nn.Module):
     """An embedding with each row's own token rows: ids (B, T) -> (B, T, D)."""
@@ -254,7 +199,7 @@ class ManyEmbedding(nn.Module):
         frozen: Tensor = self.base(tokens)
         if self.adapters.shared == (BASE, 0.0):
             return frozen
-        rows = self.adapters.token_rows(self.table) * embedding_scale(self.base)  # (B, t, D)
+        rows = self.table.for_batch(self.adapters) * embedding_scale(self.base)  # (B, t, D)
         slots = self.table.slots[tokens]  # (B, T), -1 for all other tokens
         batch = torch.arange(len(rows), device=tokens.device)[:, None]
         replaced = rows[batch, slots.clamp(min=0)]
@@ -277,7 +222,7 @@ class ManyHead(nn.Module):
         logits: Tensor = self.base(hidden)
         if self.adapters.shared == (BASE, 0.0):
             return logits
-        rows = self.adapters.token_rows(self.table)  # (B, t, D)
+        rows = self.table.for_batch(self.adapters)  # (B, t, D)
         own = torch.bmm(hidden.view(len(rows), -1, hidden.shape[-1]), rows.transpose(1, 2))
         logits[..., self.table.ids] = own.view(*hidden.shape[:-1], -1)
         return logits
@@ -310,7 +255,7 @@ def add_adapters(model: nn.Module, folders: dict[str, Path]) -> Adapters:
         key = tuple(map(id, trained))
         if key not in tables:
             tables[key] = ManyTokens(base.get_parameter("weight"), trained)
-        replace_module(model, path, ends[path](base, tables[key], adapters))  # type: ignore[arg-type]
+        replace_module(model, path, ends[path](base, tables[key], adapters))
     return adapters
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from lora.adapter import load_adapter, save_adapter
 from lora.config import LoRAConfig
 from lora.inject import add_lora
-from lora.many import Adapters, Row, add_adapters
+from lora.many import add_adapters
+from lora.rows import Adapters, Row
 from model.attention import KVCache
 from model.transformer import Gemma2
 
@@ -69,7 +70,8 @@ def tokens(rows: int, length: int) -> Tensor:
 
 def use_and_run(model: Gemma2, adapters: Adapters, rows: Sequence[Row], ids: Tensor) -> Tensor:
     adapters.use(rows)
-    return model(ids)
+    logits: Tensor = model(ids)
+    return logits
 
 
 @torch.no_grad()
@@ -145,7 +147,7 @@ def test_what_cannot_be_served_together_is_named(
     with pytest.raises(ValueError, match="adapter third: .*adapts the whole embed_tokens"):
         add_adapters(make_model(), folders)
     model = add_lora(make_model(), CONFIGS["first"])
-    model.model.layers[0].self_attn.q_proj.lora_B.data[0, 0] = float("inf")
+    model.get_parameter("model.layers.0.self_attn.q_proj.lora_B").data[0, 0] = float("inf")
     save_adapter(model, folders["first"], CONFIGS["first"])
     with pytest.raises(ValueError, match="adapter first: .*finite numbers.*q_proj"):
         add_adapters(make_model(), {"first": folders["first"]})

@@ -49,17 +49,17 @@ def gathered_shrink_kernel(
     STEPS: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """out (splits, M, R) = scale[b] * scalings[i] * x a[i]^T over each split's columns, i = index[b].
+    """out (splits, M, R) = scale[b] * scalings[i] * x a[i]^T over each split's columns.
 
-    x (B, T, K) with rows x_stride apart, a (n, R, K), index and scale (B), scalings (n).
+    i = index[b]; x (B, T, K) with rows x_stride apart, a (n, R, K), index, scale (B), scalings (n).
     """
     blocks = tl.cdiv(T, ROWS)
     row, split = tl.program_id(0) // blocks, tl.program_id(1)
     rows, ranks = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS), tl.arange(0, RANK)
     number = tl.load(index + row)
-    # Masked and not skipped: a row of the base must leave zeros, which the other kernel reads.
-    row_inside, rank_inside = (rows < T)[:, None] & (number >= 0), (ranks < R)[None, :]
-    own = tl.maximum(number, 0)
+    # A row of the base has rank 0: it reads no factors and leaves zeros for the other kernel.
+    own, own_rank = tl.maximum(number, 0), tl.where(number >= 0, R, 0)
+    row_inside = (rows < T)[:, None]
     x += row.to(tl.int64) * T * x_stride
     a += own.to(tl.int64) * R * K
     total = tl.zeros((ROWS, RANK), tl.float32)
@@ -72,7 +72,7 @@ def gathered_shrink_kernel(
         )
         a_tile = tl.load(
             a + ranks[None, :] * K + cols[:, None],
-            mask=(cols < K)[:, None] & rank_inside & (number >= 0),
+            mask=(cols < K)[:, None] & (ranks < own_rank)[None, :],
             other=0.0,
         )
         total = product(x_tile, a_tile.to(x_tile.dtype), total, UPCAST)
@@ -82,7 +82,7 @@ def gathered_shrink_kernel(
     tl.store(
         out + rows[:, None] * R + ranks[None, :],
         total * factor,
-        mask=(rows < T)[:, None] & rank_inside,
+        mask=row_inside & (ranks < R)[None, :],
     )
 
 
@@ -106,7 +106,8 @@ def gathered_expand_kernel(
     rows = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
     cols, ranks = first_col + tl.arange(0, COLS), tl.arange(0, RANK)
     number = tl.load(index + row)
-    inside = (rows < T)[:, None] & (cols < N)[None, :] & (number >= 0)
+    # A row of the base has no positions here: nothing of it is read or written.
+    inside = (rows < tl.where(number >= 0, T, 0))[:, None] & (cols < N)[None, :]
     wide = row.to(tl.int64) * T
     out += wide * N
     # The largest load is issued first: its latency overlaps with the product.
@@ -119,7 +120,7 @@ def gathered_expand_kernel(
     b += tl.maximum(number, 0).to(tl.int64) * R * N
     b_tile = tl.load(
         b + ranks[:, None] * N + cols[None, :],
-        mask=(ranks < R)[:, None] & (cols < N)[None, :] & (number >= 0),
+        mask=(ranks < R)[:, None] & (cols < N)[None, :],
         other=0.0,
     )
     total = product(s_tile, b_tile.to(s_tile.dtype), tl.zeros((ROWS, COLS), tl.float32), UPCAST)
@@ -150,9 +151,7 @@ def add_gathered_(
     programs = batch * triton.cdiv(T, shrink.rows)
     splits, steps = split_columns(programs * shrink.rows, K, shrink)
     # As in `steps.shrink`: partial sums in float32, one split rounded at once.
-    s = torch.empty(
-        splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device
-    )
+    s = torch.empty(splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
     options = constants(shrink, padded(R), x) | {"STEPS": steps}
     sizes = (T, M, K, R, x.stride(0))
     with torch.cuda.device_of(x):
