@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from agent.agent import Agent
 from agent.evaluate import evaluate_file
-from agent.flags import limits_of, parse_args
+from agent.flags import limits_of, parse_args, rule_of
 from agent.guides import CallRule
 from agent.limits import Event
 from agent.loading import load_model
@@ -53,8 +53,12 @@ def run(args: argparse.Namespace) -> bool:
         raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
     if args.out and args.evaluate is None:
         raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
-    if args.free and args.merge is not None:
-        raise ValueError("--free does nothing beside --merge, which writes no reply; leave it out")
+    rule = rule_of(args)
+    if args.merge is not None and rule != CallRule():
+        given = "--free" if args.free else "--constrain"
+        raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
+    if rule.choice != "auto" and args.evaluate is not None:
+        raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
     if args.merge is not None:
         merge(args)
         return True
@@ -68,7 +72,6 @@ def run(args: argparse.Namespace) -> bool:
     # The tools first: their file is checked in a second.
     with open_tools(args) as toolbox:
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
-        rule = CallRule("free" if args.free else "offered")
         agent = Agent(*loaded, toolbox, sampling=sampling, limits=limits_of(args), rule=rule)
         screen = Screen(args.json, args.deltas)
         if args.prompt is not None:
@@ -143,7 +146,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
     load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
     line, dropped = evaluate_file(
-        args.evaluate, load, args.max_new_tokens, args.out, free=args.free
+        args.evaluate, load, args.max_new_tokens, args.out, rule=rule_of(args)
     )
     if dropped:
         errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)

@@ -184,7 +184,9 @@ class Agent:
         most = min(self.positions - len(self.ids), self.limits.new_tokens)
         if self.limits.question_tokens is not None:
             most = max(1, min(most, self.limits.question_tokens - self.spent.tokens))
-        rule = self.rule if may_call else CallRule(names=self.rule.names)
+        # Only the first reply to a question can be forced to call, or it would call for ever.
+        choice = self.rule.choice if self.spent.replies == 0 else "auto"
+        rule = CallRule(self.rule.names, choice if may_call else "none")
         guide = guide_for(tokenizer, self.tools, rule, room=most, must_speak=again)
         guides, context = [guide], self.context
         steps = decode(
