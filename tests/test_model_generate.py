@@ -22,6 +22,12 @@ PROMPTS = [
 SEED, UNTIED = 3, {"tie_word_embeddings": False}
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 def greedy(model: Gemma2, prompt: list[int], steps: int) -> list[int]:
     """The most probable ids by full forward passes, without a cache."""
     tokens = list(prompt)
