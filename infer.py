@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 
 from agent.agent import Agent
 from agent.evaluate import evaluate_file
-from agent.flags import limits_of, parse_args, rule_of
-from agent.guides import CallRule
+from agent.flags import check_flags, limits_of, parse_args, rule_of
 from agent.limits import Event
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
@@ -47,18 +46,8 @@ def run(args: argparse.Namespace) -> bool:
     seed_everything(args.seed)
     # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed, top_k=args.top_k, min_p=args.min_p)
-    if args.tools and (args.merge is not None or args.evaluate is not None):
-        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
-    if args.deltas and not args.json:
-        raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
-    if args.out and args.evaluate is None:
-        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
+    check_flags(args)
     rule = rule_of(args)
-    if args.merge is not None and rule != CallRule():
-        given = "--free" if args.free else "--constrain"
-        raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
-    if rule.choice != "auto" and args.evaluate is not None:
-        raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
     if args.merge is not None:
         merge(args)
         return True

@@ -77,6 +77,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises: ValueError for a flag that would do nothing beside the others."""
+    if args.call != "auto" and not args.constrain:
+        raise ValueError(f"--call {args.call} needs --constrain; give both, or neither")
+    if args.tools and (args.merge is not None or args.evaluate is not None):
+        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
+    if args.evaluate is None and not args.tools:
+        idle = [f"--{name}" for name in ("yes", "constrain") if getattr(args, name)]
+        if idle:
+            raise ValueError(f"{idle[0]} needs --tools, whose calls it is about; leave it out")
+    if args.deltas and not args.json:
+        raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
+    if args.out and args.evaluate is None:
+        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
+    if args.merge is not None and (args.free or args.constrain):
+        given = "--free" if args.free else "--constrain"
+        raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
+    if args.call != "auto" and args.evaluate is not None:
+        raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
+
+
 def limits_of(args: argparse.Namespace) -> Limits:
     """What one question may take, by the flags."""
     return Limits(
@@ -90,9 +111,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def rule_of(args: argparse.Namespace) -> CallRule:
-    """What a call may be, by the flags. Raises: ValueError for flags that do nothing."""
-    if args.call != "auto" and not args.constrain:
-        raise ValueError(f"--call {args.call} needs --constrain; give both, or neither")
+    """What a call may be, by the flags. Raises: ValueError without the library for one."""
     if args.constrain:
         check_library()
         return CallRule("constrained", args.call)

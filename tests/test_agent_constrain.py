@@ -8,7 +8,8 @@ import pytest
 from builders import TOKENIZER
 from test_agent_guides import TOOLS, piece_tokenizer, tool
 
-from agent.constrain import CallGuide, bounded, is_in_string, repeats_key
+from agent.call_schema import bounded
+from agent.constrain import CallGuide, is_in_string, repeats_key
 from agent.guides import CallRule, guide_for, writes_json
 from benchmarks.constrained_calls import measure, problems_of
 from data.call_check import check_arguments
