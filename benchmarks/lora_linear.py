@@ -61,11 +61,12 @@ def step(case: Case, groups: Groups, autocast: bool) -> dict[str, float]:
     dys = [dy for group in case.gradients for dy in group]
     clock = Clock(case.device)
     outputs = forward(case, groups, autocast)
-    seconds = clock.lap()
+    clock.lap("forward")
     # Not .backward(): it would add to .grad, a pass over memory that is no part of the operator.
     torch.autograd.grad(outputs, [*case.inputs, *trainable], dys)
-    backward = clock.lap()
-    return {"forward": seconds, "backward": backward, "both": seconds + backward}
+    clock.lap("backward")
+    seconds = clock.seconds()
+    return seconds | {"both": sum(seconds.values())}
 
 
 def implementations(case: Case, with_peft: bool) -> dict[str, tuple[Groups, bool]]:
