@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from common.device import send
+
 # Bytes of shared memory that a block of threads can have on sm_80 (163 KB) and sm_90 (227 KB), but
 # not on sm_86 (99 KB).
 MIN_SHARED_MEMORY = 160 * 1024
@@ -138,12 +140,8 @@ def block_mask(first: Tensor, device: torch.device) -> BlockMask:
         tensors[f"{name}_num_blocks"] = part.sum(-1)[:, None].int()
         order = part.byte().argsort(dim=-1, descending=True, stable=True)
         tensors[f"{name}_indices"] = order[:, None].int().contiguous()
-    # Without waiting only on CUDA, see `StepLoss`.
-    is_cuda = device.type == "cuda"
-    on_device: dict[str, Any] = {
-        name: t.to(device, non_blocking=is_cuda) for name, t in tensors.items()
-    }
-    first = first.to(device, non_blocking=is_cuda)
+    on_device: dict[str, Any] = {name: send(tensor, device) for name, tensor in tensors.items()}
+    first = send(first, device)
 
     # The names of the parameters are FlexAttention's convention: batch, head, query, key.
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
