@@ -27,7 +27,8 @@ from model.transformer import Gemma2
 
 # Bytes of float32 logits that one chunk of rows may hold: 128 rows of the 256,000-row head.
 CHUNK_BYTES = 128 * 256_000 * 4
-SWEEP_ROWS = 512  # of a sweep
+# Rows of a sweep. On CUDA all that a batch may have: each sweep reads the whole head.
+SWEEP_ROWS = {"cpu": 512, "mps": 512, "cuda": 8192}
 
 
 class Supervised(NamedTuple):
@@ -70,7 +71,7 @@ def supervised_loss(
     replaced = _replaced_rows(head)
     if replaced is not None and _can_sweep(head.weight, cap, hidden):
         ids, rows = replaced
-        options = Options(cap, scale, needs_grad, SWEEP_ROWS)
+        options = Options(cap, scale, needs_grad, SWEEP_ROWS[hidden.device.type])
         total = Sweep.apply(FrozenHead(head.weight, ids), options, targets.tokens, picked, rows)
     else:
         chunk = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
