@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from common.json_file import read_object
 from data.chat import Example
 from model.loader import INDEX, SINGLE
 
@@ -71,5 +72,5 @@ def _weight_files(folder: Path) -> list[Path]:
     """The files that the loader reads."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_object(folder / INDEX)
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
