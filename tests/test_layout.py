@@ -25,7 +25,7 @@ ORDER = {
     "model": """gemma3 config kernels fused recompute attention attention_tiles attention_flex
                 layers transformer sweep loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
-               tokenizer reply chat
+               tokenizer reply_reader reply chat
                masks api_calls roles forms schema call_check parquet_file files reports
                dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
