@@ -1,0 +1,81 @@
+"""What the page needs beside the API: the tools on offer, their calls, the tokens with the mask."""
+
+import threading
+from itertools import groupby
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HttpRequest
+
+from agent.toolbox import ToolBox
+from data.chat import render
+from data.lenient_json import load_json
+from data.tool_schema import as_shape, write_tool
+from serve.completions import Served, tokenizer_of
+from serve.errors import ApiError
+from serve.http import read_body
+from serve.requests import conversation_of, read_chat
+
+
+class PageTools:
+    """The routes of the page; the tools are those of `--tools`, run in their child process."""
+
+    def __init__(self, served: Served, toolbox: ToolBox | None) -> None:
+        self.served, self.toolbox = served, toolbox
+        self.lock = threading.Lock()  # the child process takes one call at a time
+
+    async def offered(self, http: HttpRequest) -> list[dict[str, Any]]:
+        """The tools in OpenAI's form."""
+        tools = self.toolbox.tools if self.toolbox else []
+        return [write_tool(as_shape(tool, "openai")) for tool in tools]
+
+    async def call(self, http: HttpRequest) -> dict[str, Any]:
+        """Runs {"name", "arguments"}. Raises: ApiError for a body that is no call."""
+        call = _object(await read_body(http))
+        name, arguments = call.get("name"), call.get("arguments")
+        if self.toolbox is None or not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ApiError("expected a name and arguments of a tool on offer, got another body")
+        result = await run_in_threadpool(self._run, name, arguments)
+        return {"name": name, "content": result}
+
+    def _run(self, name: str, arguments: dict[str, Any]) -> Any:
+        assert self.toolbox is not None
+        with self.lock:
+            return self.toolbox.call(name, arguments)
+
+    async def tokens(self, http: HttpRequest) -> list[dict[str, Any]]:
+        """A conversation's tokens and whether training would learn to write them.
+
+        Neighbours that share a character come as one. Raises: ApiError as a completion.
+        """
+        return await run_in_threadpool(self._tokens, await read_body(http))
+
+    def _tokens(self, body: bytes) -> list[dict[str, Any]]:
+        chat = read_chat(body)
+        tokenizer = tokenizer_of(self.served, chat.model)
+        conversation = conversation_of(chat, tokenizer, is_whole=True)
+        example = render(conversation, tokenizer)
+        found: list[dict[str, Any]] = []
+        pairs = zip(example.tokens, example.trainable, strict=True)
+        for is_trained, run in groupby(pairs, key=lambda pair: pair[1]):
+            held: list[int] = []
+            for id, _ in run:
+                held.append(id)
+                text = tokenizer.decode(held)
+                # Half of a character decodes as U+FFFD; its other half is in the next token
+                if not text.endswith("\ufffd") or len(held) > 4:
+                    found.append({"ids": held, "text": text, "trained": is_trained})
+                    held = []
+            if held:
+                found.append({"ids": held, "text": tokenizer.decode(held), "trained": is_trained})
+        return found
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = load_json(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"the body: expected an object, got {error}", "invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError("the body: expected an object, got something else", "invalid_json")
+    return value
