@@ -13,6 +13,7 @@ from serve.batch import Batch, Request, Written
 from serve.errors import ApiError, too_busy
 
 MAX_ROWS, MAX_WAITING = 16, 64
+STOPPED = ApiError("the server is being stopped; try again later", "server_stopped", 503)
 
 
 class Ticket:
@@ -35,6 +36,8 @@ class Ticket:
         """The ids as they are written. Raises: ApiError where decoding failed."""
         while True:
             news = await self.news.get()
+            if isinstance(news, ApiError):
+                raise news
             if isinstance(news, BaseException):
                 raise ApiError(f"decoding failed: {news}; try again", "internal_error", 500)
             yield news
@@ -60,10 +63,14 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+        self.thread.join()
+
+    def close(self) -> None:
+        """Ends the thread after its step; what runs or waits is told so."""
         with self.changed:
             self.is_closed = True
             self.changed.notify()
-        self.thread.join()
 
     def submit(self, request: Request) -> Ticket:
         """Puts a request into the queue. Raises: ApiError where the queue is full."""
@@ -88,7 +95,7 @@ class Engine:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or len(self.batch) or self.is_closed)
                 if self.is_closed:
-                    self._fail([*self.running.values(), *self.waiting], ApiError("shutting down"))
+                    self._fail([*self.running.values(), *self.waiting], STOPPED)
                     return
             for ticket in [one for one in self.running.values() if one.is_cancelled]:
                 self.batch.leave(ticket.request)

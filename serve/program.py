@@ -4,6 +4,7 @@ import argparse
 import socket
 import sys
 import time
+from types import FrameType
 
 from agent.loading import load_many
 from agent.toolbox import ToolBox
@@ -54,7 +55,15 @@ def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling)
             names = ", ".join(tokenizers)
             text = f"serving {names} on http://{HOST}:{port}/ (API: /v1); Ctrl-C ends it"
             print(printable(text), file=sys.stderr, flush=True)
-            uvicorn.Server(config).run(sockets=[listener])
+            server = uvicorn.Server(config)
+            leave = server.handle_exit
+
+            def close(number: int, frame: FrameType | None) -> None:
+                engine.close()  # first, so that streams end by themselves and nobody is cut off
+                leave(number, frame)
+
+            server.handle_exit = close  # type: ignore[method-assign, assignment]
+            server.run(sockets=[listener])
 
 
 def _bound(port: int) -> socket.socket:

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.cli import shorten
 from data.conversation import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Tool
 from data.forms.chats import smolagents
-from data.lenient_json import load_json, read_text, shorten
+from data.lenient_json import load_json, read_text
 from data.schema import conversation_from
 from data.tokenizer import Tokenizer
 from data.tool_calls import read_tool
 from serve.errors import ApiError
 
+MAX_SHOWN = 100  # characters of a value in an error
 MAX_STOPS, MAX_STOP = 4, 100  # stop texts, and characters of one
+SAMPLING = ("temperature", "top_p", "seed")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 # smolagents tells a model of its own calls, and of their results, in plain text
@@ -52,7 +55,7 @@ def read_chat(body: bytes) -> Chat:
     except (ValueError, RecursionError) as error:  # UTF-8's and JSON's errors are ValueErrors
         raise ApiError(f"the body: expected one JSON object, got {error}", "invalid_json") from None
     if not isinstance(value, dict):
-        raise ApiError(f"the body: expected an object, got {shorten(body.decode())}")
+        raise ApiError(f"the body: expected an object, got {shorten(body.decode(), MAX_SHOWN)}")
     given = {key: item for key, item in value.items() if item is not None}
     unknown = sorted(set(given) - set(FIELDS))
     if unknown:
@@ -81,12 +84,17 @@ def _with_choice(chat: dict[str, Any]) -> Chat:
     if choice in ("required", "named") and not names:
         raise ApiError(f"tool_choice: expected auto or none without tools, got {choice}")
     if name is not None and name not in names:
-        raise ApiError(f"tool_choice: expected one of {', '.join(names)}, got {shorten(name)}")
-    return Chat(**chat)
+        raise ApiError(
+            f"tool_choice: expected one of {', '.join(names)}, got {shorten(name, MAX_SHOWN)}"
+        )
+    sampling = {key: chat.pop(key) for key in SAMPLING if key in chat}
+    return Chat(**chat, sampling=sampling)
 
 
 def _expected(name: str, what: str, value: Any) -> ApiError:
-    return ApiError(f"{name}: expected {what}, got {shorten(json.dumps(value))}")
+    return ApiError(
+        f"{name}: expected {what}, got {shorten(json.dumps(value, ensure_ascii=False), MAX_SHOWN)}"
+    )
 
 
 Field = Callable[[str, Any], dict[str, Any]]
@@ -157,7 +165,7 @@ def _tools(name: str, value: Any) -> dict[str, Any]:
     names = [tool.name for tool in tools]
     twice = next((one for one in names if names.count(one) > 1), None)
     if twice is not None:
-        raise ApiError(f"{name}: expected different names, got {shorten(twice)} twice")
+        raise ApiError(f"{name}: expected different names, got {shorten(twice, MAX_SHOWN)} twice")
     return {"tools": tuple(tools)}
 
 
@@ -194,7 +202,7 @@ def _messages(name: str, value: Any) -> dict[str, Any]:
         try:
             messages.append({**message, "content": read_text(content)})
         except ValueError as error:
-            raise ApiError(f"{where}: {error}") from None
+            raise ApiError(f"{where}: content: {error}") from None
     return {"messages": messages}
 
 
