@@ -17,7 +17,7 @@ from serve.http import OwnPagesOnly
 from serve.page import PageTools
 
 PAGE = Path(__file__).with_name("static")
-FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
 # Nothing of another site runs in the page, and no other site shows it in a frame
 HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'",

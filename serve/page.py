@@ -1,5 +1,6 @@
 """What the page needs beside the API: the tools on offer, their calls, the tokens with the mask."""
 
+import json
 import threading
 from itertools import groupby
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 
+from agent.agent import MAX_RESULT_CHARACTERS
 from agent.toolbox import ToolBox
 from data.chat import render
 from data.lenient_json import load_json
@@ -30,7 +32,9 @@ class PageTools:
         return [write_tool(as_shape(tool, "openai")) for tool in tools]
 
     async def call(self, http: HttpRequest) -> dict[str, Any]:
-        """Runs {"name", "arguments"}. Raises: ApiError for a body that is no call."""
+        """Runs {"name", "arguments"}; its result as the text that a model reads.
+
+        Raises: ApiError for a body that is no call."""
         call = _object(await read_body(http))
         name, arguments = call.get("name"), call.get("arguments")
         if self.toolbox is None or not isinstance(name, str) or not isinstance(arguments, dict):
@@ -38,10 +42,13 @@ class PageTools:
         result = await run_in_threadpool(self._run, name, arguments)
         return {"name": name, "content": result}
 
-    def _run(self, name: str, arguments: dict[str, Any]) -> Any:
+    def _run(self, name: str, arguments: dict[str, Any]) -> str:
         assert self.toolbox is not None
         with self.lock:
-            return self.toolbox.call(name, arguments)
+            result = self.toolbox.call(name, arguments)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        # JSON can hold half a surrogate pair, which no tokenizer can encode; it becomes a "?"
+        return text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()
 
     async def tokens(self, http: HttpRequest) -> list[dict[str, Any]]:
         """A conversation's tokens and whether training would learn to write them.

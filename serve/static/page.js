@@ -136,12 +136,11 @@ async function act(call, signal) {
   const shown = frame("act", "Act", "pre");
   shown.add(`${call.function.name}(${call.function.arguments})`);
   shown.end();
-  let content = { error: "the user does not want this call" };
+  let text = JSON.stringify({ error: "the user does not want this call" });
   if (await approved(shown.box, signal)) {
     const body = { name: call.function.name, arguments: JSON.parse(call.function.arguments) };
-    content = (await (await ask("page/call", body, signal)).json()).content;
+    text = (await (await ask("page/call", body, signal)).json()).content;
   }
-  const text = typeof content === "string" ? content : JSON.stringify(content);
   const seen = frame("observe", "Observe", "pre");
   seen.add(text);
   seen.end();
