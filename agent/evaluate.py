@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.guides import name_guide
+from agent.guides import CallRule, guide_for
 from common.atomic import write_text
 from data.chat import Reply, parse_reply, render, render_prompt
 from data.conversation import Conversation, Message, ToolCall
@@ -78,6 +78,7 @@ def write_replies(
     A prompt that fills the model's positions gets an empty reply. Names in calls are held to the
     question's own tools, unless `free`.
     """
+    rule = CallRule("free" if free else "offered")
     prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
@@ -86,7 +87,7 @@ def write_replies(
     for rows in like_length_batches(lengths, limit, max_new_tokens):
         batch = [prompts[row] for row in rows]
         room = min(max_new_tokens, limit - len(batch[-1]))  # the last one is the longest
-        guides = None if free else [name_guide(tokenizer, questions[row].tools) for row in rows]
+        guides = [guide_for(tokenizer, questions[row].tools, rule, room=room) for row in rows]
         # Without a `Sampling` it is greedy, so the same weights always get the same score.
         written = generate(model, batch, room, tokenizer.stop_ids, guides=guides)
         for row, reply in zip(rows, written, strict=True):

@@ -1,10 +1,11 @@
 """The flags of `infer.py`."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
-from agent.agent import QUESTION_SECONDS
+from agent.limits import Limits
 from agent.toolbox import CALL_SECONDS, MEMORY
 from common.cli import Parser, float_in, int_at_least
 
@@ -38,22 +39,37 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     seconds = float_in(0.1, 1e6)
     variable = "let the tools see this variable too; may be given again; default: none"
     memory = "limit of the tools' address space; 0 for none"
+    question = "limit for all calls of a question"
     tools = "Python file whose public functions become tools; default: no tools"
     add("--tools", type=Path, metavar="FILE", help=tools)
     add("--tool-env", action="append", metavar="NAME", help=variable)
     add("--tool-memory", type=int_at_least(0), default=MEMORY, metavar="MIB", help=memory)
     add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="limit for one call")
-    add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="limit for a question")
+    limits, whole = Limits(), int_at_least(1)
+    add("--question-seconds", type=seconds, default=limits.tool_seconds, help=question)
+    add("--yes", action="store_true", help="run tools that ask first without asking")
     add("--out", type=Path, metavar="FILE", help="with --evaluate: a line of JSON for each reply")
     add("--json", action="store_true", help="an object of JSON per event; default: plain text")
+    deltas = "with --json: also each piece of a text as it is written, and the end of a question"
+    add("--deltas", action="store_true", help=deltas)
 
     add = parser.add_argument_group("generation").add_argument
     free = "let a call have any name; default: tools and arguments have only the names on offer"
     add("--free", action="store_true", help=free)
-    add("--max-new-tokens", type=int_at_least(1), default=512, help="of one reply, at most")
+    tokens, loop = limits.new_tokens, "end a reply whose last N tokens repeat themselves; 0: never"
+    add("--max-new-tokens", type=whole, default=tokens, help="of one reply, at most")
+    of_all = "of all replies to a question, at most; default: no limit"
+    add("--question-tokens", type=whole, metavar="N", help=of_all)
+    writing = "limit for writing all replies to a question; default: none"
+    add("--reply-seconds", type=seconds, default=math.inf, help=writing)
+    add("--rounds", type=whole, default=limits.rounds, help="replies with calls, at most")
+    add("--loop", type=int_at_least(0), default=limits.loop, metavar="N", help=loop)
     add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
     top_p = "sample from the smallest set of tokens with this probability"
     add("--top-p", type=float_in(0), default=1.0, help=top_p)
+    add("--top-k", type=int_at_least(0), default=0, help="sample from so many tokens; 0: all")
+    min_p = "sample from tokens with this share of the best one's probability"
+    add("--min-p", type=float_in(0), default=0.0, help=min_p)
     add("--seed", type=int, default=0, help="of the sampling")
     args = parser.parse_args(argv)
     named = args.adapter or []
@@ -73,3 +89,15 @@ def named_folder(text: str) -> tuple[str, Path]:
     if not sign or not re.fullmatch(r"[\w.-]+", name):
         return Path(text).resolve().name, Path(text)
     return name, Path(folder)
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """What one question may take, by the flags."""
+    return Limits(
+        new_tokens=args.max_new_tokens,
+        question_tokens=args.question_tokens,
+        rounds=args.rounds,
+        tool_seconds=args.question_seconds,
+        reply_seconds=args.reply_seconds,
+        loop=args.loop,
+    )

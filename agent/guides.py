@@ -4,12 +4,15 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from agent.call_names import NAMING, CallNames, State
 from agent.vocabulary import Vocabulary
 from data.conversation import Tool
 from data.tokenizer import Tokenizer
+from model.generate import Guide
 
 vocabulary_of = lru_cache(maxsize=4)(Vocabulary)  # one for all rows and replies
 
@@ -45,10 +48,11 @@ class NameGuide:
             self.state = self._tried[1]
         self._tried = (-1, None)
 
-    def allowed(self) -> list[int]:
-        """Every id that `accepts` takes; asked inside of calls only."""
+    def allowed(self) -> Sequence[int]:
+        """Every id that `accepts` takes."""
         state, vocabulary = self.state, self.vocabulary
-        assert state is not None
+        if state is None:
+            return range(len(vocabulary.tokenizer))
         ids = [] if state.mode in NAMING else list(vocabulary.control_ids)
         if state.mode in ("name", "argument"):
             pairs = []
@@ -65,6 +69,45 @@ class NameGuide:
         return ids + [id for data, id in pairs if self.names.feed(state, data) is not None]
 
 
-def name_guide(tokenizer: Tokenizer, tools: Sequence[Tool]) -> NameGuide | None:
-    """The guide of one reply; None where no tool is on offer, and so no name is better."""
-    return NameGuide(tokenizer, tools) if tools else None
+class Speaking:
+    """A reply that may not end before it has begun; then as the guide inside says."""
+
+    def __init__(self, tokenizer: Tokenizer, guide: Guide | None) -> None:
+        self.tokenizer, self.guide, self.has_begun = tokenizer, guide, False
+
+    def accepts(self, id: int) -> bool:
+        """True if this id may come next."""
+        if not self.has_begun and id in self.tokenizer.turn_ends:
+            return False
+        return self.guide is None or self.guide.accepts(id)
+
+    def allowed(self) -> Sequence[int]:
+        """Every id that `accepts` takes."""
+        every = range(len(self.tokenizer)) if self.guide is None else self.guide.allowed()
+        return every if self.has_begun else [i for i in every if self.accepts(i)]
+
+    def advance(self, id: int) -> None:
+        """Takes note of the id that was chosen."""
+        self.has_begun = True
+        if self.guide is not None:
+            self.guide.advance(id)
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """What a call may be: `names` are "offered", or "free" for whatever the model writes."""
+
+    names: Literal["offered", "free"] = "offered"
+
+
+def guide_for(
+    tokenizer: Tokenizer,
+    tools: Sequence[Tool],
+    rule: CallRule,
+    *,
+    room: int,
+    must_speak: bool = False,
+) -> Guide | None:
+    """The guide of one reply of at most `room` ids; None where anything may come."""
+    guide = NameGuide(tokenizer, tools) if tools and rule.names == "offered" else None
+    return Speaking(tokenizer, guide) if must_speak else guide

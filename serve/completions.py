@@ -14,8 +14,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from agent.guides import name_guide
+from agent.guides import CallRule, guide_for
 from data.chat import render_prompt
+from data.conversation import Tool
 from data.tokenizer import Tokenizer
 from lora.rows import Row
 from model.generate import Guide, Sampling
@@ -38,6 +39,7 @@ class Served:
     sampling: Sampling
     max_new_tokens: int
     started: int  # seconds since 1970
+    rule: CallRule = CallRule()  # what a call may be
 
     @property
     def base(self) -> str:
@@ -106,16 +108,18 @@ def prepare(served: Served, body: bytes) -> tuple[Chat, Request, Answer]:
         frozenset(tokenizer.stop_ids),
         Row(adapter, chat.scale),
         sampling,
-        _guide(chat, conversation.tools, tokenizer, room),
+        _guide(chat, served.rule, conversation.tools, tokenizer, room),
     )
     answer = Answer(tokenizer, conversation.tools, chat.stops, one_call=chat.one_call)
     return chat, request, answer
 
 
-def _guide(chat: Chat, tools: Sequence[Any], tokenizer: Tokenizer, room: int) -> Guide | None:
+def _guide(
+    chat: Chat, rule: CallRule, tools: Sequence[Tool], tokenizer: Tokenizer, room: int
+) -> Guide | None:
     """What may come in the reply, by `tool_choice`."""
     offered = [tool for tool in tools if chat.name in (None, tool.name)]
-    inner = name_guide(tokenizer, offered)
+    inner = guide_for(tokenizer, offered, rule, room=room)
     if chat.choice not in ("required", "named"):
         return inner
     # Half of the room is left for the call itself

@@ -22,23 +22,30 @@ from serve.requests import conversation_of, read_chat
 class PageTools:
     """The routes of the page; the tools are those of `--tools`, run in their child process."""
 
-    def __init__(self, served: Served, toolbox: ToolBox | None) -> None:
+    def __init__(self, served: Served, toolbox: ToolBox | None, *, asks_first: bool = True) -> None:
+        """asks_first: whether tools that say so run only once the user has been asked."""
         self.served, self.toolbox = served, toolbox
+        self.asking = toolbox.asks_first if toolbox and asks_first else set()
         self.lock = threading.Lock()  # the child process takes one call at a time
 
-    async def offered(self, http: HttpRequest) -> list[dict[str, Any]]:
-        """The tools in OpenAI's form."""
+    async def offered(self, http: HttpRequest) -> dict[str, Any]:
+        """The tools in OpenAI's form, and the names of those that ask first."""
         tools = self.toolbox.tools if self.toolbox else []
-        return [write_tool(as_shape(tool, "openai")) for tool in tools]
+        written = [write_tool(as_shape(tool, "openai")) for tool in tools]
+        return {"tools": written, "ask_first": sorted(self.asking)}
 
     async def call(self, http: HttpRequest) -> dict[str, Any]:
         """Runs {"name", "arguments"}; its result as the text that a model reads.
 
-        Raises: ApiError for a body that is no call."""
+        Raises: ApiError for a body that is no call, and for a tool that asks first without the
+        word "approved".
+        """
         call = _object(await read_body(http))
         name, arguments = call.get("name"), call.get("arguments")
         if self.toolbox is None or not isinstance(name, str) or not isinstance(arguments, dict):
             raise ApiError("expected a name and arguments of a tool on offer, got another body")
+        if name in self.asking and call.get("approved") is not True:
+            raise ApiError(f"{name}: expected a yes of the user first, got none", "ask_first", 409)
         result = await run_in_threadpool(self._run, name, arguments)
         return {"name": name, "content": result}
 

@@ -6,6 +6,7 @@ import sys
 import time
 from types import FrameType
 
+from agent.guides import CallRule
 from agent.loading import load_many
 from agent.toolbox import ToolBox
 from common.cli import printable
@@ -41,8 +42,10 @@ def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling)
             args.model, args.adapters, device=args.device, dtype=args.dtype
         )
         with Engine(Batch(model, adapters)) as engine:
-            served = Served(engine, tokenizers, sampling, args.max_new_tokens, int(time.time()))
-            app = make_app(served, PageTools(served, toolbox))
+            rule = CallRule("free" if args.free else "offered")
+            most, now = args.max_new_tokens, int(time.time())
+            served = Served(engine, tokenizers, sampling, most, now, rule)
+            app = make_app(served, PageTools(served, toolbox, asks_first=not args.yes))
             config = uvicorn.Config(
                 app,
                 log_level="warning",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 MODEL, QUESTION = "first", "What is 17.5 times 23, and twice that?"
-TOOLS = [
+TOOLS: list[Any] = [
     {
         "type": "function",
         "function": {
@@ -38,7 +38,7 @@ def openai_client(url: str, stream: bool) -> list[Any]:
     """The calls and the answer; with a stream, put together from its pieces."""
     import openai
 
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     seen: list[Any] = []
     for _ in range(4):
@@ -66,7 +66,7 @@ def openai_odds(url: str) -> dict[str, Any]:
     """A forced tool, parallel calls, one call where one is wanted, errors, models."""
     import openai
 
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     found: dict[str, Any] = {"models": [model.id for model in client.models.list()]}
 
     def ask(text: str, **options: Any) -> Any:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ pytest.importorskip("uvicorn")
 
 from serving import TOKENIZER, Script, serving, spell  # noqa: E402
 
+from agent.toolbox import ToolBox  # noqa: E402
 from data.reply import parse_reply  # noqa: E402
 from lora.rows import Row  # noqa: E402
 from model.generate import generate  # noqa: E402
@@ -212,8 +214,32 @@ def test_the_own_page_is_served(served: tuple[Script, str]) -> None:
     for path in ("/", "/page.css", "/page.js"):
         status, text = ask(served[1], path)
         assert status == 200 and len(text) > 500
-    assert ask(served[1], "/page/tools") == (200, [])
+    assert ask(served[1], "/page/tools") == (200, {"tools": [], "ask_first": []})
     assert ask(served[1], "/page/call", {"name": "f", "arguments": {}})[0] == 400
+
+
+def test_tools_that_ask_first_run_after_a_yes(tmp_path: Path) -> None:
+    file = tmp_path / "tools.py"
+    file.write_text(
+        'def look() -> dict:\n    """look"""\n    return {"seen": "\\ud83d"}\n\n'
+        'def wipe(name: str) -> str:\n    """wipe"""\n    return "wiped " + name\n\n'
+        'confirm = ["wipe"]\n'
+    )
+    wipe: dict[str, Any] = {"name": "wipe", "arguments": {"name": "a"}}
+    with ToolBox(file) as toolbox, serving(Script(script), toolbox=toolbox) as url:
+        assert ask(url, "/page/tools")[1]["ask_first"] == ["wipe"]
+        status, answer = ask(url, "/page/call", wipe)
+        assert status == 409 and answer["error"]["code"] == "ask_first"
+        for said in (1, "yes", False):
+            assert ask(url, "/page/call", {**wipe, "approved": said})[0] == 409
+        assert ask(url, "/page/call", {**wipe, "approved": True})[1]["content"] == "wiped a"
+        # Half a character that a tool gives can be sent on
+        assert ask(url, "/page/call", {"name": "look", "arguments": {}})[1]["content"] == (
+            '{"seen": "?"}'
+        )
+        assert (
+            "unknown_tool" in ask(url, "/page/call", {"name": "x", "arguments": {}})[1]["content"]
+        )
 
 
 def test_tokens_come_with_their_mask(served: tuple[Script, str]) -> None:

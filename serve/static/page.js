@@ -7,6 +7,7 @@ const ROUNDS = 8; // replies with calls to one question
 const byId = (id) => document.getElementById(id);
 let messages = []; // what the API is sent; grows only with questions that got an answer
 let tools = []; // on offer, in OpenAI's form
+let askFirst = new Set(); // the names of those that run only after a yes
 let running = null; // the AbortController of the question that is being answered
 
 function element(tag, className, text) {
@@ -116,8 +117,8 @@ async function reply(history, signal) {
   return message;
 }
 
-function approved(box, signal) {
-  if (!byId("ask").checked) return true;
+function approved(name, box, signal) {
+  if (!byId("ask").checked && !askFirst.has(name)) return true;
   const buttons = element("div", "buttons");
   const run = element("button", "", "Run");
   const skip = element("button", "", "Do not run");
@@ -137,8 +138,8 @@ async function act(call, signal) {
   shown.add(`${call.function.name}(${call.function.arguments})`);
   shown.end();
   let text = JSON.stringify({ error: "the user does not want this call" });
-  if (await approved(shown.box, signal)) {
-    const body = { name: call.function.name, arguments: JSON.parse(call.function.arguments) };
+  if (await approved(call.function.name, shown.box, signal)) {
+    const body = { name: call.function.name, arguments: JSON.parse(call.function.arguments), approved: true };
     text = (await (await ask("page/call", body, signal)).json()).content;
   }
   const seen = frame("observe", "Observe", "pre");
@@ -233,7 +234,8 @@ async function load() {
     ask("v1/models").then((response) => response.json()),
     ask("page/tools").then((response) => response.json()),
   ]);
-  tools = offered;
+  tools = offered.tools;
+  askFirst = new Set(offered.ask_first);
   for (const { id, owned_by: owner } of models.data) {
     const option = element("option", "", owner === "base" ? `${id} (base, no adapter)` : id);
     option.value = id;
