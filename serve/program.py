@@ -54,6 +54,7 @@ def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling)
                 server_header=False,
                 ws="none",
             )
+            listener.listen(MAX_CONNECTIONS)  # whoever has read the line below can connect
             port = listener.getsockname()[1]
             names = ", ".join(tokenizers)
             text = f"serving {names} on http://{HOST}:{port}/ (API: /v1); Ctrl-C ends it"
