@@ -3,8 +3,9 @@
     python infer.py --adapter runs/NAME --tools agent/example_tools.py --prompt "17.5 times 23?"
     python infer.py --adapter runs/NAME --evaluate rows.jsonl
     python infer.py --adapter runs/NAME --merge merged/
+    python infer.py --adapter NAME=runs/NAME --adapter OTHER=runs/OTHER --serve
 
-Without --prompt, --evaluate and --merge it chats: /new forgets the conversation, /quit ends.
+Without one of these jobs it chats: /new forgets the conversation, /quit ends.
 """
 
 import argparse
@@ -56,10 +57,15 @@ def run(args: argparse.Namespace) -> bool:
         return True
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
-    if args.prompt is None and sys.stdin is None:  # as after `infer.py <&-`
+    if args.prompt is None and args.serve is None and sys.stdin is None:  # as after `infer.py <&-`
         raise ValueError("standard input is closed, so nobody can ask; give --prompt TEXT")
     # The tools first: their file is checked in a second.
     with open_tools(args) as toolbox:
+        if args.serve is not None:
+            from serve.program import serve  # what it needs is an extra
+
+            serve(args, toolbox, sampling)
+            return True
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
         agent = Agent(*loaded, toolbox, sampling=sampling, limits=limits_of(args), rule=rule)
         screen = Screen(args.json, args.deltas)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 from agent.constrain import check_library
@@ -17,18 +18,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Runs a Gemma-2 model with an adapter as an agent that calls tools."
     )
 
-    # Three jobs of which a command names one at most; without one of them it is a chat.
+    # Four jobs of which a command names one at most; without one of them it is a chat.
     group = parser.add_argument_group("what to do; default: a chat on standard input")
     add = group.add_mutually_exclusive_group().add_argument
     add("--prompt", metavar="TEXT", help="ask one question")
     add("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
     merged = "write base and adapter as one plain model into a new folder"
     add("--merge", type=Path, metavar="DIR", help=merged)
+    port = int_at_least(0, 65535)
+    served = "OpenAI's chat API and a page, on this machine alone; default port: 8000; 0: any"
+    add("--serve", type=port, nargs="?", const=8000, metavar="PORT", help=served)
 
     add = parser.add_argument_group("model").add_argument
     base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
     add("--model", help=base)
-    add("--adapter", type=Path, help="folder that train.py wrote; default: the base alone")
+    adapter = "folder that train.py wrote; default: the base alone; several, with --serve"
+    add("--adapter", action="append", type=named_folder, metavar="[NAME=]DIR", help=adapter)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -74,7 +79,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     min_p = "sample from tokens with this share of the best one's probability"
     add("--min-p", type=float_in(0), default=0.0, help=min_p)
     add("--seed", type=int, default=0, help="of the sampling")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = args.adapter or []
+    args.adapters = dict(named)
+    if len(args.adapters) < len(named):
+        parser.error("--adapter: expected different names, got one twice; write NAME=DIR")
+    if len(named) > 1 and args.serve is None:
+        parser.error(f"--adapter: expected one without --serve, got {len(named)}; give one")
+    args.adapter = named[0][1] if named else None
+    return args
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """A name and the folder behind it: NAME=DIR, or DIR, whose last part is the name."""
+    name, sign, folder = text.partition("=")
+    # A folder may have a "=" in its name, but not behind what could be the name of an adapter
+    if not sign or not re.fullmatch(r"[\w.-]+", name):
+        return Path(text).resolve().name, Path(text)
+    return name, Path(folder)
 
 
 def check_flags(args: argparse.Namespace) -> None:
