@@ -15,11 +15,13 @@ from typing import Any
 import tokenizers
 
 from common.atomic import write_text
+from common.gguf_file import GGUFFile, is_gguf
 from common.hub import fetch
 from common.json_file import read_object, read_text, show
 from data.conversation import SHAPES, SystemPrompt
 from data.template import chat_template, response_template
 from data.tokenizer_file import check_config, parse_tokenizer
+from data.tokenizer_gguf import tokenizer_source
 from data.wire import FORMATS, HERMES, Piece, Tag
 
 NAMED = {
@@ -32,9 +34,10 @@ NAMED = {
 META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
 # Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and
-# spaces, its HTML tags
+# spaces, its HTML tags; the third line has those that came with Gemma 3
 _HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 "
-_HTML += "blockquote strong em b i u s sub sup code"
+_HTML += "blockquote strong em b i u s sub sup code "
+_HTML += "a html body img span bbox ul li div iframe footer"
 _TEXT_TOKEN = re.compile(rf"[{META}\s]+|</?(?:{'|'.join(_HTML.split())})>")
 # How `tokenizer.json` describes a tag that is appended to the vocabulary
 _SPECIAL = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {
@@ -77,9 +80,9 @@ class Tokenizer:
         self.wire = FORMATS[format] if format else [HERMES, *complete][-1]
         # Tags that the vocabulary lacks are appended, in the format's fixed order
         size = max([*data["model"]["vocab"].values(), *added.values()]) + 1
-        self._absent = [tag for tag in self.wire.tags if tag not in added]
-        added |= {tag: size + offset for offset, tag in enumerate(self._absent)}
-        self._size = size + len(self._absent)
+        self.absent = [tag for tag in self.wire.tags if tag not in added]
+        added |= {tag: size + offset for offset, tag in enumerate(self.absent)}
+        self._size = size + len(self.absent)
         self.tag_ids = {tag: added[tag] for tag in self.wire.tags}
         # The size of the base model's vocabulary: where the tags that end this one begin
         self.base_size = self._size
@@ -110,7 +113,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, format: str | None = None) -> "Tokenizer":
-        """Load from a folder, a `tokenizer.json`, or a hub id.
+        """Load from a folder, a `tokenizer.json`, a GGUF file, or a hub id.
 
         Without a `format`, the one counts that a training run saved with the tokenizer; else
         "mistral" if the file has all five Mistral tags; else "hermes".
@@ -120,6 +123,8 @@ class Tokenizer:
         """
         # No weights: a hub repository of a model has gigabytes beside its tokenizer
         path = fetch(path_or_repo, ["tokenizer.json", "tokenizer_config.json"])
+        if is_gguf(path):
+            return cls(tokenizer_source(GGUFFile(path)), {}, format, str(path))
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
@@ -202,7 +207,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         prompt = prompt or self.prompt
         data = json.loads(self._source)
-        for tag in self._absent:
+        for tag in self.absent:
             data["added_tokens"].append({"id": self.tag_ids[tag], "content": tag, **_SPECIAL})
         # Tags that the vocabulary had as plain added tokens: only special ones are never split
         for entry in data["added_tokens"]:

@@ -96,7 +96,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lora_config(args: argparse.Namespace, token_ids: Iterable[int], embedded: Path) -> LoRAConfig:
-    """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
+    """The adapter that the flags ask for; a base on this machine gets its full path, to be found.
 
     `embedded` is the folder of the base that is taken without --model, where PEFT finds it.
     Raises: ValueError for targets that are no usable regular expression.
@@ -109,5 +109,5 @@ def lora_config(args: argparse.Namespace, token_ids: Iterable[int], embedded: Pa
         targets=parse_targets(args.targets),
         adapt=args.adapt,
         token_ids=tuple(sorted(token_ids)),
-        base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
+        base_model=str(Path(base).resolve()) if args.model and Path(base).exists() else base,
     )
