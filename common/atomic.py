@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,12 +37,21 @@ def write_tensors(
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replaces `path` by the file that `write` makes at the path it is given."""
+    """Replaces `path` by the file that `write` makes at the path it is given.
+
+    Raises: OSError that names the file, where the disk is full or fails.
+    """
     # In the same folder: a rename is one step only inside one file system.
     partial = path.with_name(path.name + PARTIAL)
-    write(partial)
-    flush(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        flush(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "filename", None):
+            raise
+        # What fails while it writes names no file by itself.
+        raise OSError(f"{path}: could not be written ({error})") from error
 
 
 def flush(path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from common import atomic
@@ -51,3 +52,22 @@ def test_tensors_may_be_the_mapped_content_of_the_file_they_replace(tmp_path: Pa
     again = load_file(path)
     assert torch.equal(again["x"], values + 1) and torch.equal(again["y"], values)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644  # not only the owner reads it
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"config\.json: could not be written .*No space left"):
+        write_text(tmp_path / "config.json", "{}")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_tensors_for_which_there_is_no_room_name_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(atomic, "save_file", full)
+    with pytest.raises(OSError, match=r"x\.safetensors: could not be written .*No space left"):
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(3)})

@@ -28,7 +28,7 @@ ORDER = {
                tokenizer_gguf tokenizer reply chat masks api_calls roles forms schema call_check
                parquet_file files reports dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
-               adapter""".split(),
+               adapter rows many""".split(),
 }
 HARDWARE = (
     "is_available",

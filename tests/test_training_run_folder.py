@@ -23,6 +23,7 @@ from training.run_folder import (
     append_metrics,
     git_commit,
     keep_metrics_until,
+    read_best,
     read_metrics,
     versions,
     write_json,
@@ -226,3 +227,13 @@ def test_flags() -> None:
             read(text)
     with pytest.raises(ValueError):
         int_at_least(1)("1.5")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"step": 1}', '{"step": 1, "eval_loss": "x"}'])
+def test_a_broken_record_of_the_best_evaluation_is_none(tmp_path: Path, text: str) -> None:
+    record = tmp_path / "best.json"
+    assert read_best(record) is None
+    record.write_text(text, encoding="utf-8")
+    assert read_best(record) is None
+    write_json(record, {"step": 4, "eval_loss": 0.5, "tool_call_accuracy": None})
+    assert read_best(record) == (4, 0.5)

@@ -1,6 +1,5 @@
 """The adapter of the best evaluation, kept beside the last one under `best/`."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from lora.adapter import save_adapter
 from training.run import Run
-from training.run_folder import BEST, BEST_RECORD, write_json
+from training.run_folder import BEST, BEST_RECORD, read_best, write_json
 
 
 def keep_best(run: Run, line: dict[str, Any]) -> None:
@@ -35,7 +34,5 @@ def keep_best(run: Run, line: dict[str, Any]) -> None:
 
 def _lowest(path: Path) -> float:
     """The loss that the record names; infinite without one that can be read."""
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["eval_loss"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.inf
+    record = read_best(path)
+    return record[1] if record else math.inf

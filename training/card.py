@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic import write_text
+from common.json_file import read_object
 from lora.adapter import CONFIG
 from training.ranks import Ranks
 from training.reading import parse_dataset
@@ -45,8 +46,8 @@ base.get_output_embeddings().weight.data[rows["ids"]] = rows["lm_head"]
 
 def write_card(folder: Path) -> None:
     """Writes the model card of the run in `folder` from its own files."""
-    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    run = read_object(folder / RUN)
+    config = read_object(folder / CONFIG)
     base = config["base_model_name_or_path"]
     names = [parse_dataset(source)[0] for source in run["arguments"]["dataset"] or ()]
     is_embedded = run["arguments"]["model"] is None  # its licence is this repository's
@@ -142,14 +143,14 @@ def push(folder: Path, name: str | None, ranks: Ranks, say: Callable[[str], None
         return
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    model = json.loads((folder / RUN).read_text(encoding="utf-8"))["arguments"]["model"]
+    model = read_object(folder / RUN)["arguments"]["model"]
     operations = []
     for path in sorted(folder.iterdir()):
         if path.name in UPLOADED or path.suffix in PICTURES:
             content: Path | bytes = path
             if path.name == CONFIG and model is None:
                 # The embedded base's folder means nothing on another machine; its name does
-                config = json.loads(path.read_text(encoding="utf-8"))
+                config = read_object(path)
                 config["base_model_name_or_path"] = "embedded"
                 content = (json.dumps(config, indent=2) + "\n").encode()
             operations.append(CommitOperationAdd(path.name, content))

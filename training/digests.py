@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.gguf_file import is_gguf
+from common.json_file import read_object
 from data.chat import Example
 from model.loader import INDEX, SINGLE
 
@@ -74,6 +75,6 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder]
     if (folder / SINGLE).is_file():
         return [folder / "config.json", folder / SINGLE]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_object(folder / INDEX)
     names = sorted(set(index["weight_map"].values()))
     return [folder / name for name in ("config.json", *names)]

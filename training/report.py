@@ -31,6 +31,7 @@ from training.run_folder import (
     append_metrics,
     checkpoint_left,
     git_commit,
+    read_best,
     read_metrics,
     versions,
     write_json,
@@ -199,10 +200,9 @@ def show_sample(folder: Path, console: Console) -> None:
         table = Table("before", "after", title=Text(samples[0]["question"]))
         table.add_row(Text(samples[0]["reply"]), Text(samples[-1]["reply"]))
         console.print(table)
-    record = folder / BEST / BEST_RECORD
-    if record.is_file():
-        best = json.loads(record.read_text(encoding="utf-8"))
-        found = f"step {best['step']}, held-out loss {best['eval_loss']:.3f}"
+    best = read_best(folder / BEST / BEST_RECORD)
+    if best:
+        found = f"step {best[0]}, held-out loss {best[1]:.3f}"
         console.print(
             f"best evaluation: {found}; its adapter is in {folder / BEST}", soft_wrap=True
         )

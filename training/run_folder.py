@@ -15,6 +15,7 @@ from typing import Any
 
 from common.atomic import PARTIAL, write_text
 from common.cli import USER_ERRORS
+from common.json_file import read_object
 from training.checkpoint import COUNTERS, PREVIOUS, TENSORS, mend, read_counters, settle
 from training.lock import LOCK, Lock
 from training.ranks import Ranks
@@ -248,6 +249,15 @@ def _read_line(text: str) -> dict[str, Any] | None:
     parts = (line.get("tool_call_accuracy"), line.get("sample"))
     is_ours = all(isinstance(x, int | float | None) for x in numbers)
     return line if is_ours and all(isinstance(x, dict | None) for x in parts) else None
+
+
+def read_best(path: Path) -> tuple[int, float] | None:
+    """Step and held-out loss that a record of `best/` names; None without one that can be read."""
+    try:
+        record = read_object(path)
+        return int(record["step"]), float(record["eval_loss"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def keep_metrics_until(folder: Path, step: int) -> bool:
