@@ -19,7 +19,7 @@ from typing import Any
 
 from agent.guides import name_guide
 from agent.toolbox import ToolBox
-from data.chat import Reply, parse_reply, render_prompt
+from data.chat import Reply, parse_reply, render_prompt, turn_end
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
 from data.tokenizer import Tokenizer
 from data.tool_calls import CallError, Outcome
@@ -158,7 +158,7 @@ class Agent:
         """Appends the model's next turn to the chat; returns its ids, a stop id included."""
         tokenizer = self.tokenizer
         wire = tokenizer.wire
-        tags = wire.thinking.tags + wire.call.tags if may_call else wire.thinking.tags
+        tags = wire.reply_tags if may_call else wire.thinking.tags
         allowed = {tokenizer.tag_ids[tag] for tag in tags}
         # A model that could write <tool_response> would invent a result and believe it.
         forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)
@@ -174,7 +174,7 @@ class Agent:
         self.num_replies += 1
         # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
         written = [id for id in ids if id not in tokenizer.stop_ids]
-        self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+        self.ids += [*written, *turn_end(written, tokenizer)]
         return ids
 
     def _run(

@@ -66,5 +66,9 @@ class NameGuide:
 
 
 def name_guide(tokenizer: Tokenizer, tools: Sequence[Tool]) -> NameGuide | None:
-    """The guide of one reply; None where no tool is on offer, and so no name is better."""
-    return NameGuide(tokenizer, tools) if tools else None
+    """The guide of one reply; None where no tool is on offer, and so no name is better.
+
+    None too for a format whose calls are no JSON, which is what a guide follows.
+    """
+    is_json = tokenizer.wire.read_call is None
+    return NameGuide(tokenizer, tools) if tools and is_json else None

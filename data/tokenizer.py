@@ -60,6 +60,7 @@ class Tokenizer:
     bos_id: int
     start_of_turn_id: int
     end_of_turn_id: int
+    stop_ids: tuple[int, ...]
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Tokenizer:
         format = format or config.get("tool_format")
         if format is not None and format not in FORMATS:
             raise ValueError(
-                f"{where}: format: expected {' or '.join(FORMATS)}, got {show(format)}"
+                f"{where}: format: expected one of {', '.join(FORMATS)}, got {show(format)}"
             )
         # A vocabulary with all tags of a format was made for it
         complete = [wire for wire in FORMATS.values() if all(tag in added for tag in wire.tags)]
@@ -107,9 +108,11 @@ class Tokenizer:
         # bos_id and the like; declared above, so that a type checker knows them
         for name, content in NAMED.items():
             setattr(self, name, added[content])
-        self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
         # A model that goes on by itself writes the tool's result, or the user's next turn.
         results = {self.tag_ids[tag] for tag in self.wire.turn_ends}
+        self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
+        if self.wire.answers_in_turn:  # a call does not end the turn, but begins its result
+            self.stop_ids += tuple(results)
         self.turn_ends = {*self.stop_ids, self.start_of_turn_id, *results}
         self._content = self._content_tokenizer(data, control)
         self._meta_ids: list[int] = []  # while it is asked whether any are needed
@@ -150,7 +153,7 @@ class Tokenizer:
 
     @property
     def format(self) -> str:
-        """The name of the wire format, "hermes" or "mistral"."""
+        """The name of the wire format, "hermes" or another key of `FORMATS`."""
         return self.wire.name
 
     def __len__(self) -> int:

@@ -65,7 +65,8 @@ def test_text_and_ids_are_read_alike(wire: WireFormat) -> None:
     for message in (turn for turn in TURNS if turn.role == "model"):
         tokens = render(Conversation((message,)), tokenizer).tokens
         header = 2 + len(tokenizer.encode("model\n"))
-        turn = tokens[header : tokens.index(tokenizer.end_of_turn_id)]
+        end = next(place for place, id in enumerate(tokens) if id in tokenizer.stop_ids)
+        turn = tokens[header:end]
         from_ids = parse_reply([*turn, tokenizer.end_of_turn_id], tokenizer)
         from_text = read_pieces(split_text(tokenizer.decode(turn), wire), wire)
         assert from_ids == from_text

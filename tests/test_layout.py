@@ -24,7 +24,8 @@ PACKAGES = tuple(FLOORS)
 ORDER = {
     "model": """gemma3 gguf config kernels fused recompute attention attention_tiles attention_flex
                 layers transformer sweep loss loader embedding generate""".split(),
-    "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
+    "data": """conversation lenient_json tool_schema tool_calls pieces
+               functiongemma wire template_functiongemma template tokenizer_file
                tokenizer_gguf tokenizer reply chat masks api_calls roles forms schema call_check
                parquet_file files reports dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
