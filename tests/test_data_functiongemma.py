@@ -63,15 +63,15 @@ def test_keys_stand_in_alphabetical_order_and_types_in_capitals() -> None:
             "properties": {
                 "b": {"type": ["string", "null"], "enum": ["type", None]},
                 "type": {"type": "array", "items": {"type": "object", "properties": {}}},
-                "A": {"anyOf": [{"type": "integer"}, {"type": "number"}], "default": 1.5},
+                "Z": {"anyOf": [{"type": "integer"}, {"type": "number"}], "default": 1.5},
             },
         },
     }
     (body,) = write_tools([read_tool(tool)])
     assert text_of(body).replace("<escape>", "'") == (
-        "declaration:f{parameters:{properties:{A:{anyOf:[{type:'INTEGER'},{type:'NUMBER'}],"
-        "default:1.5},b:{enum:['type',null],type:['STRING','NULL']},"
-        "type:{items:{properties:{},type:'OBJECT'},type:'ARRAY'}},type:'OBJECT'}}"
+        "declaration:f{parameters:{properties:{b:{enum:['type',null],type:['STRING','NULL']},"
+        "type:{items:{properties:{},type:'OBJECT'},type:'ARRAY'},"
+        "Z:{anyOf:[{type:'INTEGER'},{type:'NUMBER'}],default:1.5}},type:'OBJECT'}}"
     )
 
 

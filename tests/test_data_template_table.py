@@ -135,6 +135,11 @@ LISTS: dict[str, tuple[list[Row], list[Row]]] = {
     "call": (TOOLS, [user(), calls(call({"city": "Paris \u00e9"}))]),
     "call with text": (TOOLS, [user(), calls(call({"n": [1, None, 2.5]}), text="I look.")]),
     "calls": (TOOLS, [user(), calls(*TWO)]),
+    "arguments out of order": (TOOLS, [user(), calls(call({"b": 1, "Z": {"y": [], "X": 2.0}}))]),
+    "odd keys": (
+        TOOLS,
+        [user(), calls(call({"a:b": 1, " c": True, "": {"{": "}"}}, "odd {name}"))],
+    ),
     "call without wrapping": (TOOLS, [user(), calls({"name": "weather", "arguments": {"a": 1}})]),
     "older call": (
         TOOLS,
