@@ -211,3 +211,26 @@ def test_check_says_what_a_run_needs_and_writes_nothing(
     assert code == 0 and start(*flags, "--check", "--overwrite")[0] == 2
     assert (folder / "run.json").read_bytes() == before
     assert start(*flags, "--check", "--resume")[0] == 2
+
+
+def test_augmented_rows_are_counted_and_held_out_ones_stay(
+    start: Start, small_rows: Path, tmp_path: Path
+) -> None:
+    """run.json says how many rows each kind has changed, and nothing without the flag."""
+    runs = {}
+    for name, flags in (("plain", []), ("changed", ["--augment", "names=1,missing=0"])):
+        code, folder, printed = start("--dataset", small_rows, *flags, output=name)
+        assert code == 0, printed
+        runs[name] = json.loads((folder / "run.json").read_text())
+    assert "augmented" not in runs["plain"]["data"]
+    counted = runs["changed"]["data"]["augmented"]
+    assert (
+        set(counted) == {"names", "missing"}
+        and counted["names"] + 1 == 12
+        and not counted["missing"]
+    )
+    losses = {name: metrics(tmp_path / name)[0]["eval_loss"] for name in runs}
+    assert losses["plain"] == losses["changed"]  # before the first step, on the same rows
+    assert metrics(tmp_path / "plain")[1]["loss"] != metrics(tmp_path / "changed")[1]["loss"]
+    code, _, printed = start("--dataset", small_rows, "--augment", "nams", output="wrong")
+    assert code == 2 and "--augment: expected all, or some of" in printed

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from data.augment import augment, read_shares
 from data.chat import Example, common_prompt
 from data.conversation import Conversation
 from data.dataset import build_examples, common_rows, load_conversations, split, weighted
@@ -88,7 +89,8 @@ def read_data(
     Sets the tokenizer's wording around the tools to the one that most rows use.
     """
     found = read_rows(args)
-    rows, held_out = found.train, found.held_out
+    held_out = found.held_out
+    rows, augmented = augment(found.train, read_shares(args.augment), args.seed)
     # Saved with the tokenizer, so that infer.py and a served chat template ask as training did.
     tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
     length, train_on = args.max_length, args.train_on
@@ -115,9 +117,10 @@ def read_data(
         held_out=held_out,
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
         questions=found.questions,
-        seen_tools={name for row in rows for name in row.tool_names},
+        seen_tools={name for row in found.train for name in row.tool_names},
         digest=rows_digest([*examples, *measured]),
     )
     counts: dict[str, Any] = {"reading": found.reading.as_dict(), "rendering": rendering.as_dict()}
     counts |= {"held_out_rows": len(held_out), "rows_in_both": found.shared}
+    counts |= {"augmented": dict(augmented)} if augmented else {}
     return data, examples, counts | {"left_out": left_out(found.reading, rendering)}
