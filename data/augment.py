@@ -241,8 +241,6 @@ def _masked_turn(
         for result in turn.results
     )
     thinking, content = (_renamed(text, tools) for text in (turn.thinking, turn.content))
-    if turn.role != "model":
-        content = turn.content  # what a user says is the user's; it names no tool
     return dataclasses.replace(
         turn, thinking=thinking, content=content, calls=calls, results=results
     )

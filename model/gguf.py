@@ -40,7 +40,6 @@ BLOCK = {
 # Where the scale of the scores is that of hidden_size / heads and not of a head's width: the 27B
 # models, which only their number of layers tells.
 LAYERS_27B = {"gemma2": 46, "gemma3": 62}
-SLIDING_BASE = 10_000.0  # of Gemma 3's sliding layers, for which files have no field
 
 
 def checkpoint_name(name: str) -> str:
@@ -107,8 +106,8 @@ def _rotary(file: GGUFFile, family: str) -> dict[str, Any]:
     kind = file.fields.get(f"{family}.rope.scaling.type", "none")
     factor = file.fields.get(f"{family}.rope.scaling.factor")
     scaling = None if kind == "none" else {"rope_type": kind, "factor": factor}
-    fields = {"rope_theta": base, "rope_scaling": scaling}
-    return fields | ({"rope_local_base_freq": SLIDING_BASE} if family == "gemma3" else {})
+    # The sliding layers' own base has no field: it is the one of every Gemma 3 (`gemma3.ABSENT`)
+    return {"rope_theta": base, "rope_scaling": scaling}
 
 
 def _softcaps(file: GGUFFile, family: str) -> dict[str, Any]:

@@ -219,8 +219,11 @@ def test_augmented_rows_are_counted_and_held_out_ones_stay(
     """run.json says how many rows each kind has changed, and nothing without the flag."""
     runs = {}
     for name, flags in (("plain", []), ("changed", ["--augment", "names=1,missing=0"])):
+        flags = [*flags, "--eval-calls", "1"]
         code, folder, printed = start("--dataset", small_rows, *flags, output=name)
         assert code == 0, printed
+        # A tool that training shows under another name is no unseen one.
+        assert metrics(folder)[0]["tool_call_accuracy"]["n"]["seen"] == 1
         runs[name] = json.loads((folder / "run.json").read_text())
     assert "augmented" not in runs["plain"]["data"]
     counted = runs["changed"]["data"]["augmented"]
@@ -232,5 +235,5 @@ def test_augmented_rows_are_counted_and_held_out_ones_stay(
     losses = {name: metrics(tmp_path / name)[0]["eval_loss"] for name in runs}
     assert losses["plain"] == losses["changed"]  # before the first step, on the same rows
     assert metrics(tmp_path / "plain")[1]["loss"] != metrics(tmp_path / "changed")[1]["loss"]
-    code, _, printed = start("--dataset", small_rows, "--augment", "nams", output="wrong")
+    code, _, printed = start("--dataset", "missing.jsonl", "--augment", "nams", output="wrong")
     assert code == 2 and "--augment: expected all, or some of" in printed
