@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from data.conversation import Tool, ToolCall, ToolResult
 from data.lenient_json import MAX_CHARS, MAX_DEPTH, LiteralError, load_json, shorten
-from data.pieces import Body, Piece, Tag
+from data.pieces import Body, Piece, Tag, join_texts
 from data.tool_calls import Outcome, error_for, make_call
 
 ESCAPE = Tag("<escape>")
@@ -109,7 +109,7 @@ def read_call(body: Sequence[Piece], tools: Iterable[Tool] = ()) -> tuple[list[O
     """
     name: str | None = None
     try:
-        name, rest = _split_name(body)
+        name, rest = _split_name(join_texts(body))
         reader = _Reader(rest)
         call, repairs = make_call(name, reader.value(), tools)
         reader.end()

@@ -3,7 +3,7 @@
 Separate from `wire.py`, whose table of formats needs writers that need these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -19,3 +19,14 @@ class Tag:
 
 Piece = str | Tag
 Body = str | Sequence[Piece]  # what lies between two marks
+
+
+def join_texts(body: Iterable[Piece]) -> list[Piece]:
+    """Return the pieces with neighbouring texts as one; a reply that streams cuts them anywhere."""
+    pieces: list[Piece] = []
+    for piece in body:
+        if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
+            pieces[-1] += piece
+        elif piece != "":
+            pieces.append(piece)
+    return pieces

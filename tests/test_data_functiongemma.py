@@ -24,17 +24,6 @@ values = st.recursive(
 )
 
 
-def joined(body: Any) -> list[Piece]:
-    """Neighbouring texts as one, as they come out of ids."""
-    pieces: list[Piece] = []
-    for piece in body:
-        if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-            pieces[-1] += piece
-        elif piece != "":
-            pieces.append(piece)
-    return pieces
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     hostile.filter(bool) | st.text(min_size=1, max_size=5),
@@ -45,7 +34,7 @@ def joined(body: Any) -> list[Piece]:
 def test_every_call_comes_back(name: str, arguments: dict[str, Any]) -> None:
     call = ToolCall(name, arguments)
     (body,) = write_calls([call])
-    outcomes, repairs = read_call(joined(body))
+    outcomes, repairs = read_call(body)
     assert outcomes == [call] and not repairs
     assert isinstance(outcomes[0], ToolCall)
     assert outcomes[0].key == call.key  # the type of a number too: 1.0 is no 1

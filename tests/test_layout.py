@@ -11,7 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A package imports only packages of a lower floor; two on the same floor never import one another.
-FLOORS = {"common": 1, "model": 2, "lora": 2, "data": 2, "agent": 3, "training": 3, "embedded": 3}
+FLOORS = {
+    "common": 1,
+    "model": 2,
+    "lora": 2,
+    "data": 2,
+    "agent": 3,
+    "training": 3,
+    "embedded": 3,
+    "serve": 4,
+}
 PROGRAMS = (
     "train",
     "infer",
@@ -26,8 +35,8 @@ ORDER = {
                 layers transformer sweep loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls pieces
                functiongemma wire template_functiongemma template tokenizer_file
-               tokenizer_gguf tokenizer reply chat masks api_calls roles forms schema call_check
-               parquet_file files reports dataset augment packing""".split(),
+               tokenizer_gguf tokenizer reply_reader reply chat masks api_calls roles forms schema
+               call_check parquet_file files reports dataset augment packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter rows many""".split(),
 }
