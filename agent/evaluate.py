@@ -52,18 +52,30 @@ def like_length_batches(
 
 
 def first_replies(
-    model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
+    model: Gemma2,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+    *,
+    count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, in place of each conversation's first reply."""
-    return write_replies(model, tokenizer, map(first_question, conversations), max_new_tokens)
+    questions = map(first_question, conversations)
+    return write_replies(model, tokenizer, questions, max_new_tokens, count=count)
 
 
 def write_replies(
-    model: Gemma2, tokenizer: Tokenizer, questions: Iterable[Conversation], max_new_tokens: int
+    model: Gemma2,
+    tokenizer: Tokenizer,
+    questions: Iterable[Conversation],
+    max_new_tokens: int,
+    *,
+    count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, behind each of the questions.
 
-    A prompt that fills the model's positions gets an empty reply.
+    A prompt that fills the model's positions gets an empty reply. `count` is told of each batch how
+    many replies it has brought.
     """
     prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
@@ -77,6 +89,8 @@ def write_replies(
         written = generate(model, batch, room, tokenizer.stop_ids)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
+        if count:
+            count(len(rows))
     return replies
 
 
@@ -234,19 +248,3 @@ class Accuracy:
         rights = {"overall": sum(self.right.values()), **self.right}
         shares = {kind: rights[kind] / counts[kind] if counts[kind] else None for kind in counts}
         return {**shares, "n": counts}
-
-
-def pick_sample(
-    scored: Sequence[Conversation],
-    replies: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
-    seen_tools: set[str],
-) -> dict[str, str]:
-    """A scored question and the reply to it, control tokens as text.
-
-    For a tool that training never shows, if there is one.
-    """
-    kinds = [kind_of(first_reply(row).calls, seen_tools) for row in scored]
-    index = kinds.index("unseen") if "unseen" in kinds else 0
-    asked = [m.content for m in first_question(scored[index]).messages if m.role == "user"]
-    return {"question": asked[-1], "reply": tokenizer.decode(replies[index])}

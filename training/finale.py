@@ -1,0 +1,163 @@
+"""What a run shows when it is done: replies before and after, what was measured, in words, and the
+adapter in use.
+
+Everything here is read from files that are written, and nothing of it may end the run.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.run import Run
+from training.run_folder import BEST, BEST_RECORD, read_best, read_metrics
+
+Line = dict[str, Any]
+RIGHT = "right"
+CUT_LINES = 2  # shown of a reply that ran to its limit
+STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
+LABELS = {"tool_call": "call", "tool_response": "result"}
+# What the kinds of the accuracy are, in the order of the table.
+KINDS = {
+    "unseen": "one call, of a tool that training has never shown",
+    "seen": "one call, of a tool that training has shown",
+    "parallel": "two calls or more in one message",
+    "no_call": "no call: no tool fits, a value is missing, small talk",
+    "overall": "all of them",
+}
+# What a verdict means where no call is due: the same word would puzzle.
+VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
+
+
+# Questions (`agent.trial.Trial`), each with the events (`agent.agent.Event`) of its answer.
+Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
+
+
+def show(run: Run, trials: Trials, console: Console) -> None:
+    """Replies before and after, the table, and the trials, each with its mark.
+
+    Only on the first rank; the model of a sharded run answers on all ranks or none.
+    """
+    lines = read_metrics(run.output)
+    parts: list[Callable[[], None]] = [
+        lambda: show_replies(lines, console),
+        lambda: show_accuracy(lines, console),
+        lambda: show_best(run, console),
+    ]
+    has_asked = any(line.get("shown") for line in lines)
+    if has_asked and run.ranks.is_first and not run.args.shard:
+        parts.append(lambda: show_trials(trials, console))
+    for part in parts:
+        # Whatever goes wrong here, the adapter is saved: it costs what would have been shown.
+        try:
+            part()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            console.print(f"this cannot be shown ({problem}); the adapter is saved", soft_wrap=True)
+
+
+def show_replies(lines: list[Line], console: Console) -> None:
+    """The replies to the shown questions before and after training, side by side."""
+    asked = [line["shown"] for line in lines if line.get("shown")]
+    if len(asked) < 2:
+        return
+    console.rule("before and after", align="left")
+    console.print(
+        "One question of each kind, about tools that training has never seen; whatever came out. "
+        "Right is a reply with exactly the calls that are due, and none where none is due.",
+    )
+    for before, after in zip(asked[0], asked[-1], strict=True):
+        due = ", ".join(before["due"]) or "no call"
+        console.print(
+            Text.assemble(("\n" + before["kind"], "bold"), f": {before['question']}"),
+            Text(f"tools: {', '.join(before['tools'])}; due: {due}", style="dim"),
+            sep="\n",
+        )
+        table = Table(expand=True)
+        for title, reply in (("before", before), ("after", after)):
+            table.add_column(_heading(title, reply["verdict"]), ratio=1)
+        width = max(20, (console.width - 7) // 2)
+        table.add_row(*(_shortened(reply, width, console) for reply in (before, after)))
+        console.print(table)
+
+
+def _heading(title: str, verdict: str) -> Text:
+    """A column's title with the mark of its reply."""
+    if verdict == RIGHT:
+        return Text(f"{title}: right", style="bold green")
+    return Text(f"{title}: wrong ({VERDICTS.get(verdict, verdict)})", style="bold red")
+
+
+def _shortened(reply: Line, width: int, console: Console) -> Text:
+    """A reply; of one that ran to its limit the first lines, and a word about the rest."""
+    text = Text(reply["reply"].strip() or "(nothing)")
+    if not reply["tokens"]:
+        return text
+    kept = text.wrap(console, width)[:CUT_LINES]
+    cut = f"... and so on: it was stopped after {reply['tokens']} tokens"
+    return Text("\n").join([*kept, Text(cut, style="dim")])
+
+
+def show_accuracy(lines: list[Line], console: Console) -> None:
+    """The table of what was measured before and after, with what the numbers mean."""
+    measured = [line for line in lines if line.get("tool_call_accuracy")]
+    if len(measured) < 2:
+        return
+    first, last = measured[0], measured[-1]
+    console.rule("how often it is right", align="left")
+    columns = {"before": first, "after": last}
+    table = Table("the right first reply is", *columns)
+    for kind, words in KINDS.items():
+        shares = [share(line["tool_call_accuracy"], kind) for line in columns.values()]
+        if any(shares):
+            table.add_row(words, *shares, style="bold" if kind == "overall" else "")
+    if last.get("questions_accuracy"):
+        shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
+        table.add_row("questions written by hand", *shares)
+    console.print(table)
+    console.print(
+        "Each is a share of conversations that are not trained on: the first reply counts if every "
+        "call in it has the right name and exactly the right values, with none too many. Held-out "
+        f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
+        "right words are to the model, 0 would be not at all.",
+    )
+
+
+def share(accuracy: Line | None, kind: str) -> str:
+    """A share in words, like 69% of 32; empty where nothing of the kind was asked."""
+    count = accuracy["n"].get(kind) if accuracy else 0
+    return f"{100 * accuracy[kind]:.0f}% of {count}" if accuracy and count else ""
+
+
+def show_best(run: Run, console: Console) -> None:
+    """Which evaluation was the best, where `--eval-every` has kept its adapter."""
+    best, where = read_best(run.output / BEST / BEST_RECORD), run.output / BEST
+    if best:
+        found = f"step {best[0]}, held-out loss {best[1]:.3f}"
+        console.print(f"best evaluation: {found}; its adapter is in {where}", soft_wrap=True)
+
+
+def show_trials(trials: Trials, console: Console) -> None:
+    """The model answers with real Python tools, event by event, each question marked at its end."""
+    console.rule("the adapter in use", align="left")
+    console.print("Python functions that training has never seen, really called by the model.")
+    for trial, answering in trials():
+        console.print(Text.assemble(("\nquestion ", "bold"), trial.question))
+        events = []
+        for event in answering:
+            events.append(event)
+            text = event.content
+            if event.kind == "tool_response":
+                text = text["content"]
+            elif event.kind == "tool_call":
+                text = f"{text['name']} {json.dumps(text['arguments'], ensure_ascii=False)}"
+            label = LABELS.get(event.kind, event.kind)
+            line = Text(f"{label:8} {text}", style=STYLES.get(event.kind, "red"))
+            console.print(line)
+        if trial.is_right(events):
+            console.print(Text("right    this is the call that is due", style="bold green"))
+        else:
+            console.print(Text(f"wrong    due: {trial.due_text}", style="bold red"))
