@@ -155,6 +155,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
+    console.print(opening.describe_plan(args.model), style="bold", soft_wrap=True)
     with working(console, "reading the conversations"):
         data, counts = read_data(args, tokenizer, device, ranks)
 

@@ -5,6 +5,7 @@ Everything here is read from files that are written, and nothing of it may end t
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ from training.run_folder import BEST, BEST_RECORD, read_best, read_metrics
 
 Line = dict[str, Any]
 RIGHT = "right"
-CUT_LINES = 2  # shown of a reply that ran to its limit
+CUT_LINES = 2  # shown of a reply that ran to its limit, or repeats itself
+LOOP = re.compile(r"(\S.{1,60}?)\1{3,}", re.DOTALL)
 STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
 LABELS = {"tool_call": "call", "tool_response": "result"}
 # What the kinds of the accuracy are, in the order of the table.
@@ -25,7 +27,7 @@ KINDS = {
     "unseen": "one call, of a tool that training has never shown",
     "seen": "one call, of a tool that training has shown",
     "parallel": "two calls or more in one message",
-    "no_call": "no call: no tool fits, a value is missing, small talk",
+    "no_call": "no call: nothing fits, or a value is missing",
     "overall": "all of them",
 }
 # What a verdict means where no call is due: the same word would puzzle.
@@ -78,26 +80,31 @@ def show_replies(lines: list[Line], console: Console) -> None:
         )
         table = Table(expand=True)
         for title, reply in (("before", before), ("after", after)):
-            table.add_column(_heading(title, reply["verdict"]), ratio=1)
+            table.add_column(_heading(title, reply), ratio=1)
         width = max(20, (console.width - 7) // 2)
         table.add_row(*(_shortened(reply, width, console) for reply in (before, after)))
         console.print(table)
 
 
-def _heading(title: str, verdict: str) -> Text:
+def _heading(title: str, reply: Line) -> Text:
     """A column's title with the mark of its reply."""
-    if verdict == RIGHT:
-        return Text(f"{title}: right", style="bold green")
+    verdict = reply["verdict"]
+    if verdict == RIGHT:  # a base that never calls is right here too, and it shows why
+        why = "" if reply["due"] else ": no call"
+        return Text(f"{title}: right{why}", style="bold green")
     return Text(f"{title}: wrong ({VERDICTS.get(verdict, verdict)})", style="bold red")
 
 
 def _shortened(reply: Line, width: int, console: Console) -> Text:
-    """A reply; of one that ran to its limit the first lines, and a word about the rest."""
+    """A reply; of one that does not end or goes in circles the first lines, and a word about it."""
     text = Text(reply["reply"].strip() or "(nothing)")
-    if not reply["tokens"]:
+    if reply["tokens"]:
+        cut = f"... and so on, until it was stopped after {reply['tokens']} tokens"
+    elif LOOP.search(text.plain):
+        cut = "... and so on: it repeats itself"
+    else:
         return text
     kept = text.wrap(console, width)[:CUT_LINES]
-    cut = f"... and so on: it was stopped after {reply['tokens']} tokens"
     return Text("\n").join([*kept, Text(cut, style="dim")])
 
 
@@ -108,22 +115,28 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         return
     first, last = measured[0], measured[-1]
     console.rule("how often it is right", align="left")
-    columns = {"before": first, "after": last}
-    table = Table("the right first reply is", *columns)
-    for kind, words in KINDS.items():
-        shares = [share(line["tool_call_accuracy"], kind) for line in columns.values()]
+    # (title, the line of metrics, what its accuracies' names end with)
+    columns = [("before", first, ""), ("after", last, "")]
+    table = Table("the right first reply is", *(title for title, _, _ in columns))
+
+    def add(words: str, name: str, kind: str) -> None:
+        shares = [share(line.get(name + end), kind) for _, line, end in columns]
         if any(shares):
             table.add_row(words, *shares, style="bold" if kind == "overall" else "")
-    if last.get("questions_accuracy"):
-        shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
-        table.add_row("questions written by hand", *shares)
+
+    for kind, words in KINDS.items():
+        add(words, "tool_call_accuracy", kind)
+    add("questions written by hand", "questions_accuracy", "overall")
     console.print(table)
     console.print(
         "Each is a share of conversations that are not trained on: the first reply counts if every "
         "call in it has the right name and exactly the right values, with none too many. Held-out "
         f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
-        "right words are to the model, 0 would be not at all.",
+        "right words are to the model, 0 would be not at all."
     )
+    before = first["tool_call_accuracy"]
+    if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
+        console.print("The base makes no call at all, and so is right only where none is due.")
 
 
 def share(accuracy: Line | None, kind: str) -> str:

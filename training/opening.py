@@ -28,6 +28,7 @@ def introduce(
     left_out = counts.pop("left_out")
     # All of it in one object: what is printed is read from what is written.
     packs, length = run.data.batches.packs, run.args.max_length
+    trained = sum(p.numel() for p in trainable_parameters(run.model).values())
     content: dict[str, Any] = {
         "arguments": vars(run.args),
         "device": describe(run.device),
@@ -37,8 +38,8 @@ def introduce(
             "packs": len(packs),
             "efficiency": counts["rendering"]["tokens"] / (len(packs) * length),
         },
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in trainable_parameters(run.model).values()),
+        "parameters": sum(p.numel() for p in run.model.parameters()) - trained,
+        "trainable_parameters": trained,
         "total_steps": run.total_steps,
         "seconds_per_step": None if run.args.check else time_step(run),  # --check times whole steps
         "versions": versions(),
@@ -49,29 +50,47 @@ def introduce(
         if left_out:  # one line of JSON each: thousands of them are searched, not read
             lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in left_out]
             write_text(run.output / DROPPED, "".join(lines))
-    for sentence in describe_plan(content):
-        console.print(sentence, style="bold", soft_wrap=True)
-    if not run.args.check:
-        told = describe_time(run, content["seconds_per_step"])
-        console.print(told, style="bold", soft_wrap=True)
+    console.print(describe_rows(content), style="bold", soft_wrap=True)
+    console.print(describe_time(content), style="bold", soft_wrap=True)
     show_conversation(run, console)
-    for sentence in [*describe_run(content), *describe_losses(content)]:
+    for sentence in describe_run(content):
+        console.print(sentence, style="dim", soft_wrap=True)
+    for sentence in describe_losses(content):
         console.print(sentence, soft_wrap=True)
 
 
-def describe_plan(run: dict[str, Any]) -> list[str]:
-    """Two of the three first lines: what is about to happen, and on what."""
-    arguments, data = run["arguments"], run["data"]
-    trained, whole = run["trainable_parameters"], run["parameters"]
-    model = arguments["model"] or "the small Gemma-2 of this repository"
-    names = ", ".join(arguments["dataset"] or ["the rows of this repository"])
+def describe_plan(model: str | None) -> str:
+    """The first of three first lines: what is about to happen."""
+    name = model or "the small Gemma-2 of this repository"
+    return (
+        f"What: LoRA teaches {name} to call tools. The model stays as it is; a small addition to "
+        "it, the adapter, is trained."
+    )
+
+
+def describe_rows(run: dict[str, Any]) -> str:
+    """The second line: on what."""
+    data, names = run["data"], run["arguments"]["dataset"] or ["the rows of this repository"]
     held_out = data["held_out_rows"]
     tests = f"{held_out:,} others are kept to test it" if held_out else "none is kept to test it"
-    return [
-        f"What: LoRA teaches {model} to call tools: {trained:,} numbers beside its {_short(whole)} "
-        "are trained, the others stay as they are.",
-        f"On what: {data['rendering']['examples']:,} conversations with tools ({names}); {tests}.",
-    ]
+    return (
+        f"On what: {data['rendering']['examples']:,} conversations ({', '.join(names)}); {tests}."
+    )
+
+
+def describe_time(run: dict[str, Any]) -> str:
+    """The third line: how long it takes on this machine, where that was measured."""
+    steps, trained, base = run["total_steps"], run["trainable_parameters"], run["parameters"]
+    work = (
+        f"{steps:,} steps, which train {trained:,} numbers beside the model's {_short(base)}, "
+        f"on {run['device']}"
+    )
+    if run["seconds_per_step"] is None:
+        return f"How long: {work}; the first steps show the time."
+    tests = ", and two tests" if run["data"]["held_out_rows"] else ""
+    return (
+        f"How long: {in_words(run['seconds_per_step'] * steps)} for {work}{tests}. Just measured."
+    )
 
 
 def _short(count: int) -> str:
@@ -114,18 +133,6 @@ def _wait(run: Run) -> None:
     for parameter in list(trainable_parameters(run.model).values())[-1:]:
         if parameter.grad is not None:
             parameter.grad.sum().item()
-
-
-def describe_time(run: Run, seconds: float | None) -> str:
-    """The third line: how long the run will take on this machine."""
-    steps, where = run.total_steps, describe(run.device)
-    if seconds is None:
-        return f"How long: {steps} steps; the first ones show how long they take here ({where})."
-    tests = "; then the tests, whose time the first one shows" if run.data.held_out else ""
-    return (
-        f"How long: {in_words(seconds * steps)} for {steps} steps on this machine ({where}), as "
-        f"just measured{tests}."
-    )
 
 
 def in_words(seconds: float) -> str:
@@ -171,8 +178,8 @@ def describe_run(run: dict[str, Any]) -> list[str]:
     }
     rows = [f"{reading['rows']} read", *(f"{n} {what}" for what, n in counts.items() if n)]
     return [
-        f"supervised: {supervised:,} of {tokens:,} tokens ({100 * supervised / tokens:.0f}%) are "
-        "the model's to write, as above",
+        f"in all, {supervised:,} of {tokens:,} tokens ({100 * supervised / tokens:.0f}%) are the "
+        "model's to write",
         f"rows: {', '.join(rows)}; {reading['calls']} calls in them; {packing['packs']} packs, "
         f"{100 * packing['efficiency']:.0f}% full",
         "; ".join(choices),

@@ -109,7 +109,10 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
 def describe_end(output: Path) -> str:
     """One sentence for the end of a run: where the adapter is, and a command to try it with."""
     question = '--tools agent/example_tools.py --prompt "What is 12 times 8.25?"'
-    return f"done: adapter in {output}; try: python infer.py --adapter {output} {question}"
+    return (
+        f"done: adapter in {output}, its curve in {output / PICTURE}; "
+        f"try: python infer.py --adapter {output} {question}"
+    )
 
 
 def draw_loss(folder: Path) -> None:
