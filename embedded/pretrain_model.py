@@ -137,6 +137,7 @@ def hidden_states(base: Gemma2, batch: Batch) -> Tensor:
 def head_loss(
     base: Gemma2, hidden: Tensor, targets: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of hidden (N, D) and targets (N): the weighted sum, and that of weight 1."""
+    """Cross-entropy of hidden (N, D) and targets (N): the weighted sum, and the plain one of
+    those that weigh 1 or more."""
     losses = F.cross_entropy(base.logits(hidden), targets, reduction="none")
-    return (losses * weights).sum(), (losses * (weights == 1.0)).sum()
+    return (losses * weights).sum(), (losses * (weights >= 1.0)).sum()

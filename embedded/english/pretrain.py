@@ -1,7 +1,7 @@
 """Pretrains the next embedded base on plain English and writes it to runs/english.
 
 The shipped one in embedded/weights comes from `python -m embedded.pretrain` and is left alone.
-Three recorded stages (stages.py) follow one another: warm-up and a constant rate, and in the last
+Recorded stages (stages.py) follow one another: warm-up and a constant rate, and in the last
 one a decay to zero (arXiv:2405.18392). Model, optimizers and checkpoints are those of
 `embedded.pretrain`.
 Shapes: B packs, T positions, D model width, N targets.
@@ -27,7 +27,7 @@ from common.cli import USER_ERRORS
 from embedded.english.gate import gate
 from embedded.english.generate.general import fingerprint, missing_packages
 from embedded.english.network import hidden_states, see_branches, start_model
-from embedded.english.packs import Batch, packs, to_batch
+from embedded.english.packs import WEIGHTS, Batch, packs, to_batch
 from embedded.english.stages import STAGES, Stage, documents
 from embedded.english.tokenizer import write_tokenizer
 from embedded.pretrain import ALLOCATOR, LOG_EVERY, WARMUP_TOKENS, Threads, log, log_progress
@@ -46,8 +46,9 @@ ENVIRONMENT = ALLOCATOR | {"OMP_WAIT_POLICY": "PASSIVE"}
 def stage_batches(stage: Stage, tokenizer: Tokenizer) -> Iterator[Batch]:
     """The stage's batches of packs, in its documents' own order."""
     stream = packs(tokenizer, documents(stage), LENGTH)
+    weights = WEIGHTS | {"pick": stage.picks}
     while True:
-        yield to_batch(list(itertools.islice(stream, ROWS)), LENGTH)
+        yield to_batch(list(itertools.islice(stream, ROWS)), LENGTH, weights)
 
 
 def train_step(
@@ -58,7 +59,7 @@ def train_step(
     *,
     scale: float,
 ) -> float:
-    """One update; returns the mean loss on targets of weight 1."""
+    """One update; returns the mean loss on targets of weight 1 or more."""
     states = hidden_states(base, batch).flatten(0, 1)  # (B, T, D) -> (B * T, D)
     ids, weights = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
 
@@ -71,7 +72,7 @@ def train_step(
     loss.backward()
     optimizers.take_gradients()
     optimizers.step(scale, float(w.sum()))
-    return float(loss_of_full.detach()) / max(1, int((w == 1.0).sum()))
+    return float(loss_of_full.detach()) / max(1, int((w >= 1.0).sum()))
 
 
 def late(args: argparse.Namespace, state: State, start: State) -> float:

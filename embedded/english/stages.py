@@ -24,6 +24,7 @@ class Stage:
     mixture    shares of the documents: tools, the grammar of invented words, words, general text
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
     after      the stage whose weights it begins with, none for the first
+    picks      weight of the tokens that choose a tool, 1 for the others that a model writes
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     adam_rate: float
     decay: bool
     after: str = ""
+    picks: float = 1.0
 
 
 FIRST_STYLES = ("travel", "home", "work", "devops", "knowledge", "lookup", "phone", "shop")
@@ -57,10 +59,13 @@ LAST = replace(
     frames=("frames", "frames2"),
     joins=("joins", "joins2"),
 )
+# The choice of a tool is what comes last, and a small part of the tokens.
+THIRD = replace(LAST, turns=(41, 24, 6, 12, 10, 25))
 STAGES = (
     Stage("first", 0, 843_776, Recipe(FIRST_STYLES), (0.42, 0.1, 0.2, 0.28), 0.02, 3e-3, False),
     Stage("second", 1, 4_608_000, SECOND, (0.4, 0.06, 0.28, 0.26), 0.02, 3e-3, False, "first"),
     Stage("second-end", 2, 1_925_120, LAST, (0.55, 0.05, 0.2, 0.2), 0.02, 3e-3, True, "second"),
+    Stage("third", 3, 30_720_000, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
 )
 
 

@@ -11,22 +11,28 @@ from embedded.english.generate.messages import (
     roughen,
 )
 from embedded.english.generate.thoughts import (
+    Asked,
     Page,
     Segment,
+    calls,
     find_opening,
     pick,
-    record,
-    thought,
     turn,
 )
 from embedded.english.generate.turns import one_turn
 
 
 def two_turn(page: Page) -> list[Segment]:
-    """Two wishes in one message, of two entries or, now and then, of the same one."""
-    rng = page.rng
+    """A message with two wishes, and both records."""
     if len(page.entries) < 2:
         return one_turn(page)
+    asked = ask_two(page)
+    return turn(asked.text, calls(page, asked))
+
+
+def ask_two(page: Page) -> Asked:
+    """Two wishes in one message, of two entries or, now and then, of the same one."""
+    rng = page.rng
     pair = rng.sample(page.entries, 2) if rng.random() < 0.85 else [pick(page)] * 2
     clauses = rng.random() < 0.75 and all(any(core(t) for t in e.tool.requests) for e in pair)
     line, asking = _question_line(page, pair) if clauses else ({}, (False, False))
@@ -46,16 +52,9 @@ def two_turn(page: Page) -> list[Segment]:
     pieces, order = join(rng, first, second, line, page.recipe)
     text, lowered = roughen(rng, pieces)
     entries = {id(first): pair[0], id(second): pair[1]}
-    answer: list[Segment] = []
-    for number, wish in enumerate(order):
-        answer += thought(
-            entries[id(wish)],
-            wish,
-            " " if number else "",
-            find_opening(text, wish, page.recipe.tidy),
-        )
-    answer += [record(page, entries[id(wish)], wish, lowered) for wish in order]
-    return turn(text, answer)
+    tidy = page.recipe.tidy
+    wishes = [(entries[id(wish)], wish, find_opening(text, wish, tidy)) for wish in order]
+    return Asked(text, lowered, wishes)
 
 
 def _question_line(page: Page, pair: list[Entry]) -> tuple[dict[str, str], tuple[bool, bool]]:

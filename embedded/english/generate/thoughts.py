@@ -43,6 +43,17 @@ class Page:
         return [e.tool for e in self.entries]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A message with one wish or more; of each its entry and its opening words, in the order in
+    which they are to be done. `lowered` where the values lost their capitals too.
+    """
+
+    text: str
+    lowered: bool
+    wishes: list[tuple[Entry, Wish, str]]
+
+
 def opening(wish: Wish, lowered: bool) -> str:
     """The first words of a request as they are typed: where in the message the wish stands."""
     text = wish.text.lower() if lowered else wish.text
@@ -74,6 +85,14 @@ def record(page: Page, entry: Entry, wish: Wish, lowered: bool) -> Segment:
         is_same = isinstance(said.value, str) and said.value == said.said
         values[entry.names[name]] = said.said.lower() if lowered and is_same else said.value
     return "\n" + page.layout.record(entry.name, values), "fill"
+
+
+def calls(page: Page, asked: Asked) -> list[Segment]:
+    """What the model writes for wishes that can be served: the thoughts first, then the records."""
+    answer: list[Segment] = []
+    for number, (entry, wish, opened) in enumerate(asked.wishes):
+        answer += thought(entry, wish, " " if number else "", opened)
+    return answer + [record(page, entry, wish, asked.lowered) for entry, wish, _ in asked.wishes]
 
 
 def turn(message: str, answer: list[Segment], started: bool = True) -> list[Segment]:

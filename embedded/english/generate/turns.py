@@ -4,6 +4,7 @@ that nothing serves, one that lacks a value, a choice alone.
 
 import json
 import re
+from random import Random
 from typing import Any
 
 from embedded.english.generate.corpus import Scalar, share, tools, wordings
@@ -18,11 +19,12 @@ from embedded.english.generate.thoughts import (
     NOTHING,
     UNFIT,
     WISH,
+    Asked,
     Page,
     Segment,
+    calls,
     find_opening,
     pick,
-    record,
     thought,
     turn,
     typed,
@@ -31,21 +33,36 @@ from embedded.english.generate.values import like
 
 
 def one_turn(page: Page) -> list[Segment]:
+    """One wish and its record, and at times what came back."""
+    asked = ask_one(page)
+    entry, wish, _ = asked.wishes[0]
+    segments = turn(asked.text, calls(page, asked))
+    if entry.tool.outcomes and page.rng.random() < 0.25:
+        segments += result_turn(page, entry, wish, asked.lowered)
+    return segments
+
+
+def ask_one(page: Page) -> Asked:
+    """One wish, as a bare clause or as it was written."""
     entry = pick(page)
     clause = page.rng.random() < 0.4 and any(core(t) for t in entry.tool.requests)
     wish = new_wish(page.rng, entry.tool, page.recipe, clause)
     text, lowered, opened = typed(page, wish, clause)
-    segments = turn(
-        text, [*thought(entry, wish, opened=opened), record(page, entry, wish, lowered)]
-    )
-    if entry.tool.outcomes and page.rng.random() < 0.25:
-        segments += result_turn(page, entry, wish, lowered)
-    return segments
+    return Asked(text, lowered, [(entry, wish, opened)])
 
 
 def result_turn(page: Page, entry: Entry, wish: Wish, lowered: bool) -> list[Segment]:
-    """What came back and a sentence that says it."""
-    rng = page.rng
+    """What came back and a sentence that says it; nothing where a slot stays open."""
+    observed = observe(page.rng, entry, wish, lowered)
+    if not observed:
+        return []
+    result, answer = observed
+    shown = page.rng.choice(wordings("results")).format(r=compact(result))
+    return turn(shown, [(answer, "say")], started=False)
+
+
+def observe(rng: Random, entry: Entry, wish: Wish, lowered: bool) -> tuple[Any, str] | None:
+    """What a tool with outcomes gave back, and a sentence that says it."""
     outcome = rng.choice(entry.tool.outcomes)
     made = {slot: like(rng, rng.choice(samples), slot) for slot, samples in outcome.samples.items()}
     result = _filled(outcome.result, made)
@@ -58,10 +75,9 @@ def result_turn(page: Page, entry: Entry, wish: Wish, lowered: bool) -> list[Seg
     known = {**told, **made, **said}
     usable = [a for a in outcome.answers if set(SLOT.findall(a)) <= set(known)]
     if not usable or SLOT.search(json.dumps(result)):
-        return []  # a slot that nothing is known for
+        return None  # a slot that nothing is known for
     answer = SLOT.sub(lambda m: str(known[m[1]]), rng.choice(usable))
-    shown = rng.choice(wordings("results")).format(r=compact(result))
-    return turn(shown, [(answer[:1].upper() + answer[1:], "say")], started=False)
+    return result, answer[:1].upper() + answer[1:]
 
 
 def _filled(result: Any, made: dict[str, Scalar]) -> Any:

@@ -1,0 +1,228 @@
+"""Function-calling rows in plain English, to fine-tune on and to measure with
+(`python -m embedded.english.rows`): same seed, same bytes.
+
+A row is {"id", "kind", "conversations": [{"role", "content"}, ...]} in the course's format. Kinds:
+"one" call, "two" calls, "none" (nothing fits) and "missing" (a value has to be asked for). Training
+rows are made of the styles that the pretraining knows, in tags and a form of calls that it does
+not; the held-out ones of two styles, and lines of talk, frames and joins, that neither has seen.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from embedded.english.gate import HELD
+from embedded.english.generate.entries import Entry, choose_tools, new_entries
+from embedded.english.generate.pairs import ask_two
+from embedded.english.generate.recipe import Recipe
+from embedded.english.generate.sheets import Layout, Record, compact
+from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
+from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
+from embedded.english.stages import THIRD
+
+Row = dict[str, Any]
+Message = dict[str, str]
+SYSTEMS = (
+    "You can call functions.",
+    "You are a helpful assistant with tools.",
+    "Call a function where one fits.",
+    "These functions are at hand.",
+    "You may use these tools.",
+    "Answer, or call a tool.",
+)
+NUM_TRAIN = 2000
+TRAIN_SHARES = {"one": 0.4, "two": 0.28, "none": 0.2, "missing": 0.12}
+# (tools seen in training, kind) -> rows
+HELDOUT_ROWS = {
+    (True, "one"): 60,
+    (False, "one"): 120,
+    (False, "two"): 60,
+    (False, "none"): 45,
+    (False, "missing"): 15,
+}
+TALK = 0.5  # of the messages for which nothing fits
+RESULTS = 0.4  # of the calls whose results are known
+SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long a row gets: no further message after `enough` characters, never more than `most`."""
+
+    messages: tuple[int, ...]
+    enough: int
+    most: int
+
+
+# The list of tools is most of a row, and only what the model writes teaches: training rows go on.
+TRAIN_SIZE = Size(messages=(2, 3, 4, 5), enough=1500, most=2100)
+HELDOUT_SIZE = Size(messages=(1,), enough=0, most=1800)
+
+
+def call_record(name: str, values: Record) -> str:
+    """A call as the fine-tune teaches it."""
+    return f"<tool_call>\n{compact({'name': name, 'arguments': values})}\n</tool_call>"
+
+
+def signature(entry: Entry, whole: bool) -> dict[str, Any]:
+    """A tool's parameters: {"city": "string", "days": "integer?"}, or a complete JSON schema."""
+    fields: dict[str, Any] = {}
+    for argument in entry.arguments:
+        one: Any = list(argument.enum) if argument.enum else argument.type
+        if whole:
+            one = {"type": argument.type}
+            one |= {"description": argument.description} if argument.description else {}
+            one |= {"enum": list(argument.enum)} if argument.enum else {}
+        elif not argument.required and not argument.enum:
+            one += "?"
+        fields[entry.names[argument.name]] = one
+    if not whole:
+        return fields
+    required = [entry.names[a.name] for a in entry.arguments if a.required]
+    return {"type": "object", "properties": fields, "required": required}
+
+
+def system_text(page: Page) -> str:
+    """A sentence and the tools, as a JSON list of name, description and parameters."""
+    whole = page.rng.random() < SCHEMAS
+    items = []
+    for entry in page.entries:
+        item: dict[str, Any] = {"name": entry.name}
+        if entry.description:
+            item["description"] = entry.description
+        items.append(item | {"parameters": signature(entry, whole)})
+    return f"{page.rng.choice(SYSTEMS)} <tools> {compact(items)} </tools>"
+
+
+def _thinking(segments: list[Segment]) -> str:
+    """What the model writes: its thoughts between tags, and then the calls or the answer."""
+    spoken = [i for i, (_, tag) in enumerate(segments) if tag in ("fill", "say")]
+    thought = "".join(text for text, _ in segments[: spoken[0]]).strip()
+    said = "".join(text for text, _ in segments[spoken[0] :]).removesuffix(END).strip()
+    return f"<think>{thought}</think>{said}"
+
+
+def _refusal(segments: list[Segment]) -> list[Message]:
+    """A message without a call and its answer, from the turn of a pretraining document."""
+    (text, _), *answer, _ = segments
+    user = text.removesuffix(f"{END}\n{MODEL}")
+    return [
+        {"role": "human", "content": user},
+        {"role": "model", "content": _thinking(answer)},
+    ]
+
+
+def _served(page: Page, asked: Asked) -> list[Message]:
+    """A message, its calls and, where the tools' results are known, at times what comes after."""
+    messages = [
+        {"role": "human", "content": asked.text},
+        {"role": "model", "content": _thinking(calls(page, asked))},
+    ]
+    known = all(entry.tool.outcomes for entry, _, _ in asked.wishes)
+    if not known or page.rng.random() > RESULTS:
+        return messages
+    observed = [observe(page.rng, entry, wish, asked.lowered) for entry, wish, _ in asked.wishes]
+    found = [one for one in observed if one]
+    if len(found) < len(observed):
+        return messages
+    results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in found)
+    messages.append({"role": "tool", "content": results})
+    messages.append({"role": "model", "content": " ".join(answer for _, answer in found)})
+    return messages
+
+
+def _without_call(page: Page) -> list[Message]:
+    return _refusal((talk_turn if page.rng.random() < TALK else unfit_turn)(page))
+
+
+EXCHANGES: dict[str, Callable[[Page], list[Message]]] = {
+    "one": lambda page: _served(page, ask_one(page)),
+    "two": lambda page: _served(page, ask_two(page)),
+    "none": _without_call,
+    "missing": lambda page: _refusal(missing_turn(page)),
+}
+
+
+def _can_be(kind: str, page: Page) -> bool:
+    """Two wishes need two tools; a value can be missing where requests without one were written."""
+    if kind == "missing":
+        return any(entry.tool.asks for entry in page.entries)
+    return kind != "two" or len(page.entries) > 1
+
+
+def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> Row:
+    """Some tools and messages about them, the first one of the kind that is asked for."""
+    layout = Layout("function", lambda entries: "", call_record)
+    while True:
+        count = max(rng.choice(recipe.sizes), 2 if kind == "two" else 1)
+        page = Page(rng, new_entries(rng, choose_tools(rng, recipe, count)), layout, recipe)
+        if not _can_be(kind, page):
+            continue
+        messages = [{"role": "system", "content": system_text(page)}, *EXCHANGES[kind](page)]
+        for _ in range(rng.choice(size.messages) - 1):
+            if _length(messages) < size.enough:
+                drawn = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
+                messages += EXCHANGES[drawn if _can_be(drawn, page) else "one"](page)
+        if _length(messages) <= size.most:
+            return {"id": row_id, "kind": kind, "conversations": messages}
+
+
+def _length(messages: list[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+TRAIN = replace(THIRD, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))
+
+
+def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:
+    """Rows of the styles that are trained on."""
+    rng = Random(f"train-{seed}")
+    kinds = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
+    return [new_row(rng, TRAIN, kind, f"train-{i:04d}", TRAIN_SIZE) for i, kind in enumerate(kinds)]
+
+
+def heldout_rows(seed: int) -> list[Row]:
+    """One message a row, the kinds interleaved. "seen" rows have tools of the trained styles in
+    frames and joins that are not trained on.
+    """
+    placed = []
+    for (seen, kind), count in HELDOUT_ROWS.items():
+        recipe = replace(HELD, sizes=TRAIN.sizes, styles=TRAIN.styles if seen else HELD.styles)
+        for i in range(count):
+            row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
+            # A stream of its own for each row: a change of one leaves the others as they are.
+            row = new_row(Random(f"{seed}-{row_id}"), recipe, kind, row_id, HELDOUT_SIZE)
+            placed.append(((i + 0.5) / count, row))
+    # Interleaved: any number of first rows has every kind in its share.
+    return [row for _, row in sorted(placed, key=lambda item: item[0])]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """One JSON object per line."""
+    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(compact(row) + "\n" for row in rows)
+    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.english.rows",
+        description=" ".join(__doc__.split("\n\n")[0].split()),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/rows"), help="folder of train and heldout.jsonl")
+    add("--seed", type=int, default=0, help="of both files")
+    add("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_rows(args.out / "train.jsonl", training_rows(args.seed, args.rows))
+    write_rows(args.out / "heldout.jsonl", heldout_rows(args.seed))
+
+
+if __name__ == "__main__":
+    main()
