@@ -58,9 +58,9 @@ def test_what_fails_in_the_last_evaluation_costs_no_step(
 ) -> None:
     real, calls = train.evaluate, []
 
-    def fail_at_the_end(run: Any) -> Any:
+    def fail_at_the_end(*args: Any) -> Any:
         calls.append(1)
-        return real(run) if len(calls) < 3 else kill()  # of steps 0, 3 and 4
+        return real(*args) if len(calls) < 3 else kill()  # of steps 0, 3 and 4
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", fail_at_the_end)

@@ -180,8 +180,9 @@ def describe_run(run: dict[str, Any]) -> list[str]:
     return [
         f"in all, {supervised:,} of {tokens:,} tokens ({100 * supervised / tokens:.0f}%) are the "
         "model's to write",
-        f"rows: {', '.join(rows)}; {reading['calls']} calls in them; {packing['packs']} packs, "
-        f"{100 * packing['efficiency']:.0f}% full",
+        f"rows: {', '.join(rows)}; {packing['packs']} packs, "
+        f"{100 * packing['efficiency']:.0f}% full; "
+        f"tools: offered in {reading['rows_with_tools']} rows, {reading['calls']} calls made",
         "; ".join(choices),
     ]
 
