@@ -15,20 +15,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from agent.agent import QUESTION_SECONDS, Agent, Event
+from agent.agent import Agent, Event
 from agent.evaluate import evaluate_file
+from agent.flags import parse_args
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
-from agent.toolbox import CALL_SECONDS, MEMORY, ToolBox
+from agent.toolbox import ToolBox
 from common import cli
-from common.cli import CONTROL, USER_ERRORS, Parser, float_in, int_at_least, printable
+from common.cli import CONTROL, USER_ERRORS, printable
 from common.device import seed_everything
 from lora.adapter import read_config
 from model.generate import Sampling
@@ -39,49 +39,6 @@ STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", 
 # Without markup: to rich "[bold]" in an answer would be a command.
 console = Console(highlight=False, markup=False, emoji=False)
 errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The flags, in groups; `Parser` adds the defaults that a help text does not name."""
-    parser = Parser(
-        description="Runs a Gemma-2 model with an adapter as an agent that calls tools."
-    )
-
-    # Three jobs of which a command names one at most; without one of them it is a chat.
-    group = parser.add_argument_group("what to do; default: a chat on standard input")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--prompt", metavar="TEXT", help="ask one question")
-    add("--evaluate", type=Path, metavar="FILE", help="exact-call accuracy on the rows of a file")
-    merged = "write base and adapter as one plain model into a new folder"
-    add("--merge", type=Path, metavar="DIR", help=merged)
-
-    add = parser.add_argument_group("model").add_argument
-    base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
-    add("--model", help=base)
-    add("--adapter", type=Path, help="folder that train.py wrote; default: the base alone")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
-
-    add = parser.add_argument_group("tools and output").add_argument
-    seconds = float_in(0.1, 1e6)
-    variable = "let the tools see this variable too; may be given again; default: none"
-    memory = "limit of the tools' address space; 0 for none"
-    tools = "Python file whose public functions become tools; default: no tools"
-    add("--tools", type=Path, metavar="FILE", help=tools)
-    add("--tool-env", action="append", metavar="NAME", help=variable)
-    add("--tool-memory", type=int_at_least(0), default=MEMORY, metavar="MIB", help=memory)
-    add("--tool-seconds", type=seconds, default=CALL_SECONDS, help="limit for one call")
-    add("--question-seconds", type=seconds, default=QUESTION_SECONDS, help="limit for a question")
-    add("--out", type=Path, metavar="FILE", help="with --evaluate: a line of JSON for each reply")
-    add("--json", action="store_true", help="an object of JSON per event; default: plain text")
-
-    add = parser.add_argument_group("generation").add_argument
-    add("--max-new-tokens", type=int_at_least(1), default=512, help="of one reply, at most")
-    add("--temperature", type=float_in(0), default=0.0, help="0 takes the most probable token")
-    top_p = "sample from the smallest set of tokens with this probability"
-    add("--top-p", type=float_in(0), default=1.0, help=top_p)
-    add("--seed", type=int, default=0, help="of the sampling")
-    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -96,6 +53,8 @@ def run(args: argparse.Namespace) -> bool:
         raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
     if args.out and args.evaluate is None:
         raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
+    if args.free and args.merge is not None:
+        raise ValueError("--free does nothing beside --merge, which writes no reply; leave it out")
     if args.merge is not None:
         merge(args)
         return True
@@ -110,7 +69,7 @@ def run(args: argparse.Namespace) -> bool:
     with open_tools(args) as toolbox:
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
         limits = {"max_new_tokens": args.max_new_tokens, "question_seconds": args.question_seconds}
-        agent = Agent(*loaded, toolbox, sampling=sampling, **limits)
+        agent = Agent(*loaded, toolbox, sampling=sampling, free=args.free, **limits)
         if args.prompt is not None:
             return answer(agent, args.prompt, args.json)
         chat(agent, args.json)
@@ -187,7 +146,9 @@ def chat(agent: Agent, as_json: bool) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
     load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
-    line, dropped = evaluate_file(args.evaluate, load, args.max_new_tokens, args.out)
+    line, dropped = evaluate_file(
+        args.evaluate, load, args.max_new_tokens, args.out, free=args.free
+    )
     if dropped:
         errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)
     print(json.dumps(line))

@@ -155,7 +155,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
-    console.print(opening.describe_plan(args.model), style="bold", soft_wrap=True)
+    opening.announce(args.model, console)
     with working(console, "reading the conversations"):
         data, counts = read_data(args, tokenizer, device, ranks)
 
@@ -245,10 +245,7 @@ def train_step(run: Run, step: int) -> Line:
 
 @torch.no_grad()
 def evaluate(run: Run, most: int | None = None) -> Line:
-    """Held-out loss per supervised token, and exact-call accuracy on at most `most` rows.
-
-    None with nothing held out.
-    """
+    """Held-out loss per supervised token, exact calls of `most` rows; None with none held out."""
     start, data, model = time.perf_counter(), run.data, run.model
     line: Line = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
@@ -256,14 +253,14 @@ def evaluate(run: Run, most: int | None = None) -> Line:
     model.eval()
     total, step_loss = 0.0, StepLoss(model)  # not the wrapped one: no gradients to average
     scored = data.held_out[: run.args.eval_calls][:most]
-    asked = Asked(scored, data.questions, data.shown, data.seen_tools)
-    work = len(data.held_out_packs) + len(asked.rows) * bool(scored)
+    num_free = 0 if most else settings.CALLS_FREE
+    asked = Asked(scored, data.questions, data.shown, data.seen_tools, num_free)
+    work = len(data.held_out_packs) + asked.num_replies
     with working(console, "testing on conversations that are not trained on", work) as count:
         for pack in data.held_out_packs:
             total += step_loss(data.batches.collate([pack])).item()
             count(1)
-        if scored:
-            line |= measure_calls(model, data.tokenizer, asked, count)
+        line |= measure_calls(model, data.tokenizer, asked, count)
     supervised = sum(example.num_supervised for pack in data.held_out_packs for example in pack)
     line["eval_loss"] = total / supervised if supervised else None
     processes.slice_again(model)

@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.guides import name_guide
 from agent.toolbox import ToolBox
 from data.chat import Reply, parse_reply, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
@@ -80,14 +81,17 @@ class Agent:
         sampling: Sampling | None = None,
         max_new_tokens: int = 512,
         question_seconds: float = QUESTION_SECONDS,
+        free: bool = False,
     ) -> None:
         """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`.
 
         question_seconds: what the tools may take for one question, all calls together.
+        free: whether calls may have names that are not on offer.
         """
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
         self.sampling, self.max_new_tokens = sampling or Sampling(), max_new_tokens
         self.question_seconds = self.seconds_left = question_seconds
+        self.free = free
         self.limit = model.config.max_position_embeddings
         # The words and the JSON shape of the training rows: a model looks for its tools in them.
         wording = tokenizer.prompt or DEFAULT_PROMPT
@@ -165,7 +169,8 @@ class Agent:
             forbidden=tuple(sorted(forbidden)),
         )
         most = min(self.limit - len(self.ids), self.max_new_tokens)
-        ids = generate(self.model, [self.ids], most, tokenizer.stop_ids, sampling)[0]
+        guide = None if self.free else name_guide(tokenizer, self.tools)
+        ids = generate(self.model, [self.ids], most, tokenizer.stop_ids, sampling, [guide])[0]
         self.num_replies += 1
         # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
         written = [id for id in ids if id not in tokenizer.stop_ids]

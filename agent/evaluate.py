@@ -7,11 +7,12 @@ value. The order of parallel calls does not count.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.guides import name_guide
 from common.atomic import write_text
 from data.chat import Reply, parse_reply, render, render_prompt
 from data.conversation import Conversation, Message, ToolCall
@@ -57,25 +58,27 @@ def first_replies(
     conversations: Sequence[Conversation],
     max_new_tokens: int,
     *,
+    free: bool = False,
     count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, in place of each conversation's first reply."""
-    questions = map(first_question, conversations)
-    return write_replies(model, tokenizer, questions, max_new_tokens, count=count)
+    questions = [first_question(conversation) for conversation in conversations]
+    return write_replies(model, tokenizer, questions, max_new_tokens, free=free, count=count)
 
 
 def write_replies(
     model: Gemma2,
     tokenizer: Tokenizer,
-    questions: Iterable[Conversation],
+    questions: Sequence[Conversation],
     max_new_tokens: int,
     *,
+    free: bool = False,
     count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, behind each of the questions.
 
-    A prompt that fills the model's positions gets an empty reply. `count` is told of each batch how
-    many replies it has brought.
+    A prompt that fills the model's positions gets an empty reply. Names in calls are held to the
+    question's own tools, unless `free`. `count` is told of each batch how many replies it brought.
     """
     prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
@@ -85,8 +88,9 @@ def write_replies(
     for rows in like_length_batches(lengths, limit, max_new_tokens):
         batch = [prompts[row] for row in rows]
         room = min(max_new_tokens, limit - len(batch[-1]))  # the last one is the longest
+        guides = None if free else [name_guide(tokenizer, questions[row].tools) for row in rows]
         # Without a `Sampling` it is greedy, so the same weights always get the same score.
-        written = generate(model, batch, room, tokenizer.stop_ids)
+        written = generate(model, batch, room, tokenizer.stop_ids, guides=guides)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         if count:
@@ -159,7 +163,12 @@ def judge(expected: Sequence[ToolCall], reply: Reply) -> str:
 
 
 def score_every_reply(
-    model: Gemma2, tokenizer: Tokenizer, conversations: Sequence[Conversation], max_new_tokens: int
+    model: Gemma2,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+    *,
+    free: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracy over every reply that a row trains, not only the first; and a line for each reply.
 
@@ -172,7 +181,7 @@ def score_every_reply(
         if message.role == "model" and message.trained
     ]
     questions = [dataclasses.replace(row, messages=row.messages[:turn]) for row, turn in asked]
-    written = write_replies(model, tokenizer, questions, max_new_tokens)
+    written = write_replies(model, tokenizer, questions, max_new_tokens, free=free)
     accuracy, lines = Accuracy(), []
     for (conversation, turn), ids in zip(asked, written, strict=True):
         expected = conversation.messages[turn]
@@ -189,7 +198,12 @@ def score_every_reply(
 
 
 def evaluate_file(
-    path: Path, load: Callable[[], tuple[Gemma2, Tokenizer]], max_new_tokens: int, out: Path | None
+    path: Path,
+    load: Callable[[], tuple[Gemma2, Tokenizer]],
+    max_new_tokens: int,
+    out: Path | None,
+    *,
+    free: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """The accuracy on a file's rows, and the first unreadable ones; `out` gets the lines.
 
@@ -204,10 +218,12 @@ def evaluate_file(
     if max_new_tokens >= limit:
         given = f"--max-new-tokens {max_new_tokens}"
         raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
-    accuracy, lines = score_every_reply(model, tokenizer, conversations, max_new_tokens)
+    scored = score_every_reply(model, tokenizer, conversations, max_new_tokens, free=free)
+    accuracy, lines = scored
     if out:
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    line = {"file": str(path), "rows_dropped": len(report.dropped)}
+    names = "free" if free else "offered"
+    line = {"file": str(path), "rows_dropped": len(report.dropped), "names": names}
     return {**line, "tool_call_accuracy": accuracy}, first_lines(report.dropped)
 
 

@@ -107,7 +107,8 @@ def greedy_replies(model: Gemma2, tokenizer: Tokenizer) -> list[list[int]]:
         )
         for text in QUESTIONS
     ]
-    return first_replies(model, tokenizer, rows, COMPARED_TOKENS)
+    # Free, because what is compared is the two models
+    return first_replies(model, tokenizer, rows, COMPARED_TOKENS, free=True)
 
 
 def _compare(

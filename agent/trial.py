@@ -38,11 +38,19 @@ class Asked:
     by_hand: Sequence[Conversation]
     shown: Mapping[str, Conversation]  # by kind
     seen_tools: set[str]  # names that training has shown
+    num_free: int = 0  # held-out rows, of the first, that are asked without a mask over names too
 
     @property
     def rows(self) -> list[Conversation]:
-        """All of them, in the order of the fields."""
+        """All of them, in the order of the fields; none where no row is held out."""
+        if not self.held_out:
+            return []
         return [*self.held_out, *self.by_hand, *self.shown.values()]
+
+    @property
+    def num_replies(self) -> int:
+        """How many replies will be written."""
+        return len(self.rows) + len(self.held_out[: self.num_free])
 
 
 def measure_calls(
@@ -50,19 +58,24 @@ def measure_calls(
 ) -> dict[str, Any]:
     """What the model's first replies are worth, for a line of metrics; `count` as `write_replies`.
 
-    {"tool_call_accuracy", "questions_accuracy" (where some are by hand), "shown"}.
+    {"tool_call_accuracy", "questions_accuracy" (where some are by hand), "shown", and
+    "free_accuracy" where some rows are asked without a mask over names}.
     """
     rows = asked.rows
     if not rows:
         return {}
+    limit = reply_limit(rows, tokenizer)
     # A decoding step costs little more for many rows than for one.
-    replies = first_replies(model, tokenizer, rows, reply_limit(rows, tokenizer), count=count)
+    replies = first_replies(model, tokenizer, rows, limit, count=count)
     line: dict[str, Any] = {}
     groups = (("tool_call_accuracy", asked.held_out), ("questions_accuracy", asked.by_hand))
     for name, group in groups:
         if group:
             own, replies = replies[: len(group)], replies[len(group) :]
             line[name] = score_calls(tokenizer, group, own, asked.seen_tools)
+    if some := asked.held_out[: asked.num_free]:
+        free = first_replies(model, tokenizer, some, limit, free=True, count=count)
+        line["free_accuracy"] = score_calls(tokenizer, some, free, asked.seen_tools)
     return line | {"shown": describe_replies(tokenizer, asked.shown, replies)}
 
 

@@ -36,6 +36,13 @@ META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 _HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 "
 _HTML += "blockquote strong em b i u s sub sup code"
 _TEXT_TOKEN = re.compile(rf"[{META}\s]+|</?(?:{'|'.join(_HTML.split())})>")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+# The letters of byte-level pieces: printable bytes as they are, the others in their order from
+# U+0100 on. Source: `bytes_to_unicode` of GPT-2's encoder.py
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
 # How `tokenizer.json` describes a tag that is appended to the vocabulary
 _SPECIAL = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {
     "special": True
@@ -187,6 +194,21 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Decode; control ids appear as their names."""
         return "".join(map(str, self.pieces(ids)))
+
+    def spelling(self, id: int) -> bytes | None:
+        """The bytes that an id writes; None for a control id or one that there is not.
+
+        `decode` cannot say: a byte piece may be a part of a character.
+        """
+        piece = None if id in self.control_ids else self._content.id_to_token(id)
+        if piece is None:
+            return None
+        if self.is_byte_level:
+            # An added token's own text need not be in the alphabet of bytes
+            values = [_BYTE_OF.get(letter) for letter in piece]
+            return piece.encode() if None in values else bytes(value or 0 for value in values)
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes.fromhex(byte[1]) if byte else piece.replace(META, " ").encode()
 
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""

@@ -13,7 +13,7 @@ from lora.wrapped import WrappedLayer, add_delta_, survival
 ROWS_KEY = ".token_adapter.trainable_tokens_delta"
 
 
-def _scale(embedding: nn.Embedding) -> Tensor:
+def embedding_scale(embedding: nn.Embedding) -> Tensor:
     """Gemma's sqrt(D), which the model's own embedding multiplies with."""
     scale = embedding.scale
     assert isinstance(scale, Tensor)
@@ -49,7 +49,7 @@ class LoRAEmbedding(WrappedLayer):
         # The frozen rows carry the scale already. It is one number rounded to the weight's dtype,
         # as Gemma rounds it; in float32 it is that rounded number, so that the delta is scaled by
         # the same value.
-        delta = F.linear(low, self.lora_B) * (self.scaling * _scale(self.base).float())
+        delta = F.linear(low, self.lora_B) * (self.scaling * embedding_scale(self.base).float())
         return (frozen + delta).to(frozen.dtype)
 
     def merged(self) -> nn.Embedding:
@@ -120,7 +120,7 @@ class NewTokensEmbedding(_WithNewTokens):
         frozen = self.base(tokens)
         match = tokens[..., None] == self.trained.ids  # (B, T, n)
         # Rounded before the scale, so that merging the rows into the weight changes nothing.
-        rows = self.trained.rows.to(frozen.dtype) * _scale(self.base)
+        rows = self.trained.rows.to(frozen.dtype) * embedding_scale(self.base)
         # argmax finds the one id that matches, and row 0 where none does: `where` then keeps the
         # frozen vector.
         replaced = F.embedding(match.int().argmax(-1), rows)

@@ -84,7 +84,7 @@ def add_lora(
             assert isinstance(base, nn.Embedding)
             wrapped = LoRAEmbedding(base, rank, scaling, generator)
         # A new module is in training mode; in a model under evaluation its dropout would be on.
-        _replace(model, name, wrapped.train(base.training))
+        replace_module(model, name, wrapped.train(base.training))
     if rows:
         _add_rows(model, rows, config.trains_head_tokens)
     return model
@@ -116,12 +116,12 @@ def _add_rows(model: nn.Module, ids: tuple[int, ...], trains_head_tokens: bool) 
     assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
     is_tied = head.weight is embedding.weight  # asked before anything is wrapped
     trained = NewTokens(embedding.weight, ids)
-    _replace(model, f"model.{EMBEDDING}", NewTokensEmbedding(embedding, trained))
+    replace_module(model, f"model.{EMBEDDING}", NewTokensEmbedding(embedding, trained))
     if is_tied:
         # The same module twice: one parameter, and its gradient is the sum of both ends.
-        _replace(model, HEAD, NewTokensHead(head, trained))
+        replace_module(model, HEAD, NewTokensHead(head, trained))
     elif trains_head_tokens:
-        _replace(model, HEAD, NewTokensHead(head, NewTokens(head.weight, ids)))
+        replace_module(model, HEAD, NewTokensHead(head, NewTokens(head.weight, ids)))
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -129,6 +129,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` at `path` into the model."""
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

@@ -1,6 +1,7 @@
 """The sizes and constants of a Gemma-2 checkpoint, read from its `config.json`.
 
 Separate from the modules so that a reader can see every number that shapes the model in one place.
+Gemma 3's text models are the same but for the last fields; `gemma3.py` reads their `config.json`.
 Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv:2408.00118), table 1.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from common.atomic import write_text
 from common.json_file import read_object, show
+from model import gemma3
 
 REQUIRED = (
     "vocab_size",
@@ -23,6 +25,8 @@ REQUIRED = (
 )
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 UNSUPPORTED = ("attention_bias", "use_bidirectional_attention")
+# The fields whose value is always this one in Gemma-2, whose own config.json does not have them.
+GEMMA3_ONLY = ("model_type", "rope_local_base_freq", "rope_factor", "sliding_window_pattern")
 # Far above any Gemma, and far below what would fill a memory before the weights are compared:
 # modules are built for each layer, tables for each size.
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 1 << 24, 10**12
@@ -51,6 +55,12 @@ class Gemma2Config:
     bos_token_id: int = 2
     eos_token_id: int | tuple[int, ...] = (1, 107)
     pad_token_id: int = 0
+    # Gemma 3's alone: a rotary base of the sliding layers' own, positions that the full layers
+    # divide by a factor, and a full layer at every sixth place, not at every second.
+    model_type: str = "gemma2"
+    rope_local_base_freq: float | None = None
+    rope_factor: float = 1.0
+    sliding_window_pattern: int = 2
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -74,20 +84,26 @@ class Gemma2Config:
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     @property
+    def has_qk_norms(self) -> bool:
+        """True for Gemma 3, which norms each query and key before it turns them."""
+        return self.model_type == gemma3.TEXT
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights, a tied head counted once."""
         heads = self.num_attention_heads + self.num_key_value_heads
         attention = 2 * heads * self.head_dim * self.hidden_size  # q and o, k and v
         block = attention + 3 * self.hidden_size * self.intermediate_size + 4 * self.hidden_size
+        block += 2 * self.head_dim if self.has_qk_norms else 0
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         return tables + self.num_hidden_layers * block + self.hidden_size
 
     def is_sliding(self, layer: int) -> bool:
-        """True for the even layers, whose queries see the last `sliding_window` keys alone.
+        """True for the layers whose queries see the last `sliding_window` keys alone.
 
-        The query's own key is one of them.
+        The query's own key is one of them. In Gemma-2 every second layer is full, from 1 on.
         """
-        return layer % 2 == 0
+        return (layer + 1) % self.sliding_window_pattern != 0
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Gemma2Config":
@@ -105,19 +121,28 @@ class Gemma2Config:
 
     @classmethod
     def _from_dict(cls, raw: dict[str, Any], where: str) -> "Gemma2Config":
-        if raw.get("model_type", "gemma2") != "gemma2":
+        family = raw.get("model_type", "gemma2")
+        if family in (gemma3.TEXT, gemma3.MULTIMODAL):
+            raw = gemma3.as_fields(raw, where)
+        elif family != "gemma2":
             raise ValueError(
-                f"{where}: model_type is {show(raw['model_type'])}, "
-                "but only gemma2 checkpoints are supported"
+                f"{where}: model_type is {show(family)}, "
+                "but only gemma2 and gemma3 checkpoints are supported"
             )
+        else:
+            raw = {name: value for name, value in raw.items() if name not in GEMMA3_ONLY}
+            _check_layers(raw, where)
+            raw |= _rotary_base(raw, where)
         missing = [name for name in REQUIRED if raw.get(name) is None]
         if missing:
             raise ValueError(
                 f"{where}: missing {', '.join(missing)}; is this a Gemma-2 config.json?"
             )
+        odd = [f"{name}={show(raw[name])}" for name in UNSUPPORTED if raw.get(name)]
+        if odd:
+            raise ValueError(f"{where}: not supported: {', '.join(odd)}")
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in raw.items() if name in known}
-        values |= _rotary_base(raw, where)
         # Absent means the field's default; null means "none" only for the two softcaps.
         values = {
             name: value for name, value in values.items() if value is not None or name in SOFTCAPS
@@ -126,7 +151,6 @@ class Gemma2Config:
             values["eos_token_id"] = tuple(values["eos_token_id"])
         _check_numbers(values, where)
         _check_others(values, where)
-        _check_variant(raw, where)
         try:
             config = cls(**values)
         except ValueError as error:  # the class names the field, and here the file is known too
@@ -140,9 +164,13 @@ class Gemma2Config:
 
     def to_json(self, path: str | Path, dtype: str | None = None) -> None:
         """Writes a `config.json` as Transformers reads it; `dtype` as in "bfloat16"."""
-        values = asdict(self) | {
-            "architectures": ["Gemma2ForCausalLM"],
-            "model_type": "gemma2",
+        values = asdict(self)
+        if self.has_qk_norms:
+            values = gemma3.as_json(values)
+        else:
+            values = {name: value for name, value in values.items() if name not in GEMMA3_ONLY}
+            values |= {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
+        values |= {
             "attention_bias": False,
             "attention_dropout": 0.0,
             "hidden_act": self.hidden_activation,
@@ -169,24 +197,22 @@ def _rotary_base(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {"rope_theta": bases[0]} if bases else {}
 
 
-def _check_variant(raw: dict[str, Any], where: str) -> None:
-    """Refuses what would change the result and has no counterpart here."""
-    expected = [
-        "full_attention" if i % 2 else "sliding_attention" for i in range(raw["num_hidden_layers"])
-    ]
-    if raw.get("layer_types") not in (None, expected):
+def _check_layers(raw: dict[str, Any], where: str) -> None:
+    """Refuses layers in an order that Gemma-2 does not have."""
+    kinds = raw.get("layer_types")
+    names = kinds if isinstance(kinds, list) else []
+    expected = ["full_attention" if i % 2 else "sliding_attention" for i in range(len(names))]
+    if kinds is not None and (kinds != expected or len(names) != raw.get("num_hidden_layers")):
         raise ValueError(
             f"{where}: layer_types must alternate sliding_attention, full_attention, "
             f"got {show(raw['layer_types'])}"
         )
-    odd = [f"{name}={show(raw[name])}" for name in UNSUPPORTED if raw.get(name)]
-    if odd:
-        raise ValueError(f"{where}: not supported: {', '.join(odd)}")
 
 
 def _check_numbers(values: dict[str, Any], where: str) -> None:
-    whole = (*REQUIRED, "sliding_window", "max_position_embeddings")
-    real = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", *SOFTCAPS)
+    whole = (*REQUIRED, "sliding_window", "max_position_embeddings", "sliding_window_pattern")
+    bases = ("rope_theta", "rope_local_base_freq", "rope_factor")
+    real = ("rms_norm_eps", *bases, "query_pre_attn_scalar", *SOFTCAPS)
     bad = []
     for name in whole:
         limit = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE

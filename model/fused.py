@@ -140,14 +140,17 @@ class ResidualNorm(RMSNorm):
         return rms_norm(x, self.weight, eps=eps, dtype=residual.dtype, residual=residual)
 
 
-def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (B, T, 1, d) in float32 for positions (B, T).
+def rotary_tables(
+    positions: Tensor, head_dim: int, theta: float, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, T, 1, d) in float32 for positions (B, T), divided by `factor`.
 
     Source: "RoFormer" (arXiv:2104.09864), section 3.4.2, with the half-split layout of Gemma's
     checkpoints: component i turns together with i + d / 2, not with i + 1 as in the paper.
     """
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)  # (d / 2,)
-    angles = positions[:, :, None, None].float() * (1.0 / theta ** (even / head_dim))
+    rates = 1.0 / theta ** (even / head_dim) / factor
+    angles = positions[:, :, None, None].float() * rates
     angles = torch.cat((angles, angles), dim=-1)  # (B, T, 1, d)
     return angles.cos(), angles.sin()
 

@@ -7,6 +7,7 @@ until a new token overwrites it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,22 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
 
+class Guide(Protocol):
+    """What may come next in one row; see `agent/guides.py`."""
+
+    def accepts(self, id: int) -> bool:
+        """True if this id may come next."""
+        ...
+
+    def allowed(self) -> Sequence[int]:
+        """Every id that may; asked only after one was refused."""
+        ...
+
+    def advance(self, id: int) -> None:
+        """Takes note of the id that was chosen."""
+        ...
+
+
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """Next ids (B,) from logits (B, V), which stay as they are."""
     if sampling.forbidden:
@@ -65,6 +82,24 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     return ids.gather(1, picked)[:, 0]
 
 
+def _guided(
+    logits: Tensor, id: int, guide: Guide, sampling: Sampling, generator: torch.Generator | None
+) -> int:
+    """The id that was chosen from logits (1, V) if the guide takes it, or else another one.
+
+    Asked about one id, a guide needs no mask of the vocabulary. Sampled or greedy, the result is
+    as if all ids that are not allowed had been masked at once: x is drawn with probability p(x),
+    or after a refusal, so with p(x) + (1 - P) p(x) / P = p(x) / P, P being that of all allowed.
+    """
+    if not guide.accepts(id):
+        allowed = torch.tensor(guide.allowed(), device=logits.device)
+        masked = torch.full_like(logits, float("-inf"))
+        masked[:, allowed] = logits[:, allowed]
+        id = int(choose(masked, sampling, generator))
+    guide.advance(id)
+    return id
+
+
 # Not inference_mode: what FSDP2 allocates in a first pass could not be trained with later.
 @torch.no_grad()
 def decode(
@@ -73,8 +108,11 @@ def decode(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     sampling: Sampling | None = None,
+    guides: Sequence[Guide | None] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yields, step by step, one new id per prompt, the stop id too; None for a row that has ended.
+
+    guides: what may come next, for each prompt; None where anything may.
 
     Raises: ValueError for an empty prompt or one that leaves no room below max_position_embeddings.
     """
@@ -94,8 +132,15 @@ def decode(
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
     running = set(rows)  # those of them that have not ended
     for step in range(max_new_tokens):
-        ids = choose(model.logits(hidden), sampling, generator)
+        logits = model.logits(hidden)  # (B, V)
+        ids = choose(logits, sampling, generator)
         new = dict(zip(rows, ids.tolist(), strict=True))
+        for place, row in enumerate(rows if guides else ()):
+            guide = guides[row] if guides and row in running else None
+            if guide is not None:
+                taken = _guided(logits[place : place + 1], new[row], guide, sampling, generator)
+                if taken != new[row]:
+                    ids[place] = new[row] = taken
         yield [new[row] if row in running else None for row in range(len(prompts))]
         running = {row for row in running if new[row] not in stop_ids}
         if not running or step + 1 == max_new_tokens:
@@ -115,10 +160,11 @@ def generate(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     sampling: Sampling | None = None,
+    guides: Sequence[Guide | None] | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt, its stop id included where it was reached. See `decode`."""
     replies: list[list[int]] = [[] for _ in prompts]
-    for ids in decode(model, prompts, max_new_tokens, stop_ids, sampling):
+    for ids in decode(model, prompts, max_new_tokens, stop_ids, sampling, guides):
         for reply, value in zip(replies, ids, strict=True):
             if value is not None:
                 reply.append(value)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.device import has_fast_matmul
 from model.attention import Attend, KVCache
 from model.config import Gemma2Config
-from model.fused import FP16_SHRINK, geglu, rotate
+from model.fused import FP16_SHRINK, RMSNorm, geglu, rotate
 from model.recompute import recomputed
 
 # Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at
@@ -33,7 +33,9 @@ class Pass:
     """What the blocks of one forward pass share; `Decoder.forward` makes it."""
 
     attend: Attend
-    rotary: tuple[Tensor, Tensor]  # cos and sin, (B, T, 1, d) each, float32
+    # cos and sin, (B, T, 1, d) each, float32; in Gemma-2 both kinds of layers have the same.
+    full_rotary: tuple[Tensor, Tensor]
+    sliding_rotary: tuple[Tensor, Tensor]
     positions: Tensor  # (B, T), where a cache stores the new keys and values
     cache: KVCache | None
     recompute: bool  # True: backward computes the norms and the gated product again
@@ -118,13 +120,20 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * width)
         self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * width)
         self.o_proj = Linear(config.num_attention_heads * width, config.hidden_size)
+        self.has_norms = config.has_qk_norms
+        if self.has_norms:
+            self.q_norm = RMSNorm(width, config.rms_norm_eps)
+            self.k_norm = RMSNorm(width, config.rms_norm_eps)
 
     def forward(self, x: Tensor, call: Pass) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         # (B, T, H, d), and twice (B, T, Hkv, d).
         query, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)
+        if self.has_norms:  # in place of Gemma-2's softcap, which bounds the scores after them
+            query, keys = self.q_norm(query), self.k_norm(keys)
+        rotary = call.full_rotary if self.window is None else call.sliding_rotary
         # Before the cache: a stored key never turns again, only distances to it matter.
-        query, keys = rotate(query, *call.rotary), rotate(keys, *call.rotary)
+        query, keys = rotate(query, *rotary), rotate(keys, *rotary)
         if call.cache is not None:
             keys, values = call.cache.update(self.layer, call.positions, keys, values)
         window, scale, cap = self.window, self.scale, self.cap

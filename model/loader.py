@@ -16,6 +16,7 @@ from common.hub import fetch
 from common.json_file import read_object, show
 from common.tensor_file import FLOATS, Headers, open_tensors, read_headers
 from model.config import Gemma2Config
+from model.gemma3 import text_name
 from model.transformer import Gemma2
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -72,6 +73,7 @@ def _check(folder: Path, model: Gemma2, headers: Headers) -> None:
     """Raises one ValueError that names every difference between checkpoint and configuration."""
     # named_parameters lists a tied head once, as the embedding.
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    headers = {own: header for name, header in headers.items() if (own := text_name(name))}
     found = {name: shape for name, (shape, _) in headers.items()}
     if model.config.tie_word_embeddings and HEAD in found:
         expected[HEAD] = expected[EMBEDDING]  # a duplicate that some tools write
@@ -105,8 +107,11 @@ def load_gemma2(
     duplicate = None
     for file in files:
         with open_tensors(file, str(device)) as reader:
-            for name in reader.keys():  # noqa: SIM118
-                tensor = reader.get_tensor(name)
+            for stored in reader.keys():  # noqa: SIM118
+                name = text_name(stored)
+                if name is None:
+                    continue
+                tensor = reader.get_tensor(stored)
                 if name == HEAD and config.tie_word_embeddings:
                     # Compared when the embedding has been read too, whatever the files' order.
                     duplicate = tensor

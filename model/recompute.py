@@ -52,6 +52,8 @@ class MicroBatch:
         if mode == "full":
             return width * config.hidden_size
         heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+        if config.has_qk_norms:  # queries and keys as they come into their norms
+            heads += (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
         kept = 6 * config.hidden_size + heads + 3 * config.intermediate_size
         if mode == "selective":  # without the norms' results and the gated product
             kept -= 2 * config.hidden_size + config.intermediate_size

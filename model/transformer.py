@@ -1,8 +1,10 @@
 """Gemma-2, token ids (B, T) to logits (B, T, V): embedding, blocks, head.
 
-Module names are the checkpoint's, so that parameter names match it.
+Module names are the checkpoint's, so that parameter names match it. A Gemma 3 text model is this
+with norms of queries and keys (`Attention.has_norms`), two rotary bases (`Decoder.forward`), fewer
+full layers (`Gemma2Config.is_sliding`), and no softcap.
 Shapes: B batch, T query positions, S key positions, D model width, V vocabulary.
-Source: arXiv:2408.00118.
+Source: arXiv:2408.00118; Gemma 3: arXiv:2503.19786.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        # Even layers see a window, odd ones all keys (`Gemma2Config.is_sliding`).
+        # Some layers see a window, the others all keys (`Gemma2Config.is_sliding`).
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # What the backward pass computes again instead of keeping it: "none"; "selective", norms
@@ -98,9 +100,15 @@ class Decoder(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         # Without gradients, as in decoding, nothing is kept that could be computed again.
         recompute = self.checkpoint_activations if torch.is_grad_enabled() else "none"
+        config = self.config
+        full = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_factor)
+        sliding, base = full, config.rope_local_base_freq
+        if base is not None:  # Gemma 3 turns its sliding layers faster
+            sliding = rotary_tables(positions, config.head_dim, base)
         call = Pass(
             attend=self.choose_attention(positions, documents, cache, is_whole),
-            rotary=rotary_tables(positions, self.config.head_dim, self.config.rope_theta),
+            full_rotary=full,
+            sliding_rotary=sliding,
             positions=positions,
             cache=cache,
             recompute=recompute == "selective",

@@ -31,6 +31,20 @@ TINY = Gemma2Config(
     attn_logit_softcapping=3.0,
     final_logit_softcapping=6.0,
 )
+# By family. Gemma 3: norms of queries and keys, no caps, two rotary bases, one full layer in three.
+FAMILIES = {
+    "gemma2": TINY,
+    "gemma3": replace(
+        TINY,
+        model_type="gemma3_text",
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        rope_theta=3000.0,
+        rope_local_base_freq=100.0,
+        rope_factor=4.0,
+        sliding_window_pattern=3,
+    ),
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,12 +73,18 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., Gemma2]:
+def family() -> str:
+    """The family of `make_model`; a file whose tests hold for both has a fixture of its own."""
+    return "gemma2"
+
+
+@pytest.fixture
+def make_model(family: str) -> Callable[..., Gemma2]:
     """make_model(seed=0, dtype=torch.float32, **changes to the tiny configuration) -> Gemma2 with
     random weights."""
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Gemma2:
-        model = Gemma2(replace(TINY, **changes))
+        model = Gemma2(replace(FAMILIES[family], **changes))
         randomize(model, seed)
         return model.to(dtype).eval()
 

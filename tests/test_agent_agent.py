@@ -65,10 +65,18 @@ class Model:
         self.prompts: list[list[int]] = []
         self.limits: list[int] = []
         self.samplings: list[Sampling] = []
+        self.guides: list[Any] = []
 
     def __call__(
-        self, _: Any, prompts: list[list[int]], limit: int, stop_ids: Any, sampling: Sampling
+        self,
+        _: Any,
+        prompts: list[list[int]],
+        limit: int,
+        stop_ids: Any,
+        sampling: Sampling,
+        guides: list[Any],
     ) -> list[list[int]]:
+        self.guides += guides
         self.prompts.append(list(prompts[0]))
         self.limits.append(limit)
         self.samplings.append(sampling)
@@ -121,6 +129,21 @@ def test_limits_and_sampling_are_plain_values(
     ]
     assert [event.kind for event in Agent(MODEL, tokenizer).ask("3?")] == ["answer"]
     assert model.limits[-1] == 512 and model.samplings[-1].temperature == 0
+
+
+def test_names_are_held_to_the_tools_unless_the_agent_is_free(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tokenizer, "One.", "Two.", "Three.")
+    monkeypatch.setattr(loop, "generate", model)
+    box: Any = Box("7")
+    for agent in (
+        Agent(MODEL, tokenizer, box),
+        Agent(MODEL, tokenizer, box, free=True),
+        Agent(MODEL, tokenizer),
+    ):
+        list(agent.ask("Rome?"))
+    assert model.guides[0].names.names == [b"weather"] and model.guides[1:] == [None, None]
 
 
 def test_a_question_that_cannot_be_asked_leaves_the_chat_as_it_was(

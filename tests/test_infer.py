@@ -140,7 +140,13 @@ class Script:
         self.samplings: list[Any] = []
 
     def __call__(
-        self, model: Any, prompts: Any, max_new_tokens: int, stop_ids: Any, sampling: Any = None
+        self,
+        model: Any,
+        prompts: Any,
+        max_new_tokens: int,
+        stop_ids: Any,
+        sampling: Any = None,
+        guides: Any = None,
     ) -> Any:
         assert (
             max_new_tokens >= 1
@@ -731,10 +737,10 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     assert flags == [
         *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
-        *("--out", "--json", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
+        *("--out", "--json", "--free", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
     ]
     # One for the group of the three jobs, one for each of the other flags.
-    assert out.count("default: ") == 15
+    assert out.count("default: ") == 16
     for value in ("auto", "2048", "30.0", "120.0", "512", "0.0", "1.0", "0"):
         assert f"(default: {value})" in out
 
@@ -980,7 +986,7 @@ def test_evaluate_prints_the_accuracy(
         "Q3": "Cannot<cut>",
     }
 
-    def fake(model: Any, prompts: Any, *_: Any) -> list[list[int]]:
+    def fake(model: Any, prompts: Any, *_: Any, **__: Any) -> list[list[int]]:
         texts = [tokenizer.decode(prompt) for prompt in prompts]
         return [
             ids_of(next(r for q, r in written.items() if f"{q} " in text), tokenizer)
@@ -993,7 +999,7 @@ def test_evaluate_prints_the_accuracy(
         infer.main(["--model", str(base), "--evaluate", str(file), "--max-new-tokens", "64"]) == 0
     )
     result = json.loads(capsys.readouterr().out)
-    assert result["rows_dropped"] == 1
+    assert result["rows_dropped"] == 1 and result["names"] == "offered"
     accuracy = result["tool_call_accuracy"]
     assert accuracy["overall"] == 0.4 and accuracy["unseen"] == 1 / 3 and accuracy["no_call"] == 0.5
     assert accuracy["seen"] is None and accuracy["n"]["overall"] == 5
@@ -1017,7 +1023,7 @@ def test_evaluate_writes_every_reply_with_its_verdict(
     file.write_text("".join(json.dumps(item) + "\n" for item in [talk, context]))
     tokenizer = Tokenizer.from_pretrained(base)
 
-    def fake(model: Any, prompts: Any, *_: Any) -> list[list[int]]:
+    def fake(model: Any, prompts: Any, *_: Any, **__: Any) -> list[list[int]]:
         # By the results that the prompt shows: the turns before a reply are the row's own
         texts = [tokenizer.decode(prompt) for prompt in prompts]
         written = [one, one, one]
@@ -1072,6 +1078,7 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--merge", "m", "--adapter", "a", "--tools", "t.py"],
         ["--evaluate", "rows.jsonl", "--tools", "t.py"],
         ["--prompt", "x", "--out", "rows.jsonl"],
+        ["--adapter", "a", "--free", "--merge", "m"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(
@@ -1101,7 +1108,7 @@ def test_a_long_prompt_gets_what_room_there_is(base: Path, monkeypatch: pytest.M
     model = loading.load_base(base, tokenizer, torch.device("cpu"), None)
     asked = []
 
-    def fake(_: Any, prompts: Any, max_new_tokens: int, *__: Any) -> list[list[int]]:
+    def fake(_: Any, prompts: Any, max_new_tokens: int, *_a: Any, **_k: Any) -> Any:
         asked.append((len(prompts[-1]), max_new_tokens))
         return [[7] for _ in prompts]
 

@@ -22,14 +22,14 @@ PACKAGES = tuple(FLOORS)
 # The reading order. A file that is listed imports only listed files above it; for the others it is
 # enough that there is no cycle. A subpackage stands as one entry.
 ORDER = {
-    "model": """config kernels fused recompute attention attention_tiles attention_flex layers
-                transformer loss loader embedding generate""".split(),
+    "model": """gemma3 config kernels fused recompute attention attention_tiles attention_flex
+                layers transformer sweep loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
                tokenizer reply chat
                masks api_calls roles forms schema call_check parquet_file files reports
                dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
-               adapter""".split(),
+               adapter rows many""".split(),
 }
 HARDWARE = (
     "is_available",

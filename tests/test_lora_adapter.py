@@ -69,6 +69,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BOTH = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 @pytest.fixture
 def base(make_model: Callable[..., Gemma2], tmp_path: Path) -> Callable[[bool], Path]:
     """base(tied) -> folder of a plain model."""
@@ -81,7 +87,7 @@ def base(make_model: Callable[..., Gemma2], tmp_path: Path) -> Callable[[bool], 
 
 
 def hf_load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return transformers.Gemma2ForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 

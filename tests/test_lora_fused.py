@@ -23,6 +23,12 @@ SCALINGS = [2.5, 0.7, 1.0]
 Group = tuple[Tensor, list[Tensor], list[Tensor | None], list[Tensor | None]]
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 def make(dtype: torch.dtype, ranks: tuple[int, ...]) -> Group:
     """x, weights, A and B of a group; rank 0 is a linear without LoRA."""
     torch.manual_seed(1)

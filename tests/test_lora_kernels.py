@@ -15,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lora.kernels import tiles
@@ -22,8 +23,11 @@ from lora.kernels.tiles import Tile
 
 IS_INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 if IS_INSIDE:
+    from lora.kernels import gathered
     from lora.kernels import steps as launch
-    from lora.layer import LowRank, fused_linears
+    from lora.layer import LoRALinear, LowRank, fused_linears
+    from lora.many import ManyLinear
+    from lora.rows import Adapters, Row
 
 M, K, N = 37, 83, 129
 SCALING = 1.7
@@ -329,6 +333,76 @@ def interpreted_all_kernels_make_the_same_mask_whatever_their_tiles(
         )
         da = launch.shrink_backward_(None, torch.eye(M), torch.ones(M, K), torch.eye(M, K), p, SEED)
         assert torch.equal(da, keep / (1 - p))
+
+
+@pytest.mark.parametrize("positions", [1, 40])
+@pytest.mark.parametrize("rank", [1, 24, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def interpreted_gathered_rows_read_their_own_factors(
+    dtype: torch.dtype, rank: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Error within twice that of the formula in its dtype; rows of the base keep every bit."""
+    # A third of the columns in each program, and more positions than a tile has rows.
+    small = Tile(16, 32, 1, 1)
+    monkeypatch.setattr(gathered, "_tile", lambda *args: small)
+    generator = torch.Generator().manual_seed(rank)
+    index = torch.tensor([2, -1, 0, 2, 1])
+    scale = torch.tensor([1.0, 7.0, 0.5, 2.0, 1.5])
+    scalings = torch.tensor([2.0, 0.25, 1.0])
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x, y = random(5, positions, K), random(5, positions, N)
+    a, b = random(3, rank, K), random(3, rank, N)
+    ours = y.clone()
+    gathered.add_gathered_(ours, x, (a, b, scalings), index, scale)
+    own = index.clamp(min=0)
+    factor = (scale * scalings[own] * (index >= 0))[:, None, None]
+
+    def formula(dtype: torch.dtype) -> Tensor:
+        wide = [tensor.to(dtype) for tensor in (x, y, a[own], b[own], factor)]
+        low = (wide[0] @ wide[2].transpose(1, 2)) * wide[4]
+        return wide[1] + low @ wide[3]
+
+    truth = formula(torch.float64)
+    allowed = 2 * (formula(dtype) - truth).abs().max()
+    if dtype == torch.float32:
+        allowed += 2e-7 * truth.abs().max()
+    assert (ours - truth).abs().max() <= allowed
+    assert torch.equal(ours[1], y[1])
+
+
+def interpreted_layers_of_several_adapters_give_the_same_both_ways() -> None:
+    adapters = Adapters(["first", "second"], torch.device("cpu"))
+    bases = [torch.nn.Linear(K, n, bias=False).requires_grad_(False) for n in (N, 24)]
+    layers = [
+        [LoRALinear(base, rank, 2.0, 0.0, torch.Generator(), "torch") for rank in (4, 8)]
+        for base in bases
+    ]
+    for lora in (lora for pair in layers for lora in pair):
+        torch.nn.init.normal_(lora.lora_B)
+    linears = [ManyLinear(base, pair, adapters) for base, pair in zip(bases, layers, strict=True)]
+    adapters.use([Row("second"), Row(), Row("first", 0.5), Row("second")])
+    x = torch.randn(4, 3, K)
+    with torch.no_grad():
+        plain = linears[0].forward_group(x, linears)
+        for linear, pair in zip(linears, layers, strict=True):
+            linear.a = torch.stack(
+                [F.pad(own.lora_A, (0, 0, 0, 8 - len(own.lora_A))) for own in pair]
+            )
+            linear.impl = "triton"
+        for ours, truth in zip(linears[0].forward_group(x, linears), plain, strict=True):
+            torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+def interpreted_gathered_output_must_be_a_plain_matrix() -> None:
+    y = torch.zeros(2, N, 3).transpose(1, 2)
+    factors = (torch.zeros(1, 4, K), torch.zeros(1, 4, N), torch.ones(1))
+    with pytest.raises(ValueError, match="contiguous y"):
+        gathered.add_gathered_(
+            y, torch.zeros(2, 3, K), factors, torch.zeros(2).long(), torch.ones(2)
+        )
 
 
 INTERPRETED = sorted(name for name in list(globals()) if name.startswith("interpreted_"))

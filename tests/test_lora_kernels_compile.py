@@ -25,8 +25,8 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from lora.kernels import gathered, tiles  # noqa: E402
 from lora.kernels import steps as launch  # noqa: E402
-from lora.kernels import tiles  # noqa: E402
 
 KIB = 1024
 SHARED_LIMIT = {
@@ -69,8 +69,9 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
     recorded: list[Launch] = []
-    for name in [name for name in vars(launch) if name.endswith("_kernel")]:
-        monkeypatch.setattr(launch, name, Recorder(getattr(launch, name), recorded))
+    for module in (launch, gathered):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), recorded))
     yield recorded
 
 
@@ -89,6 +90,13 @@ def launch_all(dtype: torch.dtype, M: int, K: int, N: int, R: int, p: float) -> 
     launch.shrink_backward_(x, low, x, empty(R, K), p, seed)
     launch.expand_backward(dy, empty(N, R), low, 2.0)
     launch.expand_(dy, low, empty(N, R))
+
+
+def launch_gathered(dtype: torch.dtype, rows: int, positions: int, K: int, N: int, R: int) -> None:
+    x, y = empty(rows, positions, K, dtype=dtype), empty(rows, positions, N, dtype=dtype)
+    factors = (empty(4, R, K, dtype=dtype), empty(4, R, N, dtype=dtype), empty(4))
+    index = empty(rows, dtype=torch.int64)
+    gathered.add_gathered_(y, x, factors, index, empty(rows))
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
@@ -153,7 +161,8 @@ def problems(
 
 
 def on(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "capability_of", lambda device: (target // 10, target % 10))
+    for module in (launch, gathered):
+        monkeypatch.setattr(module, "capability_of", lambda device: (target // 10, target % 10))
 
 
 # Each bucket's largest rank, but 192 in the last: six stacked factors of rank 32, or three of 64.
@@ -191,6 +200,19 @@ def test_every_row_of_the_table_compiles(
 ) -> None:
     on(target, monkeypatch)
     launch_all(dtype, 8192, HIDDEN, WIDE, rank, p)
+    assert not problems(launches, target, tmp_path)
+
+
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("rank", RANKS.values())
+def test_rows_of_several_adapters_compile(
+    target: int, rank: int, launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on(target, monkeypatch)
+    for positions in (1, 300):
+        launch_gathered(BF16, 16, positions, HIDDEN, WIDE, rank)
+    names = [kernel.__name__ for kernel, _ in launches]
+    assert names.count("gathered_shrink_kernel") == names.count("gathered_expand_kernel") == 2
     assert not problems(launches, target, tmp_path)
 
 
@@ -237,7 +259,7 @@ def test_elementwise_kernels_compile(
 ) -> None:
     on(target, monkeypatch)
     launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
-    launch._sum_parts(empty(8, 8192, 16), FP16)
+    launch.sum_parts(empty(8, 8192, 16), FP16)
     assert [kernel.__name__ for kernel, _ in launches] == list(ELEMENTWISE)
     assert not problems(launches, target, tmp_path)
 

@@ -24,6 +24,12 @@ ADAPTS = {
 SIZES = (9, 5, 13, 7)  # longer and shorter than the window of 5
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 @pytest.fixture
 def adapted(make_model: Callable[..., Gemma2]) -> Callable[..., Gemma2]:
     """adapted(config) -> model with nonzero LoRA everywhere."""

@@ -16,6 +16,12 @@ from model.transformer import Gemma2
 PIECES = [[4, 5, 6], [4, 7, 5, 6], [4, 5, 6], [9], [9, 9]]
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_new_rows_differ_far_above_bf16_resolution(
     make_model: Callable[..., Gemma2], dtype: torch.dtype

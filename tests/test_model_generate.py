@@ -22,6 +22,12 @@ PROMPTS = [
 SEED, UNTIED = 3, {"tie_word_embeddings": False}
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 def greedy(model: Gemma2, prompt: list[int], steps: int) -> list[int]:
     """The most probable ids by full forward passes, without a cache."""
     tokens = list(prompt)
@@ -111,6 +117,32 @@ def test_forbidden_ids_never_appear(make_model: Callable[..., Gemma2], temperatu
     forbidden = tuple(sorted({id for prompt in PROMPTS for id in greedy(model, prompt, 12)}))
     replies = generate(model, PROMPTS, 12, (), Sampling(temperature, forbidden=forbidden))
     assert not {id for reply in replies for id in reply} & set(forbidden)
+
+
+class Wish:
+    """A guide that lets one sequence of ids come, and notes what did."""
+
+    def __init__(self, wanted: list[int]) -> None:
+        self.wanted, self.taken = wanted, list[int]()
+
+    def accepts(self, id: int) -> bool:
+        return id in self.allowed()
+
+    def allowed(self) -> list[int]:
+        return [self.wanted[len(self.taken)]]
+
+    def advance(self, id: int) -> None:
+        self.taken.append(id)
+
+
+def test_each_row_has_a_guide_of_its_own(make_model: Callable[..., Gemma2]) -> None:
+    """Rows end at different steps, so that they change their places in the batch."""
+    model = make_model(seed=SEED, **UNTIED)
+    guides = [Wish(ids) for ids in ([9, 1], [5, 6, 7, 8, 1], [4, 3, 1])]
+    replies = generate(model, PROMPTS, 12, [1], guides=[guides[0], None, *guides[1:]])
+    assert replies[0] == guides[0].wanted and replies[2:] == [g.wanted for g in guides[1:]]
+    assert [guide.taken for guide in guides] == [guide.wanted for guide in guides]
+    assert replies[1] == generate(model, [PROMPTS[1]], 12, [1])[0]
 
 
 def test_choosing_leaves_the_logits_as_they_are() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import model.loss as loss_module
+import model.sweep as sweep_module
 from lora.config import LoRAConfig
 from lora.inject import add_lora, trainable_parameters
 from model.layers import TokenHead
@@ -35,7 +36,7 @@ def problem(
     # Four rows and seven columns: neither the last chunk nor the last block is full.
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)
     monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
-    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)
+    monkeypatch.setitem(sweep_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)
 
     def make(
         head: str, dtype: torch.dtype = torch.float32, **changes: Any
@@ -107,23 +108,29 @@ def test_every_chunk_size_gives_the_same(
         assert relative(mine, right) < 1e-5
 
 
-def test_confident_logits_at_the_cap_stay_finite(
-    problem: Problem, relative: Callable[[Tensor, Tensor], float]
+@pytest.mark.parametrize("cap", [30.0, None])
+def test_confident_logits_stay_finite(
+    problem: Problem, relative: Callable[[Tensor, Tensor], float], cap: float | None
 ) -> None:
-    """exp(30), 60 times over: the sum without a maximum taken off."""
-    model, hidden, targets = problem("rows, tied", final_logit_softcapping=30.0)
+    """exp(30), 60 times over, and without a cap exp(9000): a maximum that must come off in time."""
+    model, hidden, targets = problem("rows, tied", final_logit_softcapping=cap)
     loss, _ = supervised_loss(model, hidden * 1e3, targets)
-    assert relative(loss, reference(model, hidden * 1e3, targets)) < 1e-5
-    assert torch.isfinite(gradients(model, hidden, loss)[0]).all()
+    truth = reference(model, hidden * 1e3, targets)
+    assert relative(loss, truth) < 1e-5
+    ours, theirs = gradients(model, hidden, loss), gradients(model, hidden, truth)
+    for mine, right in zip(ours, theirs, strict=True):
+        assert torch.isfinite(mine).all()
+        assert cap is not None or relative(mine, right) < 1e-5
 
 
 @pytest.mark.parametrize("head", ["plain", "rows, tied"])
 @pytest.mark.parametrize("confidence", [1.0, 5.0])
+@pytest.mark.parametrize("cap", [30.0, None])
 def test_a_confident_bf16_gradient_does_not_drown_in_rounding(
-    problem: Problem, head: str, confidence: float
+    problem: Problem, head: str, confidence: float, cap: float | None
 ) -> None:
     """Against the exact gradient at the same bf16 logits; at 5.0 the targets are over 0.99 sure."""
-    model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=30.0)
+    model, hidden, _ = problem(head, torch.bfloat16, final_logit_softcapping=cap)
     weight = effective_weight(model)
     targets = torch.arange(30).view(2, 15) + 30  # the replaced rows 50 and 59 among them
     hidden = (
@@ -133,10 +140,11 @@ def test_a_confident_bf16_gradient_does_not_drown_in_rounding(
     loss, _ = supervised_loss(model, hidden, targets)
     (ours,) = torch.autograd.grad(loss, hidden)
     z = (hidden.detach().flatten(0, 1) @ weight.T).double()
-    y = (30.0 * torch.tanh(z / 30.0)).requires_grad_()
+    y = (z if cap is None else cap * torch.tanh(z / cap)).requires_grad_()
     truth = F.cross_entropy(y, targets.flatten(), reduction="sum")
     (d_y,) = torch.autograd.grad(truth, y)
-    exact = ((d_y * (1 - torch.tanh(z / 30.0) ** 2)) @ weight.double()).view_as(hidden)
+    slope = 1.0 if cap is None else 1 - torch.tanh(z / cap) ** 2
+    exact = ((d_y * slope) @ weight.double()).view_as(hidden)
     if confidence > 1:
         assert truth / 30 < 0.01
     assert abs(loss.item() - truth.item()) < 1e-3 * truth.item() + 1e-6
@@ -163,16 +171,17 @@ def test_no_supervised_position_gives_zero_and_zero_gradients(problem: Problem, 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cap", [6.0, None])
 def test_16_bit_heads_are_as_close_to_the_truth_as_whole_logits(
-    problem: Problem, head: str, dtype: torch.dtype
+    problem: Problem, head: str, dtype: torch.dtype, cap: float | None
 ) -> None:
     """fp16 on a CPU goes through the upcast product, into whose result token rows are written."""
-    model, hidden, targets = problem(head, dtype)
+    model, hidden, targets = problem(head, dtype, final_logit_softcapping=cap)
     # 60 rows in chunks of 40: more than the upcast's least number.
     targets = torch.randint(0, 60, (4, 15))
     loss_module.CHUNK_BYTES = 40 * 60 * 4
     hidden = torch.randn(4, 15, 32).mul(2).to(dtype).requires_grad_()
-    wide, _, _ = problem(head)
+    wide, _, _ = problem(head, final_logit_softcapping=cap)
     with torch.no_grad():
         for into, value in zip(wide.parameters(), model.parameters(), strict=True):
             into.copy_(value)
@@ -230,23 +239,26 @@ def test_no_logits_stay_alive_after_the_forward(problem: Problem, head: str) -> 
 
 
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("cap", [6.0, None])
 def test_evaluation_takes_no_gradient(
     problem: Problem,
     relative: Callable[[Tensor, Tensor], float],
     monkeypatch: pytest.MonkeyPatch,
     head: str,
+    cap: float | None,
 ) -> None:
-    model, hidden, targets = problem(head)
+    model, hidden, targets = problem(head, final_logit_softcapping=cap)
     asked: list[bool] = []
     modes: list[bool] = []
     handle = model.lm_head.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
-    sweep = loss_module._sweep
+    for name in ("_sweep_capped", "_sweep_uncapped"):
+        sweep = getattr(sweep_module, name)
 
-    def recording(*args: Any) -> Any:
-        asked.append(args[-1].needs_grad)
-        return sweep(*args)
+        def recording(*args: Any, sweep: Any = sweep) -> Any:
+            asked.append(args[-1].needs_grad)
+            return sweep(*args)
 
-    monkeypatch.setattr(loss_module, "_sweep", recording)
+        monkeypatch.setattr(sweep_module, name, recording)
     with torch.no_grad():
         loss, _ = supervised_loss(model, hidden, targets)
     handle.remove()

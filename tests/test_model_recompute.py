@@ -15,6 +15,12 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 CONFIG = Gemma2Config()
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 def test_checkpointing_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma-2-2B: more is recomputed the more tokens there are and the less memory is free."""
     free = dict.fromkeys(("cuda", "cpu", "mps"), 80 * 10**9)

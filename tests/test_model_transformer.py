@@ -1,4 +1,4 @@
-"""Gemma-2 against Transformers, through files both ways; cached and packed against plain passes."""
+"""Both families against Transformers, through files; cached and packed against plain passes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.attention import KVCache
 from model.attention_flex import FlexAttention
 from model.attention_tiles import TiledAttention, document_spans
-from model.config import Gemma2Config
+from model.config import GEMMA3_ONLY, Gemma2Config
 from model.fused import RMSNorm
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Embedding, Gemma2
@@ -43,11 +43,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "window of one": {"sliding_window": 1},
     "untied, other eps": {"tie_word_embeddings": False, "rms_norm_eps": 1e-3},
+    "window of all": {"sliding_window": 64},
 }
 
 
+@pytest.fixture(params=["gemma2", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both."""
+    return str(request.param)
+
+
 def hf_load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return transformers.Gemma2ForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 
@@ -57,13 +64,18 @@ def hf_random(config: Gemma2Config, randomized: Callable[[nn.Module], None]) -> 
     values = {
         name: value
         for name, value in vars(config).items()
-        if not name.endswith("_id") and name != "rope_theta"
+        if not name.endswith("_id") and name not in (*GEMMA3_ONLY, "rope_theta")
     }
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    hf_config = transformers.Gemma2Config(
-        **values, rope_parameters=rope, attn_implementation="eager"
-    )
-    model = transformers.Gemma2ForCausalLM(hf_config).eval()
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    kind = transformers.Gemma2Config
+    if config.model_type == "gemma3_text":
+        kind = transformers.Gemma3TextConfig
+        local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
+        scaled = rope | {"rope_type": "linear", "factor": config.rope_factor}
+        rope = {"full_attention": scaled, "sliding_attention": local}
+        values["sliding_window_pattern"] = config.sliding_window_pattern
+    hf_config = kind(**values, rope_parameters=rope, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
     randomized(model)
     return model
 

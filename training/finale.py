@@ -115,18 +115,21 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         return
     first, last = measured[0], measured[-1]
     console.rule("how often it is right", align="left")
-    # (title, the line of metrics, what its accuracies' names end with)
-    columns = [("before", first, ""), ("after", last, "")]
+    # (title, accuracy of the held-out rows, accuracy of the questions by hand)
+    columns = [
+        (title, line["tool_call_accuracy"], line.get("questions_accuracy"))
+        for title, line in (("before", first), ("after", last))
+    ]
+    if last.get("free_accuracy"):
+        columns.append(("after, free", last["free_accuracy"], None))
     table = Table("the right first reply is", *(title for title, _, _ in columns))
-
-    def add(words: str, name: str, kind: str) -> None:
-        shares = [share(line.get(name + end), kind) for _, line, end in columns]
+    for kind, words in KINDS.items():
+        shares = [share(accuracy, kind) for _, accuracy, _ in columns]
         if any(shares):
             table.add_row(words, *shares, style="bold" if kind == "overall" else "")
-
-    for kind, words in KINDS.items():
-        add(words, "tool_call_accuracy", kind)
-    add("questions written by hand", "questions_accuracy", "overall")
+    if last.get("questions_accuracy"):
+        shares = [share(accuracy, "overall") for _, _, accuracy in columns]
+        table.add_row("questions written by hand", *shares)
     console.print(table)
     console.print(
         "Each is a share of conversations that are not trained on: the first reply counts if every "
@@ -134,6 +137,11 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
         "right words are to the model, 0 would be not at all."
     )
+    if last.get("free_accuracy"):
+        console.print(
+            "Names of tools and arguments are held to those on offer while a call is written; "
+            "free is the model without that help (infer.py --free)."
+        )
     before = first["tool_call_accuracy"]
     if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
         console.print("The base makes no call at all, and so is right only where none is due.")

@@ -59,13 +59,11 @@ def introduce(
         console.print(sentence, soft_wrap=True)
 
 
-def describe_plan(model: str | None) -> str:
+def announce(model: str | None, console: Console) -> None:
     """The first of three first lines: what is about to happen."""
     name = model or "the small Gemma-2 of this repository"
-    return (
-        f"What: LoRA teaches {name} to call tools. The model stays as it is; a small addition to "
-        "it, the adapter, is trained."
-    )
+    told = f"What: LoRA teaches {name} to call tools. The model stays as it is; a small addition "
+    console.print(f"{told}to it, the adapter, is trained.", style="bold", soft_wrap=True)
 
 
 def describe_rows(run: dict[str, Any]) -> str:

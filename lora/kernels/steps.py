@@ -47,7 +47,7 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
     (M, K), R = x.shape, a.shape[0]
     if M == 0:
         return x.new_empty(0, R)  # a grid without programs cannot be launched
-    x = _readable(x)
+    x = readable(x)
     tile = tile_for(capability_of(x.device), "shrink", R, x.dtype)
     # With few rows there are few row blocks: the columns are split too, so that every
     # multiprocessor has work.
@@ -56,11 +56,11 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
     out_dtype = x.dtype if splits == 1 else torch.float32
     out = torch.empty(splits, M, R, dtype=out_dtype, device=x.device)
     inputs, sizes = (x, a.contiguous(), scale, seed), (M, K, R, x.stride(0))
-    options = _constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
+    options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
         grid = (triton.cdiv(M, tile.rows), splits)
         shrink_kernel[grid](*inputs, out, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
-        return _sum_parts(out, x.dtype)
+        return sum_parts(out, x.dtype)
 
 
 def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
@@ -77,7 +77,7 @@ def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[T
     (M, N), R = dy.shape, b.shape[1]
     if M == 0:
         return dy.new_empty(0, R), b.new_zeros(N, R)
-    dy, s = _readable(dy), _readable(s)
+    dy, s = readable(dy), readable(s)
     # Slices of a large rank: more ranks in one program would leave it narrower strips of dy.
     rank = min(padded(R), MAX_SLICE)
     tile = tile_for(capability_of(dy.device), "expand_backward", rank, dy.dtype)
@@ -89,11 +89,11 @@ def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[T
     ds = torch.empty(strips, M, R, dtype=ds_dtype, device=dy.device)
     db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
     inputs, sizes = (dy, b.contiguous(), s), (M, N, R, dy.stride(0), s.stride(0))
-    options = _constants(tile, rank, dy) | {"STEPS": steps}
+    options = constants(tile, rank, dy) | {"STEPS": steps}
     with torch.cuda.device_of(dy):
         grid = (slices, blocks, strips)
         expand_backward_kernel[grid](*inputs, ds, db, float(scaling), *sizes, **options)
-        return _sum_parts(ds, dy.dtype), _sum_parts(db, torch.float32)
+        return sum_parts(ds, dy.dtype), sum_parts(db, torch.float32)
 
 
 def shrink_backward_(
@@ -109,16 +109,16 @@ def shrink_backward_(
     (M, K), R = x.shape, ds.shape[1]
     if M == 0:
         return torch.zeros(R, K, dtype=torch.float32, device=x.device)
-    ds, x = _readable(ds), _readable(x)
+    ds, x = readable(ds), readable(x)
     tile = tile_for(capability_of(x.device), "grad_a", R, x.dtype)
     blocks, steps = split_rows(M, K, tile)
     da = torch.empty(blocks, R, K, dtype=torch.float32, device=x.device)
     sizes = (M, K, R, ds.stride(0), x.stride(0))
-    options = _constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
+    options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
         grid = (blocks, triton.cdiv(K, tile.cols))
         grad_a_kernel[grid](ds, x, seed, da, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
-        return _sum_parts(da, torch.float32)
+        return sum_parts(da, torch.float32)
 
 
 def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -151,12 +151,12 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tens
         )
     if out.numel() == 0:
         return
-    left = _readable(left)
+    left = readable(left)
     tile = tile_for(capability_of(out.device), "add_product", R, out.dtype)
     # `right` may be transposed: both of its strides are passed on, which costs nothing for so small
     # a matrix.
     sizes = (M, N, R, out.stride(0), left.stride(0), *right.stride())
-    options = _constants(tile, padded(R), out) | {"DROPOUT": p > 0}
+    options = constants(tile, padded(R), out) | {"DROPOUT": p > 0}
     with torch.cuda.device_of(out):
         grid = (triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))
         add_product_kernel[grid](
@@ -164,14 +164,14 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tens
         )
 
 
-def _constants(tile: Tile, rank: int, x: Tensor) -> dict[str, int]:
+def constants(tile: Tile, rank: int, x: Tensor) -> dict[str, int]:
     """What every kernel with a matrix product is compiled for: tile, rank, compiler options."""
     sizes = {"RANK": rank, "ROWS": tile.rows, "COLS": tile.cols}
     # The interpreter's bfloat16 products are wrong, so on a CPU the operands are float32.
     return sizes | {"UPCAST": x.device.type == "cpu"} | tile.options
 
 
-def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of float32 parts over their first dimension, in a fixed order -> `dtype`."""
     if len(parts) == 1 and parts.dtype == dtype:
         return parts[0]
@@ -182,7 +182,7 @@ def _sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _readable(tensor: Tensor) -> Tensor:
+def readable(tensor: Tensor) -> Tensor:
     """`tensor` (rows, columns) with its columns one apart, as the kernels read it.
 
     Expanded or transposed, it is copied.

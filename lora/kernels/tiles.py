@@ -88,6 +88,11 @@ TILES: Mapping[tuple[str, str, int], Tile] = MappingProxyType(
         ("sm_100", "add_product", 256): Tile(128, 64, 8, 1),
     }
 )
+# Decoding has a token a row, and each row factors of its own: a block of 16 rows, the fewest that
+# tl.dot takes, reads them once and is otherwise empty. By rank bucket, of every architecture.
+FEW_ROWS: Mapping[int, Tile] = MappingProxyType(
+    {16: Tile(16, 128, 4, 3), 64: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 2)}
+)
 # float32 operands run without tensor cores and take twice the room; one small tile serves every
 # rank and architecture.
 FLOAT32 = Tile(32, 32, 8, 2)
