@@ -253,9 +253,8 @@ def evaluate(run: Run, most: int | None = None) -> Line:
     model.eval()
     total, step_loss = 0.0, StepLoss(model)  # not the wrapped one: no gradients to average
     scored = data.held_out[: run.args.eval_calls][:most]
-    num_free = 0 if most else settings.CALLS_FREE
-    asked = Asked(scored, data.questions, data.shown, data.seen_tools, num_free)
-    work = len(data.held_out_packs) + asked.num_replies
+    asked = Asked(scored, data.questions, data.shown, data.seen_tools)
+    work = len(data.held_out_packs) + len(asked.rows)
     with working(console, "testing on conversations that are not trained on", work) as count:
         for pack in data.held_out_packs:
             total += step_loss(data.batches.collate([pack])).item()

@@ -19,6 +19,7 @@ from agent.evaluate import (
     reply_limit,
     score_calls,
 )
+from agent.guides import name_guide
 from agent.toolbox import ToolBox
 from data.chat import parse_reply
 from data.conversation import Conversation, ToolCall
@@ -38,7 +39,6 @@ class Asked:
     by_hand: Sequence[Conversation]
     shown: Mapping[str, Conversation]  # by kind
     seen_tools: set[str]  # names that training has shown
-    num_free: int = 0  # held-out rows, of the first, that are asked without a mask over names too
 
     @property
     def rows(self) -> list[Conversation]:
@@ -47,36 +47,59 @@ class Asked:
             return []
         return [*self.held_out, *self.by_hand, *self.shown.values()]
 
-    @property
-    def num_replies(self) -> int:
-        """How many replies will be written."""
-        return len(self.rows) + len(self.held_out[: self.num_free])
-
 
 def measure_calls(
     model: Gemma2, tokenizer: Tokenizer, asked: Asked, count: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """What the model's first replies are worth, for a line of metrics; `count` as `write_replies`.
 
-    {"tool_call_accuracy", "questions_accuracy" (where some are by hand), "shown", and
-    "free_accuracy" where some rows are asked without a mask over names}.
+    {"tool_call_accuracy", "questions_accuracy" (where some are by hand), "shown", and "free": the
+    first two once more without a mask over names}.
     """
     rows = asked.rows
     if not rows:
         return {}
     limit = reply_limit(rows, tokenizer)
     # A decoding step costs little more for many rows than for one.
-    replies = first_replies(model, tokenizer, rows, limit, count=count)
-    line: dict[str, Any] = {}
-    groups = (("tool_call_accuracy", asked.held_out), ("questions_accuracy", asked.by_hand))
-    for name, group in groups:
-        if group:
-            own, replies = replies[: len(group)], replies[len(group) :]
-            line[name] = score_calls(tokenizer, group, own, asked.seen_tools)
-    if some := asked.held_out[: asked.num_free]:
-        free = first_replies(model, tokenizer, some, limit, free=True, count=count)
-        line["free_accuracy"] = score_calls(tokenizer, some, free, asked.seen_tools)
-    return line | {"shown": describe_replies(tokenizer, asked.shown, replies)}
+    free = first_replies(model, tokenizer, rows, limit, free=True, count=count)
+    # A mask changes nothing where every id fits: few rows are to be asked a second time.
+    pairs = enumerate(zip(rows, free, strict=True))
+    bent = [index for index, (row, ids) in pairs if not _is_offered(tokenizer, row, ids)]
+    again = [rows[index] for index in bent]
+    written = first_replies(model, tokenizer, again, limit) if again else []
+    held = [*free]
+    for index, ids in zip(bent, written, strict=True):
+        held[index] = ids
+    start = len(asked.held_out) + len(asked.by_hand)
+    shown = describe_replies(tokenizer, asked.shown, held[start:])
+    line = _score(tokenizer, asked, held) | {"shown": shown}
+    return line | {"free": _score(tokenizer, asked, free)}
+
+
+def _is_offered(tokenizer: Tokenizer, row: Conversation, ids: Sequence[int]) -> bool:
+    """True if all names in the calls of a reply are on offer."""
+    guide = name_guide(tokenizer, row.tools)
+    if guide is None:
+        return True
+    for id in ids:
+        if not guide.accepts(id):
+            return False
+        guide.advance(id)
+    return True
+
+
+def _score(tokenizer: Tokenizer, asked: Asked, replies: Sequence[list[int]]) -> dict[str, Any]:
+    """Accuracy of the held-out rows, and of the questions by hand if there are any."""
+    first = len(asked.held_out)
+    parts = (
+        ("tool_call_accuracy", asked.held_out, replies[:first]),
+        ("questions_accuracy", asked.by_hand, replies[first : first + len(asked.by_hand)]),
+    )
+    return {
+        name: score_calls(tokenizer, rows, written, asked.seen_tools)
+        for name, rows, written in parts
+        if rows
+    }
 
 
 def describe_replies(

@@ -115,20 +115,16 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         return
     first, last = measured[0], measured[-1]
     console.rule("how often it is right", align="left")
-    # (title, accuracy of the held-out rows, accuracy of the questions by hand)
-    columns = [
-        (title, line["tool_call_accuracy"], line.get("questions_accuracy"))
-        for title, line in (("before", first), ("after", last))
-    ]
-    if last.get("free_accuracy"):
-        columns.append(("after, free", last["free_accuracy"], None))
-    table = Table("the right first reply is", *(title for title, _, _ in columns))
+    columns = {"before": first, "after": last}
+    if last.get("free"):
+        columns["after, free"] = last["free"]
+    table = Table("the right first reply is", *columns)
     for kind, words in KINDS.items():
-        shares = [share(accuracy, kind) for _, accuracy, _ in columns]
+        shares = [share(line.get("tool_call_accuracy"), kind) for line in columns.values()]
         if any(shares):
             table.add_row(words, *shares, style="bold" if kind == "overall" else "")
     if last.get("questions_accuracy"):
-        shares = [share(accuracy, "overall") for _, _, accuracy in columns]
+        shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
         table.add_row("questions written by hand", *shares)
     console.print(table)
     console.print(
@@ -137,7 +133,7 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
         "right words are to the model, 0 would be not at all."
     )
-    if last.get("free_accuracy"):
+    if "after, free" in columns:
         console.print(
             "Names of tools and arguments are held to those on offer while a call is written; "
             "free is the model without that help (infer.py --free)."

@@ -137,16 +137,17 @@ def _draw(folder: Path) -> None:
     axis.plot(steps, losses, lw=1, marker=mark, label="training")
     steps, losses = _series(lines, lambda line: line.get("eval_loss"))
     if steps:
-        axis.plot(steps, losses, "o-", label="held out")
+        # Points alone: between two evaluations nothing was measured, a line would invent it.
+        axis.plot(steps, losses, "o", clip_on=False, zorder=3, label="held out")
     axis.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)", ylim=(0, None))
     axis.grid(alpha=0.3)
     steps, shares = _series(lines, _overall)
     if steps:
         style: dict[str, Any] = {"color": "tab:green", "label": "exact calls"}
         other = axis.twinx()
-        other.plot(steps, [100 * share for share in shares], "s--", **style)
+        other.plot(steps, [100 * share for share in shares], "s", clip_on=False, **style)
         other.set(ylabel="exact calls, held out (%)", ylim=(-2, 102))
-        axis.plot([], [], "s--", **style)  # one legend for both axes
+        axis.plot([], [], "s", **style)  # one legend for both axes
     axis.legend(loc="center right")  # the curves begin and end in the corners
     # Replaced in one step, as all files of a run are: a viewer may have the old one open.
     replace_file(folder / PICTURE, lambda path: figure.savefig(path, dpi=120, format="png"))

@@ -30,7 +30,6 @@ SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations include
 # Rows whose calls are scored before training, at most: with the questions one batch. A base that
 # knows no calls writes each reply to the limit, so that a row costs more than it does later.
 CALLS_BEFORE = 24
-CALLS_FREE = 64  # rows, at most, that are asked once more without the mask over names
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next. Not
 # among them: what only measures or saves (--eval-rows, --save-every), and --device, so that a run
