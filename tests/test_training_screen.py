@@ -74,7 +74,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
     assert code == 0
     lines = [line for line in said.splitlines() if not line.endswith(" ...")]
     assert [line.split(":")[0] for line in lines[:3]] == ["What", "On what", "How long"]
-    assert re.search(r"about \d+ s for 1 steps, which train [\d,]+ numbers .* Just measured", said)
+    assert re.search(r"about \d+ s on this machine \(cpu .*; just measured\) for 1 steps", said)
     assert json.loads((folder / "run.json").read_text())["seconds_per_step"] > 0
     places = [
         said.index(word)
@@ -85,7 +85,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
             "step 1/1",
             "before and after",
             "one call: ",
-            "how often it is right",
+            "exact calls: how often",
             "the adapter in use",
             "done: adapter in",
         )
@@ -205,7 +205,7 @@ def test_the_legend_names_colours_only_where_there_are_some(is_terminal: bool) -
     console = screen(force_terminal=is_terminal, color_system="standard" if is_terminal else None)
     opening.show_conversation(run, console)
     assert ("\x1b[1;32mgreen" in text_of(console)) == is_terminal
-    assert (MARKS[0] in text_of(console)) != is_terminal
+    assert text_of(console).count(MARKS[0]) == (0 if is_terminal else 4)  # one in the legend
 
 
 # --------------------------------------------------------------------------------------- the bars
@@ -229,8 +229,10 @@ def test_work_is_a_bar_on_a_terminal_and_few_lines_elsewhere(
 def test_another_bar_fits_into_the_steps() -> None:
     console = screen(force_terminal=True)
     with Progress(2, 0, console) as progress:
-        with progress.aside(), working(console, "testing", 1) as count:
-            count(1)
+        with progress.aside():
+            assert progress.bar and not progress.bar.live.is_started  # older rich shows one only
+            with working(console, "testing", 1) as count:
+                count(1)
         progress.show({"step": 2, "loss": 1.0, "tokens_per_second": 1.0})
     assert "testing" in text_of(console) and "2/2" in text_of(console)
 

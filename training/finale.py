@@ -114,11 +114,11 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
     if len(measured) < 2:
         return
     first, last = measured[0], measured[-1]
-    console.rule("how often it is right", align="left")
+    console.rule("exact calls: how often the first reply is right", align="left")
     columns = {"before": first, "after": last}
     if last.get("free"):
         columns["after, free"] = last["free"]
-    table = Table("the right first reply is", *columns)
+    table = Table("what is due", *columns)
     for kind, words in KINDS.items():
         shares = [share(line.get("tool_call_accuracy"), kind) for line in columns.values()]
         if any(shares):

@@ -50,11 +50,11 @@ def introduce(
         if left_out:  # one line of JSON each: thousands of them are searched, not read
             lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in left_out]
             write_text(run.output / DROPPED, "".join(lines))
-    console.print(describe_rows(content), style="bold", soft_wrap=True)
-    console.print(describe_time(content), style="bold", soft_wrap=True)
+    _say(console, describe_rows(content), "bold")
+    _say(console, describe_time(content), "bold")
     show_conversation(run, console)
     for sentence in describe_run(content):
-        console.print(sentence, style="dim", soft_wrap=True)
+        _say(console, sentence, "dim")
     for sentence in describe_losses(content):
         console.print(sentence, soft_wrap=True)
 
@@ -63,7 +63,12 @@ def announce(model: str | None, console: Console) -> None:
     """The first of three first lines: what is about to happen."""
     name = model or "the small Gemma-2 of this repository"
     told = f"What: LoRA teaches {name} to call tools. The model stays as it is; a small addition "
-    console.print(f"{told}to it, the adapter, is trained.", style="bold", soft_wrap=True)
+    _say(console, f"{told}to it, the adapter, is trained.", "bold")
+
+
+def _say(console: Console, sentence: str, style: str) -> None:
+    """Prints a sentence, broken between words on a terminal and whole in a log."""
+    console.print(sentence, style=style, soft_wrap=not console.is_terminal)
 
 
 def describe_rows(run: dict[str, Any]) -> str:
@@ -79,16 +84,12 @@ def describe_rows(run: dict[str, Any]) -> str:
 def describe_time(run: dict[str, Any]) -> str:
     """The third line: how long it takes on this machine, where that was measured."""
     steps, trained, base = run["total_steps"], run["trainable_parameters"], run["parameters"]
-    work = (
-        f"{steps:,} steps, which train {trained:,} numbers beside the model's {_short(base)}, "
-        f"on {run['device']}"
-    )
+    work = f"{steps:,} steps, which train {trained:,} numbers beside the model's {_short(base)}"
     if run["seconds_per_step"] is None:
-        return f"How long: {work}; the first steps show the time."
-    tests = ", and two tests" if run["data"]["held_out_rows"] else ""
-    return (
-        f"How long: {in_words(run['seconds_per_step'] * steps)} for {work}{tests}. Just measured."
-    )
+        return f"How long: {work}; the first ones show the time ({run['device']})."
+    tests = ", and a test before and after" if run["data"]["held_out_rows"] else ""
+    took = in_words(run["seconds_per_step"] * steps)
+    return f"How long: {took} on this machine ({run['device']}; just measured) for {work}{tests}."
 
 
 def _short(count: int) -> str:
@@ -178,8 +179,8 @@ def describe_run(run: dict[str, Any]) -> list[str]:
     return [
         f"in all, {supervised:,} of {tokens:,} tokens ({100 * supervised / tokens:.0f}%) are the "
         "model's to write",
-        f"rows: {', '.join(rows)}; {packing['packs']} packs, "
-        f"{100 * packing['efficiency']:.0f}% full; "
+        f"rows: {', '.join(rows)}; {packing['packs']} packs of up to "
+        f"{run['arguments']['max_length']} tokens, {100 * packing['efficiency']:.0f}% full; "
         f"tools: offered in {reading['rows_with_tools']} rows, {reading['calls']} calls made",
         "; ".join(choices),
     ]

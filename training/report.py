@@ -34,7 +34,8 @@ def describe_evaluation(line: dict[str, Any]) -> list[str]:
     accuracy = line.get("tool_call_accuracy")
     count = accuracy["n"]["overall"] if accuracy else 0
     shares = f"; exact calls {100 * accuracy['overall']:.0f}% of {count} rows" if accuracy else ""
-    return [f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}"]
+    meaning = "" if line["step"] else " (the end of the run explains both)"
+    return [f"step {line['step']}: held-out loss {line['eval_loss']:.3f}{shares}{meaning}"]
 
 
 def describe_rest(run: Run, line: dict[str, Any]) -> list[str]:
@@ -103,7 +104,7 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     if run.ranks.is_first:
         append_metrics(run.output, line)
     for sentence in [*describe_evaluation(line), *describe_rest(run, line)]:
-        console.print(sentence, soft_wrap=True)
+        console.print(sentence, soft_wrap=not console.is_terminal)
 
 
 def describe_end(output: Path) -> str:
