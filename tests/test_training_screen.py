@@ -83,7 +83,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
             f"{MARKS[0]}<think>I need the time.",
             "this test took",
             "step 1/1",
-            "before and after",
+            "before and after ─",
             "one call: ",
             "exact calls: how often",
             "the adapter in use",
@@ -117,7 +117,7 @@ def test_what_cannot_be_shown_is_one_sentence(
 def test_without_scored_calls_nothing_is_asked(start: Start) -> None:
     code, folder, said = start("--eval-calls", "0", "--eval-fraction", "0.2")
     assert code == 0 and "shown" not in metrics(folder)[0]
-    assert "before and after" not in said and "the adapter in use" not in said
+    assert "before and after ─" not in said and "the adapter in use" not in said
 
 
 def test_fewer_rows_are_scored_before_training_than_after(
