@@ -269,7 +269,7 @@ def reply(text: str, tokens: int | None = None, verdict: str = "right") -> dict[
 @pytest.mark.parametrize(
     ("text", "tokens", "end"),
     [
-        ("le" * 400, 160, "... and so on, until it was stopped after 160 tokens"),
+        ("le" * 400, 160, "... and so on: it was stopped after 160 tokens"),
         ('{"a": ' + '{"grents": ' * 9 + "}" * 9, None, "... and so on: it repeats itself"),
         ("word " * 3 + "end of a long reply that says many different things. " * 2, None, None),
     ],
@@ -277,6 +277,22 @@ def reply(text: str, tokens: int | None = None, verdict: str = "right") -> dict[
 def test_only_a_reply_without_end_is_cut(text: str, tokens: int | None, end: str | None) -> None:
     lines = finale._shortened(reply(text, tokens), 36, screen()).plain.split("\n")
     assert (lines[-1] == end and len(lines) == 3) if end else "\n".join(lines) == text.strip()
+
+
+def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
+    question = Trial("Q?", (ToolCall("f", {"x": 1}),))
+    events = [
+        Event("think", "f fits."),
+        Event("tool_call", {"name": "f", "arguments": {"x": 1}}),
+        Event("tool_response", {"name": "f", "content": "2"}),
+        Event("answer", "ing" * 200),
+    ]
+    console = screen()
+    finale.show_trials(lambda: iter([(question, events), (question, [])]), console)
+    lines = text_of(console).split("question Q?")
+    assert lines[1].split("\n")[1:4] == ["think    f fits.", 'call     f {"x": 1}', "result   2"]
+    assert lines[1].count("\n") < 10 and "... and so on: it repeats itself" in lines[1]
+    assert "right    this is the call" in lines[1] and "wrong    due: f(x=1)" in lines[2]
 
 
 def test_the_table_has_a_column_for_each_way_of_asking() -> None:

@@ -97,15 +97,21 @@ def _heading(title: str, reply: Line) -> Text:
 
 def _shortened(reply: Line, width: int, console: Console) -> Text:
     """A reply; of one that does not end or goes in circles the first lines, and a word about it."""
-    text = Text(reply["reply"].strip() or "(nothing)")
+    text = reply["reply"].strip() or "(nothing)"
     if reply["tokens"]:
-        cut = f"... and so on, until it was stopped after {reply['tokens']} tokens"
-    elif LOOP.search(text.plain):
-        cut = "... and so on: it repeats itself"
-    else:
-        return text
-    kept = text.wrap(console, width)[:CUT_LINES]
-    return Text("\n").join([*kept, Text(cut, style="dim")])
+        return _cut(text, f"it was stopped after {reply['tokens']} tokens", width, console)
+    return _unlooped(text, width, console)
+
+
+def _unlooped(text: str, width: int, console: Console) -> Text:
+    """The text, or its first lines where it repeats itself."""
+    return _cut(text, "it repeats itself", width, console) if LOOP.search(text) else Text(text)
+
+
+def _cut(text: str, why: str, width: int, console: Console) -> Text:
+    """The first lines of a text, and why there are no more."""
+    kept = Text(text).wrap(console, width)[:CUT_LINES]
+    return Text("\n").join([*kept, Text(f"... and so on: {why}", style="dim")])
 
 
 def show_accuracy(lines: list[Line], console: Console) -> None:
@@ -171,9 +177,10 @@ def show_trials(trials: Trials, console: Console) -> None:
                 text = text["content"]
             elif event.kind == "tool_call":
                 text = f"{text['name']} {json.dumps(text['arguments'], ensure_ascii=False)}"
-            label = LABELS.get(event.kind, event.kind)
-            line = Text(f"{label:8} {text}", style=STYLES.get(event.kind, "red"))
-            console.print(line)
+            label = f"{LABELS.get(event.kind, event.kind):8} "
+            style = STYLES.get(event.kind, "red")
+            shown = _unlooped(text, max(20, console.width - len(label)), console)
+            console.print(Text.assemble((label, style), shown, style=style))
         if trial.is_right(events):
             console.print(Text("right    this is the call that is due", style="bold green"))
         else:
