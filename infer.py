@@ -3,8 +3,9 @@
     python infer.py --adapter runs/NAME --tools agent/example_tools.py --prompt "17.5 times 23?"
     python infer.py --adapter runs/NAME --evaluate rows.jsonl
     python infer.py --adapter runs/NAME --merge merged/
+    python infer.py --adapter NAME=runs/NAME --adapter OTHER=runs/OTHER --serve
 
-Without --prompt, --evaluate and --merge it chats: /new forgets the conversation, /quit ends.
+Without one of these jobs it chats: /new forgets the conversation, /quit ends.
 """
 
 import argparse
@@ -16,29 +17,26 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 
-from agent.agent import Agent, Event
+from agent.agent import Agent
 from agent.evaluate import evaluate_file
-from agent.flags import parse_args
+from agent.flags import check_flags, limits_of, parse_args, rule_of
+from agent.limits import Event
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
+from agent.screen import Screen, console, errors
 from agent.toolbox import ToolBox
 from common import cli
-from common.cli import CONTROL, USER_ERRORS, printable
+from common.cli import USER_ERRORS, printable
 from common.device import seed_everything
 from lora.adapter import read_config
 from model.generate import Sampling
 
 MAX_QUESTION = 1_000_000  # characters of a line: a stream without line ends would fill the memory
-STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
-
-# Without markup: to rich "[bold]" in an answer would be a command.
-console = Console(highlight=False, markup=False, emoji=False)
-errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -48,13 +46,9 @@ def run(args: argparse.Namespace) -> bool:
     """
     seed_everything(args.seed)
     # A wrong sampling flag is refused here, before minutes are spent on loading a model.
-    sampling = Sampling(args.temperature, args.top_p, args.seed)
-    if args.tools and (args.merge is not None or args.evaluate is not None):
-        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
-    if args.out and args.evaluate is None:
-        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
-    if args.free and args.merge is not None:
-        raise ValueError("--free does nothing beside --merge, which writes no reply; leave it out")
+    sampling = Sampling(args.temperature, args.top_p, args.seed, top_k=args.top_k, min_p=args.min_p)
+    check_flags(args)
+    rule = rule_of(args)
     if args.merge is not None:
         merge(args)
         return True
@@ -63,16 +57,21 @@ def run(args: argparse.Namespace) -> bool:
         return True
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
-    if args.prompt is None and sys.stdin is None:  # as after `infer.py <&-`
+    if args.prompt is None and args.serve is None and sys.stdin is None:  # as after `infer.py <&-`
         raise ValueError("standard input is closed, so nobody can ask; give --prompt TEXT")
     # The tools first: their file is checked in a second.
     with open_tools(args) as toolbox:
+        if args.serve is not None:
+            from serve.program import serve  # what it needs is an extra
+
+            serve(args, toolbox, sampling)
+            return True
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
-        limits = {"max_new_tokens": args.max_new_tokens, "question_seconds": args.question_seconds}
-        agent = Agent(*loaded, toolbox, sampling=sampling, free=args.free, **limits)
+        agent = Agent(*loaded, toolbox, sampling=sampling, limits=limits_of(args), rule=rule)
+        screen = Screen(args.json, args.deltas)
         if args.prompt is not None:
-            return answer(agent, args.prompt, args.json)
-        chat(agent, args.json)
+            return answer(agent, args.prompt, screen)
+        chat(agent, screen)
     return True
 
 
@@ -81,34 +80,29 @@ def open_tools(args: argparse.Namespace) -> contextlib.AbstractContextManager[To
     if not args.tools:
         return contextlib.nullcontext()
     limits = {"memory": args.tool_memory, "environment": args.tool_env or ()}
-    return ToolBox(args.tools, args.tool_seconds, **limits)
+    return ToolBox(args.tools, args.tool_seconds, ask=may_run if not args.yes else yes, **limits)
 
 
-def show(event: Event, as_json: bool) -> None:
-    """Prints an event: an object of JSON on one line, or text. Errors go to standard error."""
-    if event.kind == "error":
-        errors.print(printable(f"infer.py: {event.content}"), style="red", soft_wrap=True)
-        return
-    if as_json:
-        fields = {"type": event.kind, "content": event.content}
-        # Flushed, so that a program at the other end of a pipe reads each event as it happens.
-        line = json.dumps(fields, ensure_ascii=False)
-        # JSON leaves DEL and the codes above it as they are; a terminal may obey them.
-        print(CONTROL.sub(lambda code: f"\\u{ord(code[0]):04x}", line), flush=True)
-        return
-    text = event.content
-    if not isinstance(text, str):
-        text = json.dumps(text, ensure_ascii=False)
-    label = "" if event.kind == "answer" else f"{event.kind}: "
-    # soft_wrap: rich would break long lines at the terminal's width, in pipes too.
-    console.print(printable(label + text), style=STYLES[event.kind], soft_wrap=True)
+def yes(name: str, arguments: dict[str, Any]) -> bool:
+    """The answer of --yes to every tool that asks first."""
+    return True
 
 
-def answer(agent: Agent, text: str, as_json: bool) -> bool:
+def may_run(name: str, arguments: dict[str, Any]) -> bool:
+    """Asks the user whether a call that changes something may be run; no without a terminal."""
+    call = f"{name}({json.dumps(arguments, ensure_ascii=False)})"
+    if sys.stdin is None or not sys.stdin.isatty():
+        errors.print(printable(f"infer.py: {call} asks first; give --yes to allow such calls"))
+        return False
+    errors.print(printable(f"run {call}? [y/N] "), style="bold yellow", end="")
+    return read_line().strip().lower() in ("y", "yes")
+
+
+def answer(agent: Agent, text: str, screen: Screen) -> bool:
     """Asks one question and shows what happens; True if there was an answer."""
     kinds = set()
-    for event in agent.ask(text):  # each is shown while the next one is still to happen
-        show(event, as_json)
+    for event in agent.ask(text, stream=True):  # each is shown while the next one is to happen
+        screen.show(event)
         kinds.add(event.kind)
     return "answer" in kinds
 
@@ -124,7 +118,7 @@ def read_line() -> str:
     return line
 
 
-def chat(agent: Agent, as_json: bool) -> None:
+def chat(agent: Agent, screen: Screen) -> None:
     """Reads questions from standard input until it ends or a line is /quit."""
     is_terminal = sys.stdin.isatty()
     while True:
@@ -138,16 +132,16 @@ def chat(agent: Agent, as_json: bool) -> None:
             agent.forget()
         elif text:
             try:
-                answer(agent, text, as_json)
+                answer(agent, text, screen)
             except ValueError as error:  # this question cannot be asked; the next one may be
-                show(Event("error", str(error)), as_json)
+                screen.show(Event("error", str(error)))
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
     load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
     line, dropped = evaluate_file(
-        args.evaluate, load, args.max_new_tokens, args.out, free=args.free
+        args.evaluate, load, args.max_new_tokens, args.out, rule=rule_of(args)
     )
     if dropped:
         errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)

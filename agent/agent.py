@@ -1,10 +1,9 @@
 """The think-act-observe loop over one chat: `Agent.ask` is the loop, the methods below its steps.
 
     render      the question as a turn of ids; the first one begins with the tools' signatures
-    generate    the model's turn, with the ids forbidden that only the chat itself may place
-    parse       that turn as thinking, prose and calls, good ones and broken ones
+    write       the model's turn, id by id, read as it comes: thinking, prose, calls
     run         the calls, in a child process (`agent/toolbox.py`)
-    append      one result per call as the tools' turn, and generate again
+    append      one result per call as the tools' turn, and write again
 
 until a turn has no call in it: that one is the answer.
 """
@@ -12,60 +11,37 @@ until a turn has no call in it: that one is the answer.
 import dataclasses
 import json
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.guides import name_guide
+from agent.guides import CallRule, guide_for
+from agent.limits import (
+    DECLINED,
+    MAX_CALLS,
+    MAX_REPEATS,
+    MAX_RESULT_CHARACTERS,
+    NO_TOOLS,
+    OUT_OF_TIME,
+    REPEATED,
+    TOO_MANY,
+    Event,
+    Limits,
+    Spent,
+    is_loop,
+)
 from agent.toolbox import ToolBox
-from data.chat import Reply, parse_reply, render_prompt
+from data.chat import Reply, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
+from data.reply_reader import Part, ReplyStream
 from data.tokenizer import Tokenizer
 from data.tool_calls import CallError, Outcome
 from data.tool_schema import as_tools
-from model.generate import Sampling, generate
+from model.generate import Context, Sampling, decode
 from model.transformer import Gemma2
-
-# Replies with calls to one question. The reply after them may not call, so every question ends.
-MAX_ROUNDS = 8
-# Calls of one reply that are run: a model in a loop writes hundreds, and each may use up its time.
-MAX_CALLS = 8
-# Replies to one question in which the same call is run. Asking a clock twice has a reason; a call
-# in four replies is a loop, and the next reply has to answer with what is known.
-MAX_REPEATS = 3
-# Characters of one result. Cut before it is encoded, which takes a second for each megabyte.
-MAX_RESULT_CHARACTERS = 8000
-QUESTION_SECONDS = 120.0  # for all calls of one question together
-
-NO_TOOLS = CallError("unknown_tool", "there are no tools in this chat", "answer without a call")
-TOO_MANY = CallError(
-    "too_many_calls",
-    f"at most {MAX_CALLS} calls at once are run",
-    "make fewer calls at once",
-)
-OUT_OF_TIME = CallError(
-    "timeout",
-    "the tools have used up the seconds of this question",
-    "answer with what is known",
-)
-REPEATED = CallError(
-    "repeated_call",
-    "this call was made before; its result stands above",
-    "answer with that result",
-)
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened while a question was answered."""
-
-    kind: str  # think, tool_call, tool_response, answer or error
-    content: Any  # a JSON value
 
 
 class Agent:
-    """One chat with a model and, optionally, tools.
+    """One chat with a model and, optionally, tools: model, tokenizer, cache, and what was said.
 
     The chat is a list of ids that only grows while a question is answered. What the model wrote is
     never decoded and encoded again, since other ids can spell the same text: each prompt begins
@@ -79,67 +55,74 @@ class Agent:
         toolbox: ToolBox | None = None,
         *,
         sampling: Sampling | None = None,
-        max_new_tokens: int = 512,
-        question_seconds: float = QUESTION_SECONDS,
-        free: bool = False,
+        limits: Limits | None = None,
+        rule: CallRule | None = None,
     ) -> None:
-        """max_new_tokens: of one reply; a question may take several. Greedy without `sampling`.
-
-        question_seconds: what the tools may take for one question, all calls together.
-        free: whether calls may have names that are not on offer.
-        """
+        """Greedy without `sampling`; `rule` says what a call may be, by default that names are."""
         self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
-        self.sampling, self.max_new_tokens = sampling or Sampling(), max_new_tokens
-        self.question_seconds = self.seconds_left = question_seconds
-        self.free = free
-        self.limit = model.config.max_position_embeddings
+        self.sampling, self.limits = sampling or Sampling(), limits or Limits()
+        self.rule = rule or CallRule()
+        self.positions = model.config.max_position_embeddings
         # The words and the JSON shape of the training rows: a model looks for its tools in them.
         wording = tokenizer.prompt or DEFAULT_PROMPT
         self.tools = as_tools(toolbox.tools, wording.shape) if toolbox else ()
         self.prompt = wording if self.tools else None
         self.ids: list[int] = []
+        self.context = Context()  # the keys and values of these ids
         self.num_answered = 0  # ids up to the end of the last answer
         self.num_replies = 0
+        self.reply_start = 0  # ids before the last reply
+        self.spent = Spent()
+        self.cut = ""  # why the last reply was cut
 
     def forget(self) -> None:
         """Starts a new chat."""
         self.num_answered = 0  # `ask` cuts the ids back to it
 
-    def ask(self, text: str) -> Iterator[Event]:
-        """Yields the events of one question: thoughts, calls, their results, the answer.
+    def ask(self, text: str, *, stream: bool = False) -> Iterator[Event]:
+        """Yields the events of one question: thoughts, calls, their results, the answer, done.
 
-        A question that gets no answer is forgotten.
+        stream: whether texts come in pieces too, as they are written. A question that gets no
+        answer is forgotten.
         Raises: ValueError for a question too long for the model, or that no tokenizer can encode.
         """
         # Here and not at the end: whoever reads the events may stop in the middle of a question.
         del self.ids[self.num_answered :]
-        self.seconds_left = self.question_seconds
+        self.spent = Spent()
         self._append(Message("user", text))
-        if len(self.ids) >= self.limit:
+        if len(self.ids) >= self.positions:
             raise ValueError(
                 f"the question makes a conversation of {len(self.ids)} tokens, but the model has "
-                f"{self.limit} positions; shorten it, or start anew with /new"
+                f"{self.positions} positions; shorten it, or start anew with /new"
             )
-        made: Counter[str] = Counter()  # call -> replies to this question that make it
-        for number in range(MAX_ROUNDS + 1):
+        for event in self._events():
+            if stream or not event.kind.endswith("_delta"):
+                yield event
+        spent = self.spent
+        seconds = {"tool": round(spent.tool_seconds, 3), "reply": round(spent.reply_seconds, 3)}
+        yield Event("done", {"replies": spent.replies, "tokens": spent.tokens, "seconds": seconds})
+
+    def _events(self) -> Iterator[Event]:
+        made = self.spent.made
+        for number in range(self.limits.rounds + 1):
             # A model that goes in circles gets one reply in which it can only answer.
-            may_call = number < MAX_ROUNDS and max(made.values(), default=0) <= MAX_REPEATS
-            ids = self._generate(may_call)
-            reply = parse_reply(ids, self.tokenizer, self.tools)
-            if reply.thinking:
-                yield Event("think", reply.thinking)
-            if not reply.outcomes or not may_call:
+            may_call = number < self.limits.rounds and max(made.values(), default=0) <= MAX_REPEATS
+            reply = yield from self._write(may_call)
+            if reply.ended and not (reply.content or reply.outcomes or reply.thinking):
+                reply = yield from self._write(may_call, again=True)
+            if not reply.outcomes or not may_call or self.spent.exceeds(self.limits):
                 yield from self._finish(reply)
                 return
             # A set: twins in one reply, such as two throws of a die, are meant, and count once.
             made.update({call.key for call in reply.outcomes if isinstance(call, ToolCall)})
-            results = yield from self._run(reply.outcomes, made)
+            results = yield from self._run(reply.outcomes)
             self._append(Message("tool", results=results))
-            if len(self.ids) >= self.limit:
+            if len(self.ids) >= self.positions:
                 break
         yield Event(
             "error",
-            f"the calls' results filled the model's {self.limit} positions; ask for less at once",
+            f"the calls' results filled the model's {self.positions} positions; "
+            "ask for less at once",
         )
 
     def _append(self, message: Message) -> None:
@@ -154,10 +137,40 @@ class Agent:
         # Every rendered conversation begins with <bos>; this one goes on.
         self.ids += ids if is_first else ids[1:]
 
-    def _generate(self, may_call: bool) -> list[int]:
-        """Appends the model's next turn to the chat; returns its ids, a stop id included."""
-        tokenizer = self.tokenizer
-        wire = tokenizer.wire
+    def _write(self, may_call: bool, *, again: bool = False) -> Generator[Event, None, Reply]:
+        """Appends the model's next turn to the chat, and yields what it says as it is written.
+
+        again: after a turn that said nothing, which is taken back.
+        """
+        tokenizer, start = self.tokenizer, time.monotonic()
+        stream = ReplyStream(tokenizer, self.tools)
+        if again:
+            del self.ids[self.reply_start :]
+        self.reply_start, self.cut = len(self.ids), ""
+        ids: list[int] = []
+        is_over = False
+        for id in self._decode(may_call, again):
+            is_over = self._is_after_call(ids, id, stream)
+            if is_over:
+                break
+            ids.append(id)
+            yield from self._tell(stream.feed(id), stream, may_call)
+            self.cut = self._why_cut(ids, start)
+            if self.cut or stream.ended:
+                break
+        parts, reply = stream.end(ended=is_over)
+        yield from self._tell(parts, stream, may_call)
+        self.spent.replies, self.num_replies = self.spent.replies + 1, self.num_replies + 1
+        self.spent.tokens += len(ids)
+        self.spent.reply_seconds += time.monotonic() - start
+        # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
+        written = [id for id in ids if id not in tokenizer.stop_ids]
+        self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+        return reply
+
+    def _decode(self, may_call: bool, again: bool) -> Iterator[int]:
+        """The ids of the model's next turn, a stop id included, as it chooses them."""
+        tokenizer, wire = self.tokenizer, self.tokenizer.wire
         tags = wire.thinking.tags + wire.call.tags if may_call else wire.thinking.tags
         allowed = {tokenizer.tag_ids[tag] for tag in tags}
         # A model that could write <tool_response> would invent a result and believe it.
@@ -168,44 +181,95 @@ class Agent:
             seed=self.sampling.seed + self.num_replies,
             forbidden=tuple(sorted(forbidden)),
         )
-        most = min(self.limit - len(self.ids), self.max_new_tokens)
-        guide = None if self.free else name_guide(tokenizer, self.tools)
-        ids = generate(self.model, [self.ids], most, tokenizer.stop_ids, sampling, [guide])[0]
-        self.num_replies += 1
-        # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
-        written = [id for id in ids if id not in tokenizer.stop_ids]
-        self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
-        return ids
+        most = min(self.positions - len(self.ids), self.limits.new_tokens)
+        if self.limits.question_tokens is not None:
+            most = max(1, min(most, self.limits.question_tokens - self.spent.tokens))
+        # Only the first reply to a question can be forced to call, or it would call for ever.
+        choice = self.rule.choice if self.spent.replies == 0 else "auto"
+        rule = CallRule(self.rule.names, choice if may_call else "none")
+        guide = guide_for(tokenizer, self.tools, rule, room=most, must_speak=again)
+        guides, context = [guide], self.context
+        steps = decode(
+            self.model, [self.ids], most, tokenizer.stop_ids, sampling, guides, context=context
+        )
+        return (id for (id,) in steps if id is not None)
 
-    def _run(
-        self, outcomes: Sequence[Outcome], made: Counter[str]
-    ) -> Generator[Event, None, tuple[ToolResult, ...]]:
+    def _is_after_call(self, ids: Sequence[int], id: int, stream: ReplyStream) -> bool:
+        """True if a call has ended and no other one begins: the turn is over, said or not."""
+        tokenizer = self.tokenizer
+        tags = [tokenizer.tag_ids[tag] for tag in tokenizer.wire.call.tags]
+        # Inside a thought a call is a part of it
+        if len(tags) < 2 or stream.reader.block is not None:
+            return False
+        if id in (*tags, *tokenizer.stop_ids) or self._is_space(id):
+            return False
+        return next((one for one in reversed(ids) if not self._is_space(one)), None) == tags[1]
+
+    def _is_space(self, id: int) -> bool:
+        return not (self.tokenizer.spelling(id) or b"x").strip()
+
+    def _why_cut(self, ids: Sequence[int], start: float) -> str:
+        """What ends a reply before its end; "" if nothing does."""
+        used = self.spent.reply_seconds + time.monotonic() - start
+        if used > self.limits.reply_seconds:
+            return f"writing took over {self.limits.reply_seconds:g} s; raise --reply-seconds"
+        # Calls that are alike are counted instead, and answered (MAX_CALLS, MAX_REPEATS)
+        is_text = self.tokenizer.control_ids.isdisjoint(ids[-self.limits.loop :])
+        if self.limits.loop and is_text and is_loop(ids, self.limits.loop):
+            return "the model says one thing again and again; ask in other words"
+        most = self.limits.question_tokens
+        if most is not None and self.spent.tokens + len(ids) >= most:
+            return f"the replies have {most} tokens; raise --question-tokens"
+        return ""
+
+    def _tell(self, parts: Iterable[Part], stream: ReplyStream, may_call: bool) -> Iterator[Event]:
+        for part in parts:
+            if part.kind in ("thinking", "content"):
+                yield Event("think_delta" if part.kind == "thinking" else "text_delta", part.text)
+            elif part.kind == "thought":
+                yield Event("think", part.text)
+            elif part.kind == "outcomes" and may_call:
+                # What was said before the first call is known to be no answer now
+                prose = stream.reader.prose.text
+                if prose and len(stream.reader.outcomes) == len(part.outcomes):
+                    yield Event("text", prose)
+                for outcome in part.outcomes:
+                    if isinstance(outcome, ToolCall):
+                        call = {"name": outcome.name, "arguments": outcome.arguments}
+                        yield Event("tool_call", call)
+
+    def _run(self, outcomes: Sequence[Outcome]) -> Generator[Event, None, tuple[ToolResult, ...]]:
         """Runs the calls in their order; returns a result for each, an error for a broken one."""
         results = []
         for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, ToolCall):
-                yield Event("tool_call", {"name": outcome.name, "arguments": outcome.arguments})
-            result: Any
-            if number >= MAX_CALLS:
-                result = TOO_MANY.as_result()
-            elif isinstance(outcome, CallError):
-                result = outcome.as_result()
-            elif made[outcome.key] > MAX_REPEATS:
-                result = REPEATED.as_result()
-            elif self.toolbox is None:
-                result = NO_TOOLS.as_result()
-            elif self.seconds_left <= 0:
-                result = OUT_OF_TIME.as_result()
-            else:
-                start = time.monotonic()
-                result = self.toolbox.call(outcome.name, outcome.arguments, self.seconds_left)
-                self.seconds_left -= time.monotonic() - start
+            result = self._result(number, outcome)
             # All results together get half of what is left; the other half is for the answer.
-            most = max(0, (self.limit - len(self.ids)) // (2 * len(outcomes)))
+            most = max(0, (self.positions - len(self.ids)) // (2 * len(outcomes)))
             text = self._as_text(result, most)
             results.append(ToolResult(text, outcome.name))
             yield Event("tool_response", {"name": outcome.name, "content": text})
         return tuple(results)
+
+    def _result(self, number: int, outcome: Outcome) -> Any:
+        """What a call gives: the tool's own value, or why it was not run."""
+        left = self.limits.tool_seconds - self.spent.tool_seconds
+        if number >= MAX_CALLS:
+            return TOO_MANY.as_result()
+        if isinstance(outcome, CallError):
+            return outcome.as_result()
+        if self.spent.made[outcome.key] > MAX_REPEATS:
+            return REPEATED.as_result()
+        if self.toolbox is None:
+            return NO_TOOLS.as_result()
+        if left <= 0:
+            return OUT_OF_TIME.as_result()
+        # Before the clock starts: a person may take their time
+        if not self.toolbox.approves(outcome.name, outcome.arguments):
+            return DECLINED.as_result()
+        start = time.monotonic()
+        result = self.toolbox.call(outcome.name, outcome.arguments, left)
+        self.spent.tool_seconds += time.monotonic() - start
+        return result
 
     def _as_text(self, result: Any, most: int) -> str:
         """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
@@ -226,8 +290,8 @@ class Agent:
             self.num_answered = len(self.ids)
             yield Event("answer", reply.content)
         if not reply.ended:
-            cut = "the reply was cut; raise --max-new-tokens, or start anew with /new"
-            yield Event("error", cut)
+            why = self.cut or "raise --max-new-tokens, or start anew with /new"
+            yield Event("error", f"the reply was cut: {why}")
         elif not reply.content:
             did = "only made more calls" if reply.calls else "wrote nothing"
             yield Event("error", f"no answer: the model {did}")

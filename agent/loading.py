@@ -1,5 +1,6 @@
 """From names of folders to a model that can be asked: base, adapter, and the tokenizer of both."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from agent.foreign import check_template
 from common.device import pick_device, pick_precision
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
+from lora.many import add_adapters
+from lora.rows import Adapters
 from model.config import Gemma2Config
 from model.embedding import new_rows, resize_embedding
 from model.loader import checkpoint_folder, load_gemma2
@@ -42,25 +45,73 @@ def load_model(
     dtype: auto, bf16, fp16 or fp32; None takes the dtype of the base's files.
     Raises: ValueError, FileNotFoundError for what is not there or does not fit together.
     """
-    where = pick_device(device)
     if not base and adapter:
         base = read_config(adapter).base_model
     folder = model_folder(base)  # downloads nothing where the name is a folder
+    tokenizer = read_tokenizer(folder, adapter)
+    model = _load_plain(folder, tokenizer, device, dtype)
+    if adapter:
+        load_adapter(model, adapter)
+    return model.eval(), tokenizer
+
+
+def load_many(
+    base: str | None, adapters: Mapping[str, Path], *, device: str = "auto", dtype: str = "auto"
+) -> tuple[Gemma2, Adapters, dict[str, Tokenizer]]:
+    """A base with several adapters beside it, and a tokenizer for each name, the base's first.
+
+    The base is called by the last part of its folder or hub id.
+    Raises: ValueError, FileNotFoundError as `load_model`; ValueError for adapters of different
+    bases or formats, or one that is called as the base is.
+    """
+    named = [read_config(path).base_model for path in adapters.values()]
+    bases = {base} if base else {*named} or {EMBEDDED}
+    folders = {model_folder(name) for name in bases}
+    if len(folders) > 1:
+        raise ValueError(
+            f"--adapter: expected adapters of one base, got {', '.join(map(str, sorted(folders)))}"
+            "; serve each base by itself, or name the one that is meant by --model"
+        )
+    folder = folders.pop()
+    own = {name: read_tokenizer(folder, path) for name, path in adapters.items()}
+    first = next(iter(own.values()), None)
+    # Without an adapter there is no wording that training used, but the same tags
+    plain = Tokenizer.from_pretrained(folder, first.format if first else None)
+    name = EMBEDDED if folder == EMBEDDED_MODEL else Path(bases.pop()).name
+    if name in own:
+        raise ValueError(f"--adapter {name}: expected another name than the base's; rename it")
+    for other, tokenizer in own.items():
+        if tokenizer.tag_ids != plain.tag_ids or len(tokenizer) != len(plain):
+            raise ValueError(
+                f"--adapter {other}: expected the tags of {next(iter(own))}, "
+                f"{plain.format}, at the same ids, got other ones; serve it by itself"
+            )
+    model = _load_plain(folder, plain, device, dtype)
+    return model.eval(), add_adapters(model, dict(adapters)), {name: plain, **own}
+
+
+def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
+    """The tokenizer of an adapter, or that of its base's folder where it has none.
+
+    Raises: ValueError as `Tokenizer.from_pretrained` and `check_template`.
+    """
     # The adapter's tokenizer knows the tags and the words that training used. PEFT writes adapters
     # without one.
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_pretrained(adapter if adapter and has_own else folder)
     if adapter:
         check_template(adapter, tokenizer)
-    weights = None
+    return tokenizer
+
+
+def _load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
+    """A base in the dtype that a flag means for it."""
+    where, weights = pick_device(device), None
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
         # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.
         weights = pick_precision(dtype, where, size).dtype
-    model = load_base(folder, tokenizer, where, weights)
-    if adapter:
-        load_adapter(model, adapter)
-    return model.eval(), tokenizer
+    return load_base(folder, tokenizer, where, weights)
 
 
 def load_base(

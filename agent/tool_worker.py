@@ -1,4 +1,4 @@
-"""The child process that runs a user's tools. Standard library only, so that it starts at once.
+"""The child process that runs a user's tools. It imports little, so that it starts at once.
 
 A process of its own, because a thread cannot be stopped: the program (`agent/toolbox.py`) kills
 this one when a tool takes too long, and never imports the user's file. It is no sandbox: the file
@@ -8,7 +8,8 @@ sets before it starts this.
 The protocol: one line of JSON for each message, in both directions over one socket.
 
     program   {"nonce": N}                       once: run the file
-    worker    {"nonce": N, "tools": [{"name": "add", "description": "Adds.", "parameters": {...}}]}
+    worker    {"nonce": N, "tools": [{"name": "add", "description": "Adds.", "parameters": {...},
+                                       "asks_first": false}]}
            or {"nonce": N, "error": "one sentence for the user"}
     program   {"nonce": N, "name": "add", "arguments": {"a": 1, "b": 2}}    they fit the schema
     worker    {"nonce": N, "result": 3}                                     any JSON value
@@ -34,6 +35,8 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import docstring_parser
 
 Function = Callable[..., Any]
 
@@ -130,24 +133,25 @@ def _convert_union(hints: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
-def argument_descriptions(doc: str) -> dict[str, str]:
-    """The arguments' texts in a docstring of Google's (`Args:`) or Sphinx's (`:param x:`) style."""
-    more = r"(.*(?:\n[ \t]+.*)*)"  # the rest of the line, and the indented lines below it
-    sphinx = re.findall(rf"^:param\s+(?:[^:\n]*\s)?(\w+)\s*:{more}", doc, re.MULTILINE)
-    heading = r"^(?:Args|Arguments|Parameters):[ \t]*\n"
-    section = re.search(heading + r"((?:[ \t]+.*\n?)+)", doc, re.MULTILINE)
-    # Without its indent each argument begins a line. The newline in front keeps `cleandoc` from
-    # treating the first argument as the summary line, whose indent does not count.
-    lines = inspect.cleandoc("\n" + section.group(1)) if section else ""
-    google = re.findall(rf"^(\w+)\s*(?:\(.*?\))?:{more}", lines, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in sphinx + google}
+def read_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """(the first paragraph, the arguments' texts) of a docstring, be it Google's, NumPy's or reST.
+
+    One that no style explains is a description and nothing else.
+    """
+    try:
+        parsed = docstring_parser.parse(doc)
+    except docstring_parser.ParseError:
+        return _on_one_line(re.split(r"\n\s*\n", doc, maxsplit=1)[0]), {}
+    # The long description begins with the summary's own next lines where no blank line parts them
+    parts = [parsed.short_description or ""]
+    if not parsed.blank_after_short_description and parsed.long_description:
+        parts += re.split(r"\n\s*\n", parsed.long_description, maxsplit=1)[:1]
+    texts = {item.arg_name: _on_one_line(item.description or "") for item in parsed.params}
+    return _on_one_line(" ".join(parts)), {name: text for name, text in texts.items() if text}
 
 
-def summary(doc: str) -> str:
-    """The first paragraph, without the arguments where no blank line parts them from it."""
-    arguments = r"^(?::\w+|(?:Args|Arguments|Parameters|Returns?|Raises):)"
-    first = re.split(rf"{arguments}|\n\s*\n", doc, maxsplit=1, flags=re.MULTILINE)[0]
-    return " ".join(first.split())
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def function_schema(name: str, function: Function) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def function_schema(name: str, function: Function) -> dict[str, Any]:
     Raises: ValueError for parameters that JSON cannot describe; NameError for an unknown hint.
     """
     doc = inspect.getdoc(function) or ""
-    hints, texts = typing.get_type_hints(function), argument_descriptions(doc)
+    hints, (summary, texts) = typing.get_type_hints(function), read_docstring(doc)
     properties: dict[str, Any] = {}
     required: list[str] = []
     for argument in inspect.signature(function).parameters.values():
@@ -174,7 +178,7 @@ def function_schema(name: str, function: Function) -> dict[str, Any]:
         if argument.default is argument.empty:
             required.append(argument.name)
     parameters = {"type": "object", "properties": properties, "required": required}
-    return {"name": name, "description": summary(doc), "parameters": parameters}
+    return {"name": name, "description": summary, "parameters": parameters}
 
 
 def _parameter_schema(hint: Any, default: Any) -> dict[str, Any]:
@@ -185,13 +189,15 @@ def _parameter_schema(hint: Any, default: Any) -> dict[str, Any]:
     return type_schema(hint)
 
 
-def load_functions(path: Path) -> dict[str, Function]:
-    """The public functions that the file itself defines, in order.
+def load_functions(path: Path) -> tuple[dict[str, Function], set[str]]:
+    """The public functions that the file itself defines, in order, and the names that ask first.
 
-    The file may import modules that lie beside it, as a script may. Raises: whatever it raises.
+    The file may import modules that lie beside it, as a script may, and `agent.confirm`.
+    Raises: ValueError for a name under `confirm` that is no tool; whatever the file raises.
     """
     # It was the folder of this file, where `import agent` would find ours and not the user's.
     sys.path[0] = str(path.resolve().parent)
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
     spec = importlib.util.spec_from_file_location(MODULE, path.resolve())
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -205,19 +211,31 @@ def load_functions(path: Path) -> dict[str, Function]:
         is_own = inspect.isroutine(value) and getattr(value, "__module__", "") == MODULE
         if is_own and not name.startswith("_"):
             functions[name] = value
-    return functions
+    return functions, _asking_first(functions, getattr(module, "confirm", ()))
+
+
+def _asking_first(functions: dict[str, Function], listed: Any) -> set[str]:
+    """The names under `confirm`, a list of names or functions, and those that are marked."""
+    marked = {name for name, function in functions.items() if hasattr(function, "asks_first")}
+    if not isinstance(listed, list | tuple | set):
+        return marked  # the mark itself, imported under this name
+    names = {str(getattr(item, "__name__", item)) for item in listed}
+    unknown = [repr(name) for name in names if name not in functions]
+    if unknown:
+        raise ValueError(f"confirm lists {', '.join(sorted(unknown))}, which is no tool")
+    return marked | names
 
 
 def describe(path: Path) -> tuple[dict[str, Function], dict[str, Any]]:
     """The functions and the first answer: {"tools": [...]} or {"error": sentence}."""
     try:
-        functions = load_functions(path)
+        functions, asking = load_functions(path)
     except BaseException as error:  # a user's file can raise anything; the program reports it
         return {}, {"error": f"{path}: running it failed: {as_sentence(error)}"}
     schemas, problems = [], []
     for name, function in functions.items():
         try:
-            schemas.append(function_schema(name, function))
+            schemas.append(function_schema(name, function) | {"asks_first": name in asking})
         except ValueError as error:  # one report lists all problems
             problems.append(f"{name}: {as_sentence(error).removeprefix('ValueError: ')}")
         # Python evaluates a hint that is written as text: "os.nothing" and "1/0" are such hints.

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,16 @@ class ToolBox:
         *,
         memory: int = MEMORY,
         environment: Sequence[str] = (),
+        ask: Callable[[str, dict[str, Any]], bool] = lambda name, arguments: False,
     ) -> None:
         """timeout: seconds that one call may take; memory: MiB of address space, 0 for any.
 
-        environment: names of variables that the tools see besides PASSED_ON.
+        environment: names of variables that the tools see besides PASSED_ON. ask: gets name and
+        arguments of a call to a tool that asks first; True lets it run.
         Raises: FileNotFoundError; ValueError if the file fails to run or has no usable function,
         or for a variable that is not set.
         """
-        self.path, self.timeout, self.memory = Path(path), timeout, memory
+        self.path, self.timeout, self.memory, self.ask = Path(path), timeout, memory, ask
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"--tools {path}: no such file; "
@@ -64,6 +66,7 @@ class ToolBox:
         self.environment = {name: os.environ[name] for name in names if name in os.environ}
         specs = self._start()
         self.tools = [Tool(spec["name"], spec["description"], spec["parameters"]) for spec in specs]
+        self.asks_first = {spec["name"] for spec in specs if spec["asks_first"]}
         self.by_name = {tool.name: tool for tool in self.tools}
 
     def __enter__(self) -> "ToolBox":
@@ -71,6 +74,10 @@ class ToolBox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def approves(self, name: str, arguments: dict[str, Any]) -> bool:
+        """True if this call may be run: it does nothing that asks first, or the user says yes."""
+        return name not in self.asks_first or self.ask(name, arguments)
 
     def call(self, name: str, arguments: dict[str, Any], seconds: float = math.inf) -> Any:
         """The tool's result, or a `CallError` as one; a bad call never raises.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.agent import Agent, Event
+from agent.agent import Agent
 from agent.evaluate import (
     first_question,
     first_replies,
@@ -19,7 +19,8 @@ from agent.evaluate import (
     reply_limit,
     score_calls,
 )
-from agent.guides import name_guide
+from agent.guides import NameGuide
+from agent.limits import Event, Limits
 from agent.toolbox import ToolBox
 from data.chat import parse_reply
 from data.conversation import Conversation, ToolCall
@@ -70,6 +71,7 @@ def measure_calls(
     held = [*free]
     for index, ids in zip(bent, written, strict=True):
         held[index] = ids
+    # Shown is what the program does by default.
     start = len(asked.held_out) + len(asked.by_hand)
     shown = describe_replies(tokenizer, asked.shown, held[start:])
     line = _score(tokenizer, asked, held) | {"shown": shown}
@@ -78,10 +80,8 @@ def measure_calls(
 
 def _is_offered(tokenizer: Tokenizer, row: Conversation, ids: Sequence[int]) -> bool:
     """True if all names in the calls of a reply are on offer."""
-    guide = name_guide(tokenizer, row.tools)
-    if guide is None:
-        return True
-    for id in ids:
+    guide = NameGuide(tokenizer, row.tools)
+    for id in ids if row.tools else ():
         if not guide.accepts(id):
             return False
         guide.advance(id)
@@ -150,6 +150,7 @@ class Trial:
     def is_right(self, events: Sequence[Event]) -> bool:
         """True if the calls were those that are due, no more, and there was an answer."""
         made = [event.content for event in events if event.kind == "tool_call"]
+        # Broken calls have made no event of this kind.
         calls = [ToolCall(call["name"], call["arguments"]) for call in made]
         return is_exact(self.due, calls) and any(event.kind == "answer" for event in events)
 
@@ -172,7 +173,7 @@ def try_out(
     Raises: whatever the tools' file or the model raises.
     """
     with ToolBox(folder / TOOLS, TOOL_SECONDS) as toolbox:
-        agent = Agent(model.eval(), tokenizer, toolbox, max_new_tokens=MAX_NEW_TOKENS)
+        agent = Agent(model.eval(), tokenizer, toolbox, limits=Limits(new_tokens=MAX_NEW_TOKENS))
         for trial in read_trials(folder):
             agent.forget()  # each question is a chat of its own
             yield trial, agent.ask(trial.question)

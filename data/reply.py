@@ -8,12 +8,13 @@ needs the rule of `split_text` for that.
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from data.conversation import Tool, ToolCall
-from data.lenient_json import find_end, shorten
+from data.lenient_json import find_end
+from data.reply_reader import Reply as Reply  # importable from here too
+from data.reply_reader import ReplyReader
 from data.tokenizer import Tokenizer
-from data.tool_calls import CallError, Outcome, error_for, read_calls
+from data.tool_calls import read_calls
 from data.wire import HERMES, Piece, Tag, WireFormat
 
 # What may lie between the values of a call: space, separators, the fence of a code block
@@ -26,27 +27,6 @@ STRUCTURAL = {
     "missing_end_tag": "a <tool_call> that never closes",
 }
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a turn says."""
-
-    thinking: str = ""
-    content: str = ""
-    outcomes: tuple[Outcome, ...] = ()  # calls and errors in their order
-    repairs: tuple[str, ...] = ()
-    ended: bool = True  # False if generation was cut
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The calls that can be run."""
-        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, ToolCall))
-
-    @property
-    def errors(self) -> tuple[CallError, ...]:
-        """The calls that cannot."""
-        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, CallError))
 
 
 def explain_problems(reply: Reply) -> str:
@@ -174,116 +154,12 @@ def read_pieces(
     *,
     ended: bool = True,
 ) -> Reply:
-    """Put a turn's pieces together; never raises.
-
-    Prose from before, between and after calls is kept as one content. Calls inside thinking are
-    thinking.
-    """
-    # From here on thinking has Hermes' marks, in whatever format it came
-    if not wire.thinking.tags:
-        pieces = _mark_thinking(pieces, wire)
-    thoughts: list[str] = []
-    prose: list[str] = []
-    outcomes: list[Outcome] = []
-    repairs: list[str] = []
-    position = 0
-    while position < len(pieces):
-        piece = pieces[position]
-        position += 1
-        if isinstance(piece, str):
-            if piece.strip():
-                prose.append(piece.strip())
-                repairs += ["text_after_call"] if outcomes else []
-            continue
-        if piece not in (HERMES.thinking.open, wire.call.open):
-            repairs.append("stray_tag")
-            continue
-        # The first end tag of the same kind closes: other tags in between belong to the block
-        block = wire.call if piece == wire.call.open else HERMES.thinking
-        # Not by a slice of what is left: many short blocks would copy it many times
-        end = position
-        while end < len(pieces) and pieces[end] != block.close:
-            end += 1
-        is_closed = end < len(pieces)
-        body = pieces[position:end]
-        position = end + 1
-        if block is wire.call:
-            # Only the end of the turn closes a block without a closing mark
-            is_closed = ended if block.close is None else is_closed
-            found, names = _read_call_block(body, wire, tools, is_closed=is_closed, ended=ended)
-            outcomes += found
-            repairs += names
-        else:
-            thought = "".join(map(str, body)).strip()
-            thoughts += [thought] if thought else []
-            repairs += [] if is_closed else ["unclosed_think"]
-    if len(thoughts) > 1:
-        repairs.append("several_thoughts")
-    return Reply("\n\n".join(thoughts), "\n\n".join(prose), tuple(outcomes), tuple(repairs), ended)
-
-
-def _mark_thinking(pieces: Sequence[Piece], wire: WireFormat) -> list[Piece]:
-    """Mark the thinking in front of the calls, which came as plain text; skip stray tags there."""
-    start = pieces.index(wire.call.open) if wire.call.open in pieces else len(pieces)
-    before = "".join(piece for piece in pieces[:start] if isinstance(piece, str))
-    return [*split_thinking(before), *pieces[start:]]
-
-
-def _read_call_block(
-    body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
-) -> tuple[list[Outcome], list[str]]:
-    """Read what follows a call's tag; a call that was cut is never completed by guessing."""
-    # JSON that a model writes holds no control token: content cannot spell one
-    if any(isinstance(piece, Tag) for piece in body):
-        return _read_tags_in_call(body, wire, tools, is_closed=is_closed, ended=ended)
-    text = "".join(map(str, body))
-    if not is_closed and not ended:
-        # Complete JSON without its end tag may still be half of what the model meant to write
-        got = shorten(text) or "nothing"
-        return [error_for("truncated", f"expected a complete call, got {got}")], []
-    outcomes, repairs = read_calls(text, tools)
-    if wire.call.close is None:
-        # Such a block is a list by rights, not by a slip
-        repairs = [repair for repair in repairs if repair != "list_of_calls"]
-    return outcomes, repairs + ([] if is_closed else ["missing_end_tag"])
-
-
-def _read_tags_in_call(
-    body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
-) -> tuple[list[Outcome], list[str]]:
-    """Read a call with a tag inside: an error, for it was forged or garbled, but for one case.
-
-    Where the call's own tag opens again before it closes, complete calls in front of it count.
-    """
-    parts: list[list[Piece]] = [[]]
-    for piece in body:
-        if piece == wire.call.open:
-            parts.append([])
-        else:
-            parts[-1].append(piece)
-    if len(parts) == 1 or wire.call.close is None or not all(map(_is_complete, parts[:-1])):
-        text = "".join(map(str, body))
-        if not is_closed and not ended:
-            problem = f"expected a complete call, got {shorten(text)}"
-            return [error_for("truncated", problem)], []
-        problem = f"expected plain text in the call, got {shorten(text)}"
-        return [error_for("control_token", problem)], []
-    outcomes: list[Outcome] = []
-    repairs: list[str] = []
-    for part in parts[:-1]:
-        found, names = read_calls("".join(map(str, part)), tools)
-        outcomes += found
-        repairs += [*names, "stray_tag"]
-    # What is left has one tag less
-    found, names = _read_call_block(parts[-1], wire, tools, is_closed=is_closed, ended=ended)
-    return outcomes + found, repairs + names
-
-
-def _is_complete(part: Sequence[Piece]) -> bool:
-    """True for the text of good calls and nothing else."""
-    outcomes, _ = read_calls("".join(map(str, part)))
-    is_plain = all(isinstance(piece, str) for piece in part)
-    return is_plain and all(isinstance(outcome, ToolCall) for outcome in outcomes)
+    """Put a turn's pieces together; never raises."""
+    reader = ReplyReader(wire, tools)
+    for piece in pieces:
+        reader.feed(piece)
+    reader.end(ended=ended)
+    return reader.reply(ended=ended)
 
 
 def _read_bare_call(reply: Reply, tools: Sequence[Tool]) -> Reply:

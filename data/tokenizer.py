@@ -210,6 +210,11 @@ class Tokenizer:
         byte = _BYTE_PIECE.fullmatch(piece)
         return bytes.fromhex(byte[1]) if byte else piece.replace(META, " ").encode()
 
+    def is_byte_piece(self, id: int) -> bool:
+        """True for <0x..>, of which it takes several to write one character."""
+        piece = self._content.id_to_token(id)
+        return not self.is_byte_level and bool(piece and _BYTE_PIECE.fullmatch(piece))
+
     def sub_tokens(self, tag: str) -> list[int]:
         """The ordinary pieces that spell a tag; a new row starts from their mean."""
         return self.encode(tag)

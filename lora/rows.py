@@ -73,6 +73,7 @@ class Adapters:
 
         Raises: KeyError for a name that is none.
         """
+        self.rows = list(rows)
         numbers = {name: number for number, name in enumerate(self.names)}
         # An adapter at scale 0 is the base to the last bit, and costs nothing.
         chosen = [

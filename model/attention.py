@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.device import has_fast_matmul
@@ -157,6 +158,13 @@ class KVCache:
             cached[self.rows, :, positions] = new
         keys, values = (cached[:, :, : self.visible].transpose(1, 2) for cached in stored)
         return keys, values
+
+    def grow(self, max_length: int) -> None:
+        """Makes room for positions up to `max_length`; copies what is stored."""
+        more = (0, 0, 0, max_length - self.max_length)  # none in d, the last dimension
+        self.keys = [F.pad(keys, more) for keys in self.keys]
+        self.values = [F.pad(values, more) for values in self.values]
+        self.max_length = max_length
 
     def keep(self, rows: Tensor) -> None:
         """Forgets every row of the batch but these (int64, their indices)."""

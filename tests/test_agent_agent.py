@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from agent import agent as loop
 from agent.agent import Agent
+from agent.guides import CallRule
+from agent.limits import Event, Limits
 from data.conversation import SystemPrompt, Tool
 from data.tokenizer import Tokenizer
 from model.generate import Sampling
@@ -35,11 +38,21 @@ class Box:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.seconds: list[float] = []
 
+    def approves(self, name: str, arguments: dict[str, Any]) -> bool:
+        return True
+
     def call(self, name: str, arguments: dict[str, Any], seconds: float) -> Any:
         self.calls.append((name, arguments))
         self.seconds.append(seconds)
         time.sleep(self.takes)
         return self.result
+
+
+def answered(agent: Agent, question: str) -> list[Event]:
+    """The events of a question but the last one, which says that it is done."""
+    *events, done = agent.ask(question)
+    assert done.kind == "done"
+    return events
 
 
 @pytest.fixture
@@ -58,7 +71,7 @@ def spell(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 class Model:
-    """Replaces `generate`: writes the given replies and records what it was asked."""
+    """Replaces `decode`: writes the given replies and records what it was asked."""
 
     def __init__(self, tokenizer: Tokenizer, *replies: str) -> None:
         self.replies = [spell(f"{reply}<end_of_turn>", tokenizer) for reply in replies]
@@ -75,12 +88,13 @@ class Model:
         stop_ids: Any,
         sampling: Sampling,
         guides: list[Any],
-    ) -> list[list[int]]:
+        context: Any,
+    ) -> Iterator[list[int]]:
         self.guides += guides
         self.prompts.append(list(prompts[0]))
         self.limits.append(limit)
         self.samplings.append(sampling)
-        return [self.replies.pop(0)]
+        return ([id] for id in self.replies.pop(0))
 
 
 def test_prompts_have_the_words_and_the_tool_shape_of_the_training_rows(
@@ -88,11 +102,11 @@ def test_prompts_have_the_words_and_the_tool_shape_of_the_training_rows(
 ) -> None:
     tokenizer.prompt = SystemPrompt("Tools: ", "\nCall them.", "compact")
     model = Model(tokenizer, CALL, "Warm.", "Yes.")
-    monkeypatch.setattr(loop, "generate", model)
+    monkeypatch.setattr(loop, "decode", model)
     box: Any = Box({"degrees": 30})
     agent = Agent(MODEL, tokenizer, box)
-    assert [event.kind for event in agent.ask("Rome?")][-1] == "answer"
-    assert [event.kind for event in agent.ask("Sure?")] == ["answer"]
+    assert [event.kind for event in answered(agent, "Rome?")][-1] == "answer"
+    assert [event.kind for event in answered(agent, "Sure?")] == ["answer"]
     assert box.calls == [("weather", {"city": "Rome"})]
     tool = (
         '{"name": "weather", "description": "weather of a city", '
@@ -118,16 +132,16 @@ def test_limits_and_sampling_are_plain_values(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tokenizer, "One.", "Two.", "Three.")
-    monkeypatch.setattr(loop, "generate", model)
-    agent = Agent(MODEL, tokenizer, sampling=Sampling(0.7, 0.9, seed=5), max_new_tokens=7)
+    monkeypatch.setattr(loop, "decode", model)
+    agent = Agent(MODEL, tokenizer, sampling=Sampling(0.7, 0.9, seed=5), limits=Limits(7))
     for question in ("1?", "2?"):
-        assert [event.kind for event in agent.ask(question)] == ["answer"]
+        assert [event.kind for event in answered(agent, question)] == ["answer"]
     assert model.limits == [7, 7]
     assert [(s.temperature, s.top_p, s.seed) for s in model.samplings] == [
         (0.7, 0.9, 5),
         (0.7, 0.9, 6),
     ]
-    assert [event.kind for event in Agent(MODEL, tokenizer).ask("3?")] == ["answer"]
+    assert [event.kind for event in answered(Agent(MODEL, tokenizer), "3?")] == ["answer"]
     assert model.limits[-1] == 512 and model.samplings[-1].temperature == 0
 
 
@@ -135,11 +149,11 @@ def test_names_are_held_to_the_tools_unless_the_agent_is_free(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tokenizer, "One.", "Two.", "Three.")
-    monkeypatch.setattr(loop, "generate", model)
+    monkeypatch.setattr(loop, "decode", model)
     box: Any = Box("7")
     for agent in (
         Agent(MODEL, tokenizer, box),
-        Agent(MODEL, tokenizer, box, free=True),
+        Agent(MODEL, tokenizer, box, rule=CallRule("free")),
         Agent(MODEL, tokenizer),
     ):
         list(agent.ask("Rome?"))
@@ -150,7 +164,7 @@ def test_a_question_that_cannot_be_asked_leaves_the_chat_as_it_was(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tokenizer, "One.", "Two.", "Three.")
-    monkeypatch.setattr(loop, "generate", model)
+    monkeypatch.setattr(loop, "decode", model)
     agent = Agent(MODEL, tokenizer)
     list(agent.ask("first"))
     with pytest.raises(ValueError, match="half of a surrogate pair") as refused:
@@ -170,7 +184,7 @@ def test_a_question_whose_events_nobody_reads_to_the_end_is_forgotten(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tokenizer, CALL, "Cold.")
-    monkeypatch.setattr(loop, "generate", model)
+    monkeypatch.setattr(loop, "decode", model)
     agent = Agent(MODEL, tokenizer, Box("30"))  # type: ignore[arg-type]
     assert next(agent.ask("Rome?")).kind == "tool_call"
     list(agent.ask("Oslo?"))
@@ -182,15 +196,15 @@ def test_the_calls_of_a_question_share_its_seconds(
 ) -> None:
     calls = [CALL.replace("Rome", city) for city in ("Rome", "Oslo", "Bonn", "Lima")]
     model = Model(tokenizer, calls[0], calls[1], calls[2], "Late.", calls[3], "Early.")
-    monkeypatch.setattr(loop, "generate", model)
+    monkeypatch.setattr(loop, "decode", model)
     box: Any = Box("7", takes=0.3)
-    agent = Agent(MODEL, tokenizer, box, question_seconds=0.5)
-    events = list(agent.ask("Where?"))
+    agent = Agent(MODEL, tokenizer, box, limits=Limits(tool_seconds=0.5))
+    events = answered(agent, "Where?")
     results = [event.content["content"] for event in events if event.kind == "tool_response"]
     assert results[:2] == ["7", "7"] and json.loads(results[2])["error"]["code"] == "timeout"
     assert events[-1].content == "Late." and len(box.calls) == 2
     assert box.seconds[0] == 0.5 and box.seconds[1] < 0.21
-    assert [event.kind for event in agent.ask("And Lima?")][-1] == "answer"
+    assert [event.kind for event in answered(agent, "And Lima?")][-1] == "answer"
     assert box.seconds[2] == 0.5  # a new question has all of them again
 
 
@@ -223,9 +237,10 @@ BROKEN = [
 def test_nothing_that_a_model_writes_ends_the_agent(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str, code: str
 ) -> None:
-    monkeypatch.setattr(loop, "generate", Model(tokenizer, f"<tool_call>{text}</tool_call>", "Ok."))
+    monkeypatch.setattr(loop, "decode", Model(tokenizer, f"<tool_call>{text}</tool_call>", "Ok."))
     # Long replies have many tokens, and what counts is not how many fit.
     roomy: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1_000_000))
-    events = list(Agent(roomy, tokenizer, Box("7")).ask("Go"))  # type: ignore[arg-type]
+    box: Any = Box("7")
+    events = answered(Agent(roomy, tokenizer, box, limits=Limits(loop=0)), "Go")
     assert [event.kind for event in events] == ["tool_response", "answer"]
     assert json.loads(events[0].content["content"])["error"]["code"] == code

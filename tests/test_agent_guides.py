@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers
 
 from agent import evaluate
 from agent.call_names import CallNames, State
-from agent.guides import NameGuide, name_guide
+from agent.guides import CallRule, NameGuide, guide_for
 from data.conversation import Tool, ToolCall
 from data.dataset import load_conversations
 from data.reply import parse_reply
@@ -56,7 +56,8 @@ BAD = [
     '{"name": "now", "arguments": {"',
     '{"name": "get_weather", "arguments": {"city": "x", "citi',
     '{"arguments": {"zoom": 1}, "name": "get_weather"',
-    '{"arguments": {"zoom": 1, "c',
+    '{"name": "get_weather", "arguments": {"city": 1, "city"',
+    '{"name": "get_weather_map", "arguments": {"zoom": 1, "',
     '{"n\\',
     '{"name": "get_weather" "',
     '{"name": "get_weather", "arguments": "',
@@ -243,8 +244,8 @@ def test_the_evaluation_holds_each_row_to_its_own_tools_unless_it_is_free(
     names: list[Any] = []
 
     def fake(_: Any, prompts: Any, *__: Any, guides: Any = None) -> list[list[int]]:
-        pairs = zip(prompts, guides or (), strict=not free)
-        names.extend((prompt, guide.names.names) for prompt, guide in pairs)
+        pairs = zip(prompts, guides or (), strict=True)
+        names.extend((prompt, guide.names.names) for prompt, guide in pairs if guide)
         return [[7] for _ in prompts]
 
     monkeypatch.setattr(evaluate, "generate", fake)
@@ -257,4 +258,16 @@ def test_the_evaluation_holds_each_row_to_its_own_tools_unless_it_is_free(
 
 
 def test_without_tools_there_is_nothing_to_hold_to(tokenizer: Tokenizer) -> None:
-    assert name_guide(tokenizer, ()) is None
+    assert guide_for(tokenizer, (), CallRule(), room=9) is None
+    assert guide_for(tokenizer, TOOLS, CallRule("free"), room=9) is None
+
+
+def test_a_reply_that_must_speak_does_not_end_at_once(tokenizer: Tokenizer) -> None:
+    for tools in ((), TOOLS):
+        guide = guide_for(tokenizer, tools, CallRule(), room=9, must_speak=True)
+        assert guide
+        assert not any(guide.accepts(id) for id in tokenizer.turn_ends)
+        assert not set(guide.allowed()) & tokenizer.turn_ends
+        guide.advance(tokenizer.encode("x")[0])
+        assert all(guide.accepts(id) for id in tokenizer.turn_ends)
+        assert set(guide.allowed()) >= tokenizer.turn_ends

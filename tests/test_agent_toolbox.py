@@ -58,6 +58,25 @@ def sphinx(a: int, b: float, flag: bool = False):
     """
     return a + b
 
+def numpy(a: int, b: float = 0.0):
+    """Adds
+    both.
+
+    Parameters
+    ----------
+    a : int
+        first,
+        or left
+    b : float, optional
+        second
+
+    Returns
+    -------
+    int
+        a: no argument
+    """
+    return a + b
+
 def kinds(names: list[int], table: dict[str, float], pair: tuple[int, int], odd: tuple[int, str],
           bag: set[str], unit: Unit, size: Size, either: int | str, maybe: int | None,
           mixed: Literal["a", 1], free: Any,
@@ -165,7 +184,7 @@ def error(result: Any) -> dict[str, str]:
 
 def test_public_functions_in_their_order(box: ToolBox) -> None:
     names = [tool.name for tool in box.tools]
-    assert names[:4] == ["google", "sphinx", "kinds", "units"] and {
+    assert names[:5] == ["google", "sphinx", "numpy", "kinds", "units"] and {
         "cached",
         "wrapped",
         "later",
@@ -193,6 +212,39 @@ def test_sphinx_docstring_without_a_blank_line(box: ToolBox) -> None:
         "b": {"type": "number", "description": "second, the other one"},
         "flag": {"type": "boolean"},
     }
+
+
+def test_numpy_docstring(box: ToolBox) -> None:
+    assert box.by_name["numpy"].description == "Adds both."
+    properties = parameters(box, "numpy")["properties"]
+    assert properties["a"] == {"type": "integer", "description": "first, or left"}
+    assert properties["b"] == {"type": "number", "description": "second"}
+
+
+@pytest.mark.parametrize(
+    ("line", "asking"),
+    [
+        ('confirm = ["erase"]', {"erase"}),
+        ("confirm = [erase, look]", {"erase", "look"}),
+        ("from agent.confirm import confirm\nconfirm(look)", {"look"}),
+        ("", set()),
+    ],
+)
+def test_tools_that_ask_first(tmp_path: Path, line: str, asking: set[str]) -> None:
+    path = tmp_path / "tools.py"
+    path.write_text(f"def erase() -> int:\n    return 1\ndef look() -> int:\n    return 2\n{line}")
+    with ToolBox(path) as box:
+        assert box.asks_first == asking and set(box.by_name) == {"erase", "look"}
+        assert [box.approves(name, {}) for name in ("erase", "look")] == [
+            name not in asking for name in ("erase", "look")
+        ]
+
+
+def test_a_name_that_asks_first_has_to_be_a_tool(tmp_path: Path) -> None:
+    path = tmp_path / "tools.py"
+    path.write_text('def look() -> int:\n    return 2\nconfirm = ["lok"]')
+    with pytest.raises(ValueError, match="confirm lists 'lok', which is no tool"):
+        ToolBox(path)
 
 
 def test_schemas_of_type_hints(box: ToolBox) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 import infer
 from agent import agent as loop
 from agent import evaluate, loading
+from agent.limits import Limits
 from data.chat import parse_reply
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def tools(tmp_path: Path) -> Path:
 
 
 class Script:
-    """Replaces `generate`: gives written replies, whose tags become ids, and records its inputs."""
+    """Replaces `decode`: gives written replies, whose tags become ids, and records its inputs."""
 
     def __init__(self, tokenizer: Tokenizer, replies: tuple[str, ...]) -> None:
         self.tokenizer, self.replies = tokenizer, list(replies)
@@ -147,6 +148,7 @@ class Script:
         stop_ids: Any,
         sampling: Any = None,
         guides: Any = None,
+        context: Any = None,
     ) -> Any:
         assert (
             max_new_tokens >= 1
@@ -155,7 +157,7 @@ class Script:
         self.prompts.append(list(prompts[0]))
         self.samplings.append(sampling)
         text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        return [ids_of(text, self.tokenizer)]
+        return ([id] for id in ids_of(text, self.tokenizer)[:max_new_tokens])
 
     def prompt(self, number: int) -> str:
         return self.tokenizer.decode(self.prompts[number])
@@ -186,7 +188,7 @@ def say(base: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
 
     def install(*replies: str) -> Script:
         script = Script(Tokenizer.from_pretrained(base), replies)
-        monkeypatch.setattr(loop, "generate", script)
+        monkeypatch.setattr(loop, "decode", script)
         return script
 
     return install
@@ -261,7 +263,8 @@ def test_every_prompt_continues_the_one_before_id_for_id(say: Say, ask: Ask) -> 
 def test_a_good_and_a_broken_call_are_answered_in_order(say: Say, ask: Ask) -> None:
     script = say("<tool_call>\n{'name': broken\n</tool_call>" + call("add", a=2, b=3), "5")
     code, events, _ = ask()
-    assert [kind for kind, _ in events] == ["tool_response", "tool_call", "tool_response", "answer"]
+    # The good call is shown as soon as it is written, before any of them is answered
+    assert [kind for kind, _ in events] == ["tool_call", *["tool_response"] * 2, "answer"]
     assert error_codes(events) == ["invalid_json", ""] and responses(events)[1] == "5" and code == 0
     assert script.prompt(1).count("<tool_response>\n") == 2
 
@@ -377,13 +380,13 @@ def test_the_same_call_for_ever_ends_early(say: Say, ask: Ask) -> None:
 
 
 def test_other_calls_for_ever_end_with_a_reply_that_must_answer(say: Say, ask: Ask) -> None:
-    replies = [call("add", a=n, b=0) for n in range(loop.MAX_ROUNDS)]
+    replies = [call("add", a=n, b=0) for n in range(Limits().rounds)]
     script = say(*replies, "enough")
     code, events, _ = ask()
     assert (
         code == 0
         and events[-1] == ("answer", "enough")
-        and len(responses(events)) == loop.MAX_ROUNDS
+        and len(responses(events)) == Limits().rounds
     )
     tags = script.tokenizer.tag_ids
     assert tags["<tool_call>"] in script.samplings[-1].forbidden
@@ -456,12 +459,14 @@ def test_the_mistral_format(base: Path, tools: Path, monkeypatch: pytest.MonkeyP
     tokenizer = Tokenizer.from_pretrained(base, "mistral")
     calls = '[{"name": "add", "arguments": {"a": 1, "b": 2}}, {"name": "step", "arguments": {}}]'
     script = Script(tokenizer, (f"<think>Sum.</think>\nOne moment.[TOOL_CALLS]{calls}", "3"))
-    monkeypatch.setattr(loop, "generate", script)
+    monkeypatch.setattr(loop, "decode", script)
     model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
     with infer.ToolBox(tools) as toolbox:
         agent = loop.Agent(model, tokenizer, toolbox)
         events = [(event.kind, event.content) for event in agent.ask("1 + 2?")]
-    assert [kind for kind, _ in events] == ["think", *["tool_call", "tool_response"] * 2, "answer"]
+    acted = [*["tool_call"] * 2, *["tool_response"] * 2]
+    assert [kind for kind, _ in events] == ["think", "text", *acted, "answer", "done"]
+    assert ("text", "One moment.") in events
     first, second = '{"content": "3", "name": "add"}', '{"content": "1", "name": "step"}'
     results = f"[TOOL_RESULTS]{first}[/TOOL_RESULTS][TOOL_RESULTS]{second}"
     assert (
@@ -545,9 +550,9 @@ def test_chat_keeps_forgets_and_survives_what_does_not_fit(
 def test_chat_forgets_a_question_without_an_answer(
     say: Say, base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = say("", "yes")
+    script = say("", "", "yes")  # an empty turn is tried once more
     assert run_chat(base, "lost\nfound\n", monkeypatch) == 0
-    assert "lost" not in script.prompt(1) and "found" in script.prompt(1)
+    assert "lost" not in script.prompt(2) and "found" in script.prompt(2)
     assert "yes" in capsys.readouterr().out
 
 
@@ -636,7 +641,7 @@ def test_an_error_moves_no_cursor_either(
 ) -> None:
     say("yes")
     events = iter([loop.Event("error", "no \x1b[2J luck")])
-    monkeypatch.setattr(loop.Agent, "ask", lambda *_: events)
+    monkeypatch.setattr(loop.Agent, "ask", lambda *_, **__: events)
     assert infer.main(["--model", str(base), "--prompt", "x"]) == 1
     assert "no \ufffd[2J luck" in capsys.readouterr().err
 
@@ -644,7 +649,7 @@ def test_an_error_moves_no_cursor_either(
 def test_text_for_people_is_printed_as_it_is_but_moves_no_cursor(
     say: Say, ask: Ask, base: Path, tools: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = "[bold]:smile: " + "long " * 40 + "1\nend"
+    answer = "[bold]:smile: " + " ".join(map(str, range(100))) + "\nend"
     say("<think>[/x]\x1b[2J</think>" + call("broken"), answer)
     assert infer.main(["--model", str(base), "--prompt", "Hi", "--tools", str(tools)]) == 0
     out = capsys.readouterr().out
@@ -737,10 +742,19 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     assert flags == [
         *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
-        *("--out", "--json", "--free", "--max-new-tokens", "--temperature", "--top-p", "--seed"),
+        *("--yes", "--out", "--json", "--deltas", "--free", "--constrain", "--call"),
+        *(
+            "--max-new-tokens",
+            "--question-tokens",
+            "--reply-seconds",
+            "--rounds",
+            "--loop",
+            "--temperature",
+        ),
+        *("--top-p", "--top-k", "--min-p", "--seed"),
     ]
     # One for the group of the three jobs, one for each of the other flags.
-    assert out.count("default: ") == 16
+    assert out.count("default: ") == 23
     for value in ("auto", "2048", "30.0", "120.0", "512", "0.0", "1.0", "0"):
         assert f"(default: {value})" in out
 
@@ -815,10 +829,10 @@ def test_an_adapter_that_does_not_fit_the_base(
 def test_ctrl_c_gives_130(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "generate", interrupt)
+    monkeypatch.setattr(loop, "decode", interrupt)
     assert infer.main(["--model", str(base), "--prompt", "x"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -861,10 +875,10 @@ def test_a_terminal_without_unicode(say: Say, base: Path, monkeypatch: pytest.Mo
 def test_memory_that_runs_out_gives_code_1(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "generate", fail)
+    monkeypatch.setattr(loop, "decode", fail)
     assert infer.main(["--model", str(base), "--prompt", "x"]) == 1
     assert "out of memory" in capsys.readouterr().err
 
@@ -1079,6 +1093,11 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--evaluate", "rows.jsonl", "--tools", "t.py"],
         ["--prompt", "x", "--out", "rows.jsonl"],
         ["--adapter", "a", "--free", "--merge", "m"],
+        ["--prompt", "x", "--deltas", "--free"],
+        ["--prompt", "x", "--yes", "--free"],
+        ["--prompt", "x", "--constrain", "--json"],
+        ["--prompt", "x", "--call", "required"],
+        ["--constrain", "--evaluate", "x", "--call", "f"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(

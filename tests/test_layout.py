@@ -11,7 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A package imports only packages of a lower floor; two on the same floor never import one another.
-FLOORS = {"common": 1, "model": 2, "lora": 2, "data": 2, "agent": 3, "training": 3, "embedded": 3}
+FLOORS = {
+    "common": 1,
+    "model": 2,
+    "lora": 2,
+    "data": 2,
+    "agent": 3,
+    "training": 3,
+    "embedded": 3,
+    "serve": 4,
+}
 PROGRAMS = (
     "train",
     "infer",
@@ -25,7 +34,7 @@ ORDER = {
     "model": """gemma3 config kernels fused recompute attention attention_tiles attention_flex
                 layers transformer sweep loss loader embedding generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
-               tokenizer reply chat
+               tokenizer reply_reader reply chat
                masks api_calls roles forms schema call_check parquet_file files reports
                dataset packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject

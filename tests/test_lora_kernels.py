@@ -342,9 +342,11 @@ def interpreted_gathered_rows_read_their_own_factors(
     dtype: torch.dtype, rank: int, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Error within twice that of the formula in its dtype; rows of the base keep every bit."""
-    # A third of the columns in each program, and more positions than a tile has rows.
+    # Two programs of two steps over the columns, and more positions than a tile has rows.
     small = Tile(16, 32, 1, 1)
     monkeypatch.setattr(gathered, "_tile", lambda *args: small)
+    monkeypatch.setattr(tiles, "WANTED_PROGRAMS", 6 if positions == 1 else 20)
+    assert tiles.split_columns(80 if positions == 1 else 240, K, small) == (2, 2)
     generator = torch.Generator().manual_seed(rank)
     index = torch.tensor([2, -1, 0, 2, 1])
     scale = torch.tensor([1.0, 7.0, 0.5, 2.0, 1.5])

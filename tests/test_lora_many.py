@@ -101,6 +101,20 @@ def test_each_row_of_a_batch_has_its_own_adapter(
 
 
 @torch.no_grad()
+def test_batches_may_use_some_of_the_adapters(
+    make_model: Maker, folders: dict[str, Path], many: tuple[Gemma2, Adapters]
+) -> None:
+    ids = tokens(3, 5)
+    # What one batch has copied of the stacks must not serve the next one.
+    for first, second in [("first", "third"), ("second", "third"), ("third", "first")]:
+        rows = [Row(first), Row(second, 2.0), Row(first)]
+        got = use_and_run(*many, rows, ids)
+        for number, row in enumerate(rows):
+            expected = alone(make_model, folders, row)(ids[number : number + 1])
+            torch.testing.assert_close(got[number : number + 1], expected, rtol=2e-5, atol=2e-5)
+
+
+@torch.no_grad()
 def test_the_base_is_the_base_to_the_last_bit(
     make_model: Maker, many: tuple[Gemma2, Adapters]
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import model.generate as module
-from model.generate import Sampling, choose, decode, generate
+from model.generate import Context, Sampling, choose, decode, generate
 from model.transformer import Gemma2
 
 PROMPTS = [
@@ -145,6 +145,16 @@ def test_each_row_has_a_guide_of_its_own(make_model: Callable[..., Gemma2]) -> N
     assert replies[1] == generate(model, [PROMPTS[1]], 12, [1])[0]
 
 
+def test_the_model_goes_on_from_what_the_guide_chose(make_model: Callable[..., Gemma2]) -> None:
+    class First(Wish):
+        def accepts(self, id: int) -> bool:
+            return bool(self.taken) or super().accepts(id)
+
+    model = make_model(seed=SEED, **UNTIED)
+    reply = generate(model, [PROMPTS[0]], 6, (), guides=[First([44])])[0]
+    assert reply == [44, *greedy(model, [*PROMPTS[0], 44], 5)]
+
+
 def test_choosing_leaves_the_logits_as_they_are() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]])
     assert choose(logits, Sampling(forbidden=(2,)), None).item() == 1 and logits[0, 2] == 3.0
@@ -194,3 +204,55 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 def test_impossible_settings_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match="got"):
         Sampling(temperature, top_p)
+
+
+@pytest.mark.parametrize("keywords", [{"top_k": -1}, {"min_p": 1.1}, {"min_p": math.nan}])
+def test_so_are_impossible_sets(keywords: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        Sampling(1.0, **keywords)
+
+
+@pytest.mark.parametrize("window", [3, 5, 40])
+@pytest.mark.parametrize("prefill", [2, 512])
+def test_a_conversation_in_one_cache_equals_each_prompt_anew(
+    make_model: Callable[..., Gemma2],
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+    prefill: int,
+) -> None:
+    """Four turns, the third other than what is stored; each crosses the window's edge."""
+    monkeypatch.setattr(module, "CACHE_STEP", 8)  # it grows on the way
+    monkeypatch.setattr(module, "PREFILL", prefill)
+    model, other = (make_model(seed=SEED, sliding_window=window, **UNTIED) for _ in range(2))
+    computed: list[int] = []
+    hidden = model.hidden
+
+    def count(tokens: Tensor, **keywords: Any) -> Tensor:
+        computed.append(tokens.shape[1])
+        return hidden(tokens, **keywords)
+
+    monkeypatch.setattr(model, "hidden", count)
+    context, ids, known = Context(), [2, 17, 5], 0
+    for turn, more in enumerate(([40, 33], [8, 21, 9, 30], [31], [11, 12, 13])):
+        if turn == 2:
+            ids, known = [*ids[:-3], 50, 51], len(ids) - 3
+        ids += more
+        computed.clear()
+        steps = decode(model, [ids], 6, (), context=context)
+        reply = [id for (id,) in steps if id is not None]
+        assert reply == greedy(other, ids, 6)
+        # Each id once; the reply's last one is not computed, since nothing has followed it yet
+        assert sum(computed) == len(ids) - known + 5
+        ids = [*ids, *reply]
+        known = len(ids) - 1
+        assert context.ids == ids[:-1]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kept"),
+    [({"top_k": 2}, 2), ({"min_p": 0.3}, 3), ({"top_k": 4, "min_p": 0.3, "top_p": 0.4}, 1)],
+)
+def test_top_k_and_min_p_leave_out_the_rest(keywords: dict[str, Any], kept: int) -> None:
+    sampling = Sampling(1.0, **keywords)
+    ids = choose(LOGITS.expand(2000, 6), sampling, torch.Generator().manual_seed(1))
+    assert set(ids.tolist()) == set(range(kept))

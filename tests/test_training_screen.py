@@ -16,7 +16,7 @@ from rich.console import Console
 
 import train
 from agent import evaluate, trial
-from agent.agent import Event
+from agent.limits import Event
 from agent.toolbox import ToolBox
 from agent.trial import Trial, describe_replies, measure_calls, read_trials
 from common.device import rng_state
@@ -286,12 +286,17 @@ def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
         Event("tool_call", {"name": "f", "arguments": {"x": 1}}),
         Event("tool_response", {"name": "f", "content": "2"}),
         Event("answer", "ing" * 200),
+        Event("done", {"replies": 2}),
     ]
     console = screen()
     finale.show_trials(lambda: iter([(question, events), (question, [])]), console)
     lines = text_of(console).split("question Q?")
     assert lines[1].split("\n")[1:4] == ["think    f fits.", 'call     f {"x": 1}', "result   2"]
-    assert lines[1].count("\n") < 10 and "... and so on: it repeats itself" in lines[1]
+    assert (
+        lines[1].count("\n") < 10
+        and "done" not in lines[1]
+        and "... and so on: it repeats itself" in lines[1]
+    )
     assert "right    this is the call" in lines[1] and "wrong    due: f(x=1)" in lines[2]
 
 

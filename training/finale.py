@@ -34,7 +34,7 @@ KINDS = {
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
 
 
-# Questions (`agent.trial.Trial`), each with the events (`agent.agent.Event`) of its answer.
+# Questions (`agent.trial.Trial`), each with the events (`agent.limits.Event`) of its answer.
 Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
 
 
@@ -64,6 +64,7 @@ def show(run: Run, trials: Trials, console: Console) -> None:
 def show_replies(lines: list[Line], console: Console) -> None:
     """The replies to the shown questions before and after training, side by side."""
     asked = [line["shown"] for line in lines if line.get("shown")]
+    # A run that broke off, or was given no rows to hold out, has nothing to compare.
     if len(asked) < 2:
         return
     console.rule("before and after", align="left")
@@ -78,10 +79,11 @@ def show_replies(lines: list[Line], console: Console) -> None:
             Text(f"tools: {', '.join(before['tools'])}; due: {due}", style="dim"),
             sep="\n",
         )
+        # A table for each question: rich has no cell that spans columns.
         table = Table(expand=True)
         for title, reply in (("before", before), ("after", after)):
             table.add_column(_heading(title, reply), ratio=1)
-        width = max(20, (console.width - 7) // 2)
+        width = max(20, (console.width - 7) // 2)  # borders and padding take seven columns
         table.add_row(*(_shortened(reply, width, console) for reply in (before, after)))
         console.print(table)
 
@@ -121,13 +123,14 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         return
     first, last = measured[0], measured[-1]
     console.rule("exact calls: how often the first reply is right", align="left")
+    # A column is a line of metrics, or a part of one with the same names.
     columns = {"before": first, "after": last}
     if last.get("free"):
         columns["after, free"] = last["free"]
     table = Table("what is due", *columns)
     for kind, words in KINDS.items():
         shares = [share(line.get("tool_call_accuracy"), kind) for line in columns.values()]
-        if any(shares):
+        if any(shares):  # a kind that no row has would be an empty line
             table.add_row(words, *shares, style="bold" if kind == "overall" else "")
     if last.get("questions_accuracy"):
         shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
@@ -144,6 +147,7 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
             "Names of tools and arguments are held to those on offer while a call is written; "
             "free is the model without that help (infer.py --free)."
         )
+    # Without a word on it 100% of the last kind would look like something learned before.
     before = first["tool_call_accuracy"]
     if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
         console.print("The base makes no call at all, and so is right only where none is due.")
@@ -172,6 +176,8 @@ def show_trials(trials: Trials, console: Console) -> None:
         events = []
         for event in answering:
             events.append(event)
+            if event.kind == "done":  # its counts are for programs
+                continue
             text = event.content
             if event.kind == "tool_response":
                 text = text["content"]

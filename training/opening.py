@@ -87,6 +87,7 @@ def describe_time(run: dict[str, Any]) -> str:
     work = f"{steps:,} steps, which train {trained:,} numbers beside the model's {_short(base)}"
     if run["seconds_per_step"] is None:
         return f"How long: {work}; the first ones show the time ({run['device']})."
+    # What a test takes depends on when replies end: the first one is timed as a whole.
     tests = ", and a test before and after" if run["data"]["held_out_rows"] else ""
     took = in_words(run["seconds_per_step"] * steps)
     return f"How long: {took} on this machine ({run['device']}; just measured) for {work}{tests}."
@@ -110,16 +111,20 @@ def time_step(run: Run) -> float | None:
     batches, state = run.data.batches, rng_state(run.device)
     packs = batches.of_step(1)
     step_loss, scale = StepLoss(run.model.train()), run.scaler.get_scale()
-    tokens = sum(len(example.tokens) for pack in packs for example in pack)
+    passes = batches.micro_batches(packs)
+    step_tokens = sum(len(example.tokens) for pack in packs for example in pack)
+    # One conversation first: it warms up, and of a large model it says enough. A kernel that is
+    # compiled for one shape warms up on that one.
+    one = packs[0][-1]
+    small = (batches.collate([[one]]), step_tokens / len(one.tokens))
+    whole = (passes[0], float(len(passes)))
     seconds = 0.0
-    # One conversation first: it warms up, and of a large model it says enough.
-    for probe in (packs[0][-1:], packs[0]):
+    for batch, share in (whole if batches.shape else small, whole):
         begin = time.perf_counter()
-        step_loss(batches.collate([probe]), scale).backward()
+        step_loss(batch, scale).backward()
         _wait(run)
-        took = time.perf_counter() - begin
-        seconds = took * tokens / sum(len(example.tokens) for example in probe)
-        if took > LONG_PROBE:
+        seconds = (time.perf_counter() - begin) * share
+        if seconds / share > LONG_PROBE and not batches.shape:
             break
     # Nothing of this is left: the run goes on as if it had not been.
     run.optimizer.zero_grad(set_to_none=True)
@@ -129,6 +134,7 @@ def time_step(run: Run) -> float | None:
 
 def _wait(run: Run) -> None:
     """Waits for the device, which a GPU's calls do not."""
+    # The last of them gets its gradient when all the others are done, or nearly.
     for parameter in list(trainable_parameters(run.model).values())[-1:]:
         if parameter.grad is not None:
             parameter.grad.sum().item()
@@ -145,6 +151,7 @@ def in_words(seconds: float) -> str:
 
 def show_conversation(run: Run, console: Console) -> None:
     """One conversation of the training rows, with what is learned in colour or between marks."""
+    # NO_COLOR, a dumb terminal and a pipe all have to do with marks.
     has_colour = console.is_terminal and console.color_system is not None and not console.no_color
     learned = Text("green" if has_colour else f"between {MARKS[0]} and {MARKS[1]}")
     learned.stylize(TRAINED_STYLE)

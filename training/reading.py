@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.chat import common_prompt, render
 from data.conversation import Conversation, SystemPrompt
 from data.dataset import build_examples, common_rows, load_conversations, split, weighted
@@ -101,9 +99,11 @@ def read_shown(prompt: SystemPrompt | None, seen_tools: set[str]) -> dict[str, C
 
 
 def read_data(
-    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+    args: argparse.Namespace, tokenizer: Tokenizer, ranks: Ranks, at_once: int | None
 ) -> tuple[Data, dict[str, Any]]:
     """The rows as packs and all else that a run needs of them; what reading and rendering counted.
+
+    `at_once`: packs of a forward pass on a GPU, whose kernels want one shape; None elsewhere.
 
     Sets the tokenizer's wording around the tools to the one that most rows use.
     """
@@ -128,7 +128,7 @@ def read_data(
         ranks=ranks,
         seed=args.seed,
         pad_id=tokenizer.pad_id,
-        length=args.max_length if device.type == "cuda" else None,  # one shape for its kernels
+        shape=None if at_once is None else (at_once, args.max_length),
     )
     seen_tools = {name for row in rows for name in row.tool_names}
     data = Data(

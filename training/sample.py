@@ -23,6 +23,7 @@ def pick_conversation(rows: Sequence[Conversation]) -> Conversation:
     """
     exchanges = [first_exchange(row) for row in rows[:MOST_READ]]
     spoken = [_words(exchange) for exchange in exchanges]
+    # Rows and not places: a word that one row repeats is no better known for it.
     known = Counter(word for words in spoken for word in words)
 
     def cost(index: int) -> tuple[int, int]:
