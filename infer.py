@@ -24,8 +24,7 @@ from safetensors import SafetensorError
 
 from agent.agent import Agent
 from agent.evaluate import evaluate_file
-from agent.flags import limits_of, parse_args
-from agent.guides import CallRule
+from agent.flags import check_flags, limits_of, parse_args, rule_of
 from agent.limits import Event
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
@@ -48,14 +47,8 @@ def run(args: argparse.Namespace) -> bool:
     seed_everything(args.seed)
     # A wrong sampling flag is refused here, before minutes are spent on loading a model.
     sampling = Sampling(args.temperature, args.top_p, args.seed, top_k=args.top_k, min_p=args.min_p)
-    if args.tools and (args.merge is not None or args.evaluate is not None):
-        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
-    if args.deltas and not args.json:
-        raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
-    if args.out and args.evaluate is None:
-        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
-    if args.free and args.merge is not None:
-        raise ValueError("--free does nothing beside --merge, which writes no reply; leave it out")
+    check_flags(args)
+    rule = rule_of(args)
     if args.merge is not None:
         merge(args)
         return True
@@ -74,7 +67,6 @@ def run(args: argparse.Namespace) -> bool:
             serve(args, toolbox, sampling)
             return True
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
-        rule = CallRule("free" if args.free else "offered")
         agent = Agent(*loaded, toolbox, sampling=sampling, limits=limits_of(args), rule=rule)
         screen = Screen(args.json, args.deltas)
         if args.prompt is not None:
@@ -149,7 +141,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
     load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
     line, dropped = evaluate_file(
-        args.evaluate, load, args.max_new_tokens, args.out, free=args.free
+        args.evaluate, load, args.max_new_tokens, args.out, rule=rule_of(args)
     )
     if dropped:
         errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)

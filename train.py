@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adapt", choices=("rows", "course"), default="rows", help=recipes)
 
     add = parser.add_argument_group("optimization").add_argument
-    add("--micro-batch", type=int_at_least(1), help="packs of a forward pass")
+    add("--micro-batch", type=int_at_least(1), help="packs of a forward pass, if not chosen")
     add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
     add("--epochs", type=float_in(1e-9, 1e6), help="times that every row is seen")
     add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
@@ -112,16 +112,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def make_optimizer(
     model: nn.Module, weight_decay: float, row_lr_scale: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over everything that trains; its rate is set before each step.
+    """AdamW (arXiv:1711.05101) over everything that trains, on CUDA in one launch.
 
-    The new tokens' rows are a group of their own, at `row_lr_scale` times the factors' rate.
+    Rates are set before each step; that of the new tokens' rows is `row_lr_scale` times as large.
     """
     named = trainable_parameters(model)
     rows = [p for name, p in named.items() if name.endswith(ROWS_NAME)]
     factors = [p for name, p in named.items() if not name.endswith(ROWS_NAME)]
     groups = [{"params": factors, "lr_scale": 1.0}, {"params": rows, "lr_scale": row_lr_scale}]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999))
+    used, fused = [group for group in groups if group["params"]], any(p.is_cuda for p in factors)
+    return torch.optim.AdamW(used, lr=0.0, weight_decay=weight_decay, fused=fused or None)
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -148,13 +148,13 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
-    precision, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+    precision, packs, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
     run_folder.refuse_base(output, folder)
     base = BaseDigest(folder) if ranks.is_first else None
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
-    data, examples, counts = read_data(args, tokenizer, device, ranks)
+    data, examples, counts = read_data(args, tokenizer, ranks, packs)
 
     # The frozen base with LoRA in it; one to be sliced over ranks stays a mapped file on the CPU.
     place = torch.device("cpu") if args.shard else device

@@ -150,7 +150,7 @@ class Agent:
         ids: list[int] = []
         is_over = False
         for id in self._decode(may_call, again):
-            is_over = self._is_after_call(ids, id)
+            is_over = self._is_after_call(ids, id, stream)
             if is_over:
                 break
             ids.append(id)
@@ -184,7 +184,9 @@ class Agent:
         most = min(self.positions - len(self.ids), self.limits.new_tokens)
         if self.limits.question_tokens is not None:
             most = max(1, min(most, self.limits.question_tokens - self.spent.tokens))
-        rule = self.rule if may_call else CallRule(names=self.rule.names)
+        # Only the first reply to a question can be forced to call, or it would call for ever.
+        choice = self.rule.choice if self.spent.replies == 0 else "auto"
+        rule = CallRule(self.rule.names, choice if may_call else "none")
         guide = guide_for(tokenizer, self.tools, rule, room=most, must_speak=again)
         guides, context = [guide], self.context
         steps = decode(
@@ -192,15 +194,16 @@ class Agent:
         )
         return (id for (id,) in steps if id is not None)
 
-    def _is_after_call(self, ids: Sequence[int], id: int) -> bool:
+    def _is_after_call(self, ids: Sequence[int], id: int, stream: ReplyStream) -> bool:
         """True if a call has ended and no other one begins: the turn is over, said or not."""
-        close, tokenizer = self.tokenizer.wire.call.tags[1:], self.tokenizer
-        if not close or id in (*tokenizer.stop_ids, *map(tokenizer.tag_ids.get, (close[0],))):
+        tokenizer = self.tokenizer
+        tags = [tokenizer.tag_ids[tag] for tag in tokenizer.wire.call.tags]
+        # Inside a thought a call is a part of it
+        if len(tags) < 2 or stream.reader.block is not None:
             return False
-        if id == tokenizer.tag_ids[tokenizer.wire.call.tags[0]] or self._is_space(id):
+        if id in (*tags, *tokenizer.stop_ids) or self._is_space(id):
             return False
-        last = next((one for one in reversed(ids) if not self._is_space(one)), None)
-        return last == tokenizer.tag_ids[close[0]]
+        return next((one for one in reversed(ids) if not self._is_space(one)), None) == tags[1]
 
     def _is_space(self, id: int) -> bool:
         return not (self.tokenizer.spelling(id) or b"x").strip()
@@ -210,7 +213,9 @@ class Agent:
         used = self.spent.reply_seconds + time.monotonic() - start
         if used > self.limits.reply_seconds:
             return f"writing took over {self.limits.reply_seconds:g} s; raise --reply-seconds"
-        if self.limits.loop and is_loop(ids, self.limits.loop):
+        # Calls that are alike are counted instead, and answered (MAX_CALLS, MAX_REPEATS)
+        is_text = self.tokenizer.control_ids.isdisjoint(ids[-self.limits.loop :])
+        if self.limits.loop and is_text and is_loop(ids, self.limits.loop):
             return "the model says one thing again and again; ask in other words"
         most = self.limits.question_tokens
         if most is not None and self.spent.tokens + len(ids) >= most:

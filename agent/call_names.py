@@ -51,6 +51,7 @@ class State(NamedTuple):
     quote: int = 0  # that closes the string
     text: bytes = b""  # of the name or key so far
     is_escaped: bool = False
+    used: frozenset[bytes] = frozenset()  # arguments: a second one of a name breaks the call
 
 
 def spell(name: str) -> bytes:
@@ -84,7 +85,8 @@ class CallNames:
         """What may be written for the name or argument that has begun."""
         if state.mode == "name":
             return {self.names[tool] for tool in state.tools}
-        return {name for tool in state.tools for name in self.arguments[tool] or ()}
+        known = {name for tool in state.tools for name in self.arguments[tool] or ()}
+        return known - state.used
 
     def _step(self, state: State, byte: int) -> State | None:
         mode = state.mode
@@ -107,7 +109,7 @@ class CallNames:
         if mode == "name_value":
             return state._replace(mode="name", quote=byte, text=b"") if byte in QUOTES else None
         if mode == "arguments_value":
-            opened = state._replace(mode="key", brackets=state.brackets + "a")
+            opened = state._replace(mode="key", brackets=state.brackets + "a", used=frozenset())
             return opened if byte == ord("{") else None
         # After a string: a second one beside it would be joined to it by Python
         return self._in_value(state, byte) if byte in CLOSING or byte in b",:" else None
@@ -132,7 +134,8 @@ class CallNames:
                 tools = frozenset(tool for tool in state.tools if self.names[tool] == text)
                 return state._replace(mode="after", tools=tools, text=b"")
             tools = frozenset(tool for tool in state.tools if text in (self.arguments[tool] or ()))
-            return state._replace(mode="colon", tools=tools, text=b"")
+            used = state.used | {text}
+            return state._replace(mode="colon", tools=tools, text=b"", used=used)
         text += bytes((byte,))
         is_begun = any(name.startswith(text) for name in self.spellings(state))
         return state._replace(text=text) if is_begun else None

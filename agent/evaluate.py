@@ -33,6 +33,7 @@ REPLY_MARGIN, SHORTEST_LIMIT, LONGEST_LIMIT = 8, 160, 512
 # not, no call, or several. Learning by heart shows as a gap between the first two.
 KINDS = ("seen", "unseen", "no_call", "parallel")
 RIGHT = "right"
+OFFERED = CallRule()  # names are held to the tools on offer
 
 
 def like_length_batches(
@@ -60,9 +61,13 @@ def first_replies(
     *,
     free: bool = False,
 ) -> list[list[int]]:
-    """The ids that the model writes, greedy, in place of each conversation's first reply."""
+    """The ids that the model writes, greedy, in place of each conversation's first reply.
+
+    free: whether calls may have names that are not on offer.
+    """
     questions = [first_question(conversation) for conversation in conversations]
-    return write_replies(model, tokenizer, questions, max_new_tokens, free=free)
+    rule = CallRule("free" if free else "offered")
+    return write_replies(model, tokenizer, questions, max_new_tokens, rule=rule)
 
 
 def write_replies(
@@ -71,14 +76,13 @@ def write_replies(
     questions: Sequence[Conversation],
     max_new_tokens: int,
     *,
-    free: bool = False,
+    rule: CallRule = OFFERED,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, behind each of the questions.
 
-    A prompt that fills the model's positions gets an empty reply. Names in calls are held to the
-    question's own tools, unless `free`.
+    A prompt that fills the model's positions gets an empty reply. `rule` says what a call to the
+    question's own tools may be.
     """
-    rule = CallRule("free" if free else "offered")
     prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
     replies: list[list[int]] = [[] for _ in prompts]
@@ -165,7 +169,7 @@ def score_every_reply(
     conversations: Sequence[Conversation],
     max_new_tokens: int,
     *,
-    free: bool = False,
+    rule: CallRule = OFFERED,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracy over every reply that a row trains, not only the first; and a line for each reply.
 
@@ -178,7 +182,7 @@ def score_every_reply(
         if message.role == "model" and message.trained
     ]
     questions = [dataclasses.replace(row, messages=row.messages[:turn]) for row, turn in asked]
-    written = write_replies(model, tokenizer, questions, max_new_tokens, free=free)
+    written = write_replies(model, tokenizer, questions, max_new_tokens, rule=rule)
     accuracy, lines = Accuracy(), []
     for (conversation, turn), ids in zip(asked, written, strict=True):
         expected = conversation.messages[turn]
@@ -200,7 +204,7 @@ def evaluate_file(
     max_new_tokens: int,
     out: Path | None,
     *,
-    free: bool = False,
+    rule: CallRule = OFFERED,
 ) -> tuple[dict[str, Any], str]:
     """The accuracy on a file's rows, and the first unreadable ones; `out` gets the lines.
 
@@ -215,12 +219,10 @@ def evaluate_file(
     if max_new_tokens >= limit:
         given = f"--max-new-tokens {max_new_tokens}"
         raise ValueError(f"{given}: the model has {limit} positions for prompt and reply")
-    scored = score_every_reply(model, tokenizer, conversations, max_new_tokens, free=free)
-    accuracy, lines = scored
+    accuracy, lines = score_every_reply(model, tokenizer, conversations, max_new_tokens, rule=rule)
     if out:
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    names = "free" if free else "offered"
-    line = {"file": str(path), "rows_dropped": len(report.dropped), "names": names}
+    line = {"file": str(path), "rows_dropped": len(report.dropped), "names": rule.names}
     return {**line, "tool_call_accuracy": accuracy}, first_lines(report.dropped)
 
 

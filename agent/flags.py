@@ -5,6 +5,8 @@ import math
 import re
 from pathlib import Path
 
+from agent.constrain import check_library
+from agent.guides import CallRule
 from agent.limits import Limits
 from agent.toolbox import CALL_SECONDS, MEMORY
 from common.cli import Parser, float_in, int_at_least
@@ -53,9 +55,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     deltas = "with --json: also each piece of a text as it is written, and the end of a question"
     add("--deltas", action="store_true", help=deltas)
 
-    add = parser.add_argument_group("generation").add_argument
+    parser_group = parser.add_argument_group("generation")
+    add = parser_group.add_argument
+    constrain = "write only calls that fit the schema of a tool on offer (needs llguidance)"
+    call = "with --constrain: whether the first reply has to call, and which tool"
     free = "let a call have any name; default: tools and arguments have only the names on offer"
-    add("--free", action="store_true", help=free)
+    rules = parser_group.add_mutually_exclusive_group().add_argument
+    rules("--free", action="store_true", help=free)
+    rules("--constrain", action="store_true", help=constrain)
+    add("--call", default="auto", metavar="auto|required|NAME", help=call)
     tokens, loop = limits.new_tokens, "end a reply whose last N tokens repeat themselves; 0: never"
     add("--max-new-tokens", type=whole, default=tokens, help="of one reply, at most")
     of_all = "of all replies to a question, at most; default: no limit"
@@ -91,6 +99,27 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises: ValueError for a flag that would do nothing beside the others."""
+    if args.call != "auto" and not args.constrain:
+        raise ValueError(f"--call {args.call} needs --constrain; give both, or neither")
+    if args.tools and (args.merge is not None or args.evaluate is not None):
+        raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
+    if args.evaluate is None and not args.tools:
+        idle = [f"--{name}" for name in ("yes", "constrain") if getattr(args, name)]
+        if idle:
+            raise ValueError(f"{idle[0]} needs --tools, whose calls it is about; leave it out")
+    if args.deltas and not args.json:
+        raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
+    if args.out and args.evaluate is None:
+        raise ValueError("--out needs --evaluate, the file whose replies it is to hold")
+    if args.merge is not None and (args.free or args.constrain):
+        given = "--free" if args.free else "--constrain"
+        raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
+    if args.call != "auto" and args.evaluate is not None:
+        raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
+
+
 def limits_of(args: argparse.Namespace) -> Limits:
     """What one question may take, by the flags."""
     return Limits(
@@ -101,3 +130,11 @@ def limits_of(args: argparse.Namespace) -> Limits:
         reply_seconds=args.reply_seconds,
         loop=args.loop,
     )
+
+
+def rule_of(args: argparse.Namespace) -> CallRule:
+    """What a call may be, by the flags. Raises: ValueError without the library for one."""
+    if args.constrain:
+        check_library()
+        return CallRule("constrained", args.call)
+    return CallRule("free" if args.free else "offered")

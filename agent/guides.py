@@ -3,18 +3,19 @@
 `NameGuide` is the default: names are those on offer, all else is the model's own.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from agent.call_names import NAMING, CallNames, State
-from agent.vocabulary import Vocabulary
-from data.conversation import Tool
+from agent.constrain import CallGrammar, CallGuide
+from agent.vocabulary import vocabulary_of
+from data.conversation import Tool, ToolCall
 from data.tokenizer import Tokenizer
+from data.wire import WireFormat, dump
 from model.generate import Guide
-
-vocabulary_of = lru_cache(maxsize=4)(Vocabulary)  # one for all rows and replies
 
 
 class NameGuide:
@@ -95,9 +96,29 @@ class Speaking:
 
 @dataclass(frozen=True)
 class CallRule:
-    """What a call may be: `names` are "offered", or "free" for whatever the model writes."""
+    """What a call may be, and whether there has to be one.
 
-    names: Literal["offered", "free"] = "offered"
+    names: "offered" holds a call's names to the tools on offer, "constrained" all of it to their
+    schemas, "free" nothing. choice: "auto", "required", or the name of the tool that is to be
+    called; the last two need "constrained".
+    """
+
+    names: Literal["offered", "constrained", "free"] = "offered"
+    choice: str = "auto"
+
+
+# Compiling takes some milliseconds, and a question's replies have one grammar
+_grammar = lru_cache(maxsize=64)(CallGrammar)
+
+
+def writes_json(wire: WireFormat) -> bool:
+    """True for a format whose calls are JSON behind a tag, which is what guides can follow."""
+    try:
+        body = json.loads(wire.write_calls([ToolCall("f", {"a": 1})])[0])
+    except ValueError:
+        return False
+    call = body[0] if isinstance(body, list) else body
+    return bool(wire.call.tags) and call == {"name": "f", "arguments": {"a": 1}}
 
 
 def guide_for(
@@ -108,6 +129,28 @@ def guide_for(
     room: int,
     must_speak: bool = False,
 ) -> Guide | None:
-    """The guide of one reply of at most `room` ids; None where anything may come."""
-    guide = NameGuide(tokenizer, tools) if tools and rule.names == "offered" else None
+    """The guide of one reply of at most `room` ids; None where anything may come.
+
+    Raises: ValueError for a tool to be called that is not on offer, or no room for its call.
+    """
+    guide: Guide | None = None
+    if tools and rule.names == "offered" and writes_json(tokenizer.wire):
+        guide = NameGuide(tokenizer, tools)
+    elif tools and rule.names == "constrained":
+        guide = _call_guide(tokenizer, tools, rule.choice, room)
     return Speaking(tokenizer, guide) if must_speak else guide
+
+
+def _call_guide(tokenizer: Tokenizer, tools: Sequence[Tool], choice: str, room: int) -> CallGuide:
+    if not writes_json(tokenizer.wire):
+        raise ValueError(
+            f"--constrain: calls of the format {tokenizer.format} are no JSON; leave it out"
+        )
+    if choice not in ("auto", "required", "none"):
+        named = [tool for tool in tools if tool.name == choice]
+        if not named:
+            offered = ", ".join(tool.name for tool in tools)
+            raise ValueError(f"--call {choice}: no such tool; the tools are {offered}")
+        tools, choice = named, "required"
+    shown = dump({tool.name: tool.parameters for tool in tools})
+    return CallGuide(_grammar(tokenizer, shown), choice, room)

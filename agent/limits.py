@@ -17,7 +17,7 @@ MAX_REPEATS = 3
 MAX_RESULT_CHARACTERS = 8000
 # A reply that ends with one stretch of at most PERIOD ids, again and again, at least REPEATS times,
 # goes on like that for ever.
-PERIOD, REPEATS = 32, 8
+PERIOD, REPEATS = 32, 4
 
 NO_TOOLS = CallError("unknown_tool", "there are no tools in this chat", "answer without a call")
 TOO_MANY = CallError(

@@ -6,7 +6,7 @@ vocabulary of 256,000 takes a second.
 
 import re
 from bisect import bisect_left
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from data.tokenizer import Tokenizer
 
@@ -70,3 +70,6 @@ class Vocabulary:
             found.append(self.ordinary[place])
             place += 1
         return found
+
+
+vocabulary_of = lru_cache(maxsize=4)(Vocabulary)  # one for all rows and replies

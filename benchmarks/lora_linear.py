@@ -6,6 +6,10 @@ In one run, on the same inputs: the frozen linears (the floor), the formula oper
 ("reference"), the fused path, and PEFT in four modes: float32 adapters as it makes them by default,
 the same under autocast, adapters in the base's dtype (autocast_adapter_dtype=False), and those
 compiled. One JSON line per row goes to --out, a picture beside it.
+
+On a GPU a row's mode says how it was run: "both" as called, where below 4,096 rows the host is what
+is timed, and "graph" from one CUDA graph, which has no host. The card's cache is cleared before
+each.
 """
 
 import argparse
@@ -23,7 +27,18 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.lora_cases import SHAPES, Case, Groups
-from benchmarks.timing import Clock, kept_bytes, quantiles, take_turns, write_rows
+from benchmarks.timing import (
+    GPU_WARM_UP,
+    WARM_UP,
+    Clock,
+    attempt,
+    capture,
+    clear_cache,
+    kept_bytes,
+    quantiles,
+    take_turns,
+    write_rows,
+)
 from common.device import DTYPES, pick_device
 from lora.implementations import resolve_impl
 from model.layers import project
@@ -55,17 +70,47 @@ def parameters_of(groups: Groups) -> list[Tensor]:
     return [p for linears in groups for linear in linears for p in linear.parameters()]
 
 
-def step(case: Case, groups: Groups, autocast: bool) -> dict[str, float]:
-    """Seconds of one forward and one backward."""
+def run(case: Case, groups: Groups, autocast: bool, clock: Clock | None = None) -> list[Tensor]:
+    """One forward and one backward: the outputs and every gradient."""
     trainable = [p for p in parameters_of(groups) if p.requires_grad]
     dys = [dy for group in case.gradients for dy in group]
-    clock = Clock(case.device)
     outputs = forward(case, groups, autocast)
-    seconds = clock.lap()
+    if clock:
+        clock.lap("forward")
     # Not .backward(): it would add to .grad, a pass over memory that is no part of the operator.
-    torch.autograd.grad(outputs, [*case.inputs, *trainable], dys)
-    backward = clock.lap()
-    return {"forward": seconds, "backward": backward, "both": seconds + backward}
+    gradients = torch.autograd.grad(outputs, [*case.inputs, *trainable], dys)
+    if clock:
+        clock.lap("backward")
+    return [*outputs, *gradients]
+
+
+def step(
+    case: Case, groups: Groups, autocast: bool, replay: Callable[[], None] | None
+) -> dict[str, float]:
+    """Seconds of one forward and one backward, as called and, where there is one, as a graph."""
+    clear_cache(case.device)
+    clock = Clock(case.device)
+    run(case, groups, autocast, clock)
+    seconds = clock.seconds()
+    seconds |= {"both": sum(seconds.values())}
+    if replay is None:
+        return seconds
+    clear_cache(case.device)
+    clock = Clock(case.device)
+    replay()
+    clock.lap("graph")
+    return seconds | clock.seconds()
+
+
+def replay_of(case: Case, groups: Groups, autocast: bool) -> Callable[[], None] | None:
+    """What replays the step's graph; None without CUDA, or where the step cannot be captured."""
+    if case.device.type != "cuda":
+        return None
+    captured, error = attempt(lambda: capture(partial(run, case, groups, autocast)))
+    if captured is None:
+        console.print(f"no graph: {error}", style="red", markup=False)
+        return None
+    return captured[0]
 
 
 def implementations(case: Case, with_peft: bool) -> dict[str, tuple[Groups, bool]]:
@@ -84,15 +129,22 @@ def measure(case: Case, rounds: int, with_peft: bool) -> list[dict[str, Any]]:
     """A row per implementation and phase."""
     ways = implementations(case, with_peft)
     steps: dict[str, Callable[[], dict[str, float]]] = {
-        name: partial(step, case, groups, autocast) for name, (groups, autocast) in ways.items()
+        name: partial(step, case, groups, autocast, replay_of(case, groups, autocast))
+        for name, (groups, autocast) in ways.items()
     }
-    times = take_turns(steps, rounds)
+    warm_up = GPU_WARM_UP if case.device.type == "cuda" else WARM_UP
+
+    def died(name: str, error: str) -> None:
+        console.print(f"{name}: {error}", style="red", markup=False)
+
+    times = take_turns(steps, rounds, warm_up, died)
     what = {"shape": case.shape, "rows": case.rows, "rank": case.rank, "dropout": case.dropout}
     what["dtype"] = str(case.dtype).removeprefix("torch.")
     rows = []
-    for name, (groups, autocast) in ways.items():
+    for name, found in times.items():
+        groups, autocast = ways[name]
         memory = memory_of(case, groups, autocast)
-        for phase, seconds in times[name].items():
+        for phase, seconds in found.items():
             row = {"name": "lora_linear", "impl": name, "mode": phase}
             rows.append(row | what | quantiles(seconds) | memory)
     return rows
@@ -105,7 +157,7 @@ def memory_of(case: Case, groups: Groups, autocast: bool) -> dict[str, int | Non
         return {"kept_bytes": kept, "peak_bytes": None}
     before = torch.cuda.memory_allocated(case.device)
     torch.cuda.reset_peak_memory_stats(case.device)
-    step(case, groups, autocast)
+    run(case, groups, autocast)
     return {"kept_bytes": kept, "peak_bytes": torch.cuda.max_memory_allocated(case.device) - before}
 
 
@@ -114,13 +166,19 @@ def show(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     what = f"{first['shape']}, {first['rows']} rows, r {first['rank']}"
     table = Table(title=f"{what}, dropout {first['dropout']}, {first['dtype']}")
-    for column in ("implementation", "forward ms", "backward ms", "both ms", "x frozen", "kept MB"):
+    columns = ["implementation", "forward ms", "backward ms", "both ms", "x frozen", "kept MB"]
+    has_graphs = any(row["mode"] == "graph" for row in rows)
+    for column in columns + ["graph ms", "x frozen"] * has_graphs:
         table.add_column(column, justify="left" if column == "implementation" else "right")
     p50 = {(row["impl"], row["mode"]): row["p50_ms"] for row in rows}
     for row in (row for row in rows if row["mode"] == "both"):
         times = [f"{p50[row['impl'], mode]:.2f}" for mode in ("forward", "backward", "both")]
         ratio = row["p50_ms"] / p50["frozen", "both"]
-        table.add_row(row["impl"], *times, f"{ratio:.2f}", f"{row['kept_bytes'] / 1e6:.1f}")
+        cells = [*times, f"{ratio:.2f}", f"{row['kept_bytes'] / 1e6:.1f}"]
+        graph = p50.get((row["impl"], "graph"))
+        if graph is not None and ("frozen", "graph") in p50:
+            cells += [f"{graph:.2f}", f"{graph / p50['frozen', 'graph']:.2f}"]
+        table.add_row(row["impl"], *cells)
     console.print(table)
 
 
@@ -131,7 +189,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")  # draws into a file and needs no screen
     import matplotlib.pyplot as plt
 
-    both = [row for row in rows if row["mode"] == "both"]
+    mode = "graph" if any(row["mode"] == "graph" for row in rows) else "both"
+    both = [row for row in rows if row["mode"] == mode]
     cases = list(dict.fromkeys((r["shape"], r["rows"], r["rank"], r["dropout"]) for r in both))
     names = list(dict.fromkeys(r["impl"] for r in both))
     times = {(r["impl"], r["shape"], r["rows"], r["rank"], r["dropout"]): r["p50_ms"] for r in both}
@@ -210,6 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for shape, num_rows, rank, dropout in product(
         args.shapes, args.rows, args.ranks, args.dropouts
     ):
+        torch.compiler.reset()  # or the compiled peer's graphs of all cases count to one limit
         case = Case(shape, num_rows, rank=rank, dropout=dropout, device=device, dtype=dtype)
         found = measure(case, args.rounds, with_peft=not args.no_peft)
         show(found)

@@ -4,7 +4,8 @@
 
 Both get LoRA on the seven linears and the same low-rank factors; their losses are compared without
 dropout before anything is timed. Peaks of memory come from one fresh process for each. One JSON
-line per row goes to --out.
+line per row goes to --out, as soon as there is one; a way that dies, as one that runs out of
+memory, has a row that says so and stops no other.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.our_model import CONFIGS, Ours, random_batch
 from benchmarks.peer_model import Peer
-from benchmarks.timing import Clock, quantiles, take_turns, write_rows
+from benchmarks.timing import GPU_WARM_UP, Clock, attempt, quantiles, take_turns, write_rows
 from common.device import DTYPES, describe, peak_memory_bytes, pick_device
 from data.packing import Batch
 from lora.implementations import IMPLEMENTATIONS
@@ -42,38 +43,55 @@ def build(name: str, args: argparse.Namespace) -> Ours | Peer:
 def step(way: Ours | Peer, batch: Batch) -> dict[str, float]:
     """One optimizer step; the seconds of its phases. The peer's forward pass includes its loss."""
     clock = Clock(batch.tokens.device)
-    loss, forward = way.loss(batch, clock)
-    head = clock.lap()
+    loss = way.loss(batch, clock)
+    clock.lap("loss")
     loss.backward()
-    backward = clock.lap()
+    clock.lap("backward")
     torch.nn.utils.clip_grad_norm_(way.parameters(), 1.0)
     way.optimizer.step()
     way.optimizer.zero_grad()
-    update = clock.lap()
-    seconds = (forward, head, backward, update, forward + head + backward + update)
-    return dict(zip(PHASES, seconds, strict=True))
+    clock.lap("optimizer")
+    seconds = clock.seconds()
+    return seconds | {"step": sum(seconds.values())}
 
 
-def check_equal(ways: dict[str, Ours | Peer], batch: Batch, dtype: torch.dtype) -> dict[str, float]:
-    """The losses, which must agree like the gradient norms before anything is timed.
-
-    Raises: AssertionError naming what differs by more than the dtype's rounding.
-    """
-    losses = {}
-    for name, way in ways.items():
-        way.model.eval()  # no dropout: the two would draw different masks
-        loss, _ = way.loss(batch)
+def loss_and_norm(way: Ours | Peer, batch: Batch) -> tuple[float, float]:
+    """The loss and the norm of its gradient, without dropout: two ways draw different masks."""
+    way.model.eval()
+    try:
+        loss = way.loss(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(way.parameters(), float("inf"))
+        return loss.item(), norm.item()
+    finally:  # also when memory ran out: the others need what gradients there are
         way.optimizer.zero_grad()
         way.model.train()
-        losses[name] = (loss.item(), norm.item())
-    console.print("loss and gradient norm:", losses)
+
+
+def check_equal(
+    ways: dict[str, Ours | Peer],
+    batch: Batch,
+    dtype: torch.dtype,
+    on_death: Callable[[str, str], None],
+) -> dict[str, float]:
+    """The losses, which must agree like the gradient norms before anything is timed.
+
+    A way that raises, or differs from the first by more than the dtype's rounding, leaves `ways`.
+    """
+    losses: dict[str, tuple[float, float]] = {}
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    first = losses[next(iter(ways))]
-    for name, values in losses.items():
-        for ours, theirs in zip(first, values, strict=True):
-            assert abs(ours - theirs) <= tolerance * abs(ours), f"{name}: {values} against {first}"
+    for name, way in list(ways.items()):
+        values, error = attempt(partial(loss_and_norm, way, batch))
+        first = next(iter(losses.values()), values)
+        pairs = zip(first or (), values or (), strict=False)
+        if any(not abs(ours - theirs) <= tolerance * abs(ours) for ours, theirs in pairs):
+            error = f"loss and gradient norm {values} differ from the first way's, {first}"
+        if error or values is None:
+            del ways[name]
+            on_death(name, error)
+        else:
+            losses[name] = values
+    console.print("loss and gradient norm:", losses)
     return {name: loss for name, (loss, _) in losses.items()}
 
 
@@ -90,7 +108,8 @@ def floor_seconds(args: argparse.Namespace, config: Gemma2Config, batch: Batch) 
     def product() -> dict[str, float]:
         clock = Clock(device)
         x @ weight.T
-        return {"s": clock.lap()}
+        clock.lap("s")
+        return clock.seconds()
 
     seconds = take_turns({"product": product}, 10)
     rate = 2 * rows * 2304 * 9216 / min(seconds["product"]["s"])
@@ -105,45 +124,60 @@ def peak_of(name: str, argv: Sequence[str]) -> int:
     command = [sys.executable, "-m", "benchmarks.train_step", *argv, "--peak-of", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 
-def measure(args: argparse.Namespace, argv: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per implementation."""
-    # First, while this process has no model: a 2B model beside two others fits few machines.
-    peaks = {name: None if args.no_peak else peak_of(name, argv) for name in args.only}
+def measure(
+    args: argparse.Namespace, argv: Sequence[str], keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """A row per implementation goes to `keep` when it is there; one that died has an "error"."""
     config = CONFIGS[args.config]
     batch = random_batch(args, config)
-    ours = Ours(args)
-    ways: dict[str, Ours | Peer] = {}
-    for name in args.only:
-        is_peft = name == "peft"  # as it is by default: float32 adapters
-        ways[name] = ours if name == "ours" else Peer(ours.model, args, keeps_float32=is_peft)
-    losses = check_equal(ways, batch, DTYPES[args.dtype])
-    steps: dict[str, Callable[[], dict[str, float]]] = {
-        name: partial(step, way, batch) for name, way in ways.items()
-    }
-    times = take_turns(steps, args.rounds, warm_up=1)
-    floor = floor_seconds(args, config, batch)
-
     what: dict[str, Any] = {name: getattr(args, name) for name in ("config", "packs", "length")}
     what |= {"documents": args.documents, "supervised": batch.num_supervised, "dtype": args.dtype}
     what |= {"checkpointing": args.checkpoint_activations, "rank": args.rank}
     what["dropout"] = args.dropout
-    rows: list[dict[str, Any]] = []
-    for name in ways:
-        phases = {phase: quantiles(seconds)["p50_ms"] for phase, seconds in times[name].items()}
+
+    def died(name: str, error: str) -> None:
+        out_of_memory = {"out_of_memory": "OutOfMemoryError" in error, "error": error}
+        keep({"name": "train_step", "impl": name} | what | out_of_memory)
+
+    # First, while this process has no model: a 2B model beside two others fits few machines.
+    peaks: dict[str, int | None] = {}
+    for name in args.only:
+        peaks[name], error = (None, "") if args.no_peak else attempt(partial(peak_of, name, argv))
+        if error:
+            died(name, error)
+    ours = Ours(args)
+    ways: dict[str, Ours | Peer] = {}
+    for name in (name for name in args.only if args.no_peak or peaks[name] is not None):
+        is_peft = name == "peft"  # as it is by default: float32 adapters
+        ways[name] = ours if name == "ours" else Peer(ours.model, args, keeps_float32=is_peft)
+    losses = check_equal(ways, batch, DTYPES[args.dtype], died)
+    steps: dict[str, Callable[[], dict[str, float]]] = {
+        name: partial(step, way, batch) for name, way in ways.items()
+    }
+    warm_up = GPU_WARM_UP if batch.tokens.is_cuda else 1
+    times = take_turns(steps, args.rounds, warm_up, died)
+    floor = floor_seconds(args, config, batch)
+    for name, found in times.items():
+        phases = {phase: quantiles(seconds)["p50_ms"] for phase, seconds in found.items()}
         seconds = phases["step"] / 1e3
         row = {"name": "train_step", "impl": name} | what
-        row |= {"loss": losses[name], "ms": phases} | quantiles(times[name]["step"])
+        row |= {"loss": losses[name], "ms": phases} | quantiles(found["step"])
         row |= {"tokens_per_second": batch.tokens.numel() / seconds, "of_floor": floor / seconds}
-        rows.append(row | {"peak_bytes": peaks[name]})
-    return rows
+        keep(row | {"peak_bytes": peaks[name]})
 
 
 def show(rows: list[dict[str, Any]], device: torch.device) -> None:
-    """Prints the rows as a table."""
+    """Prints the rows as a table, and what died below it."""
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['impl']}: {row['error']}", style="red", markup=False)
+    rows = [row for row in rows if "error" not in row]
+    if not rows:
+        return
     first = rows[0]
     size = f"{first['packs']} x {first['length']} tokens, {first['supervised']} supervised"
     how = f"{first['dtype']}, checkpointing {first['checkpointing']}, {describe(device)}"
@@ -220,7 +254,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Returns the exit code: 1 where a way died."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(argv)
     try:
@@ -237,10 +271,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             step(way, batch)
         print(json.dumps({"peak_bytes": peak_memory_bytes(device)}))
     else:
-        rows = measure(args, argv)
+        rows: list[dict[str, Any]] = []
+
+        def keep(row: dict[str, Any]) -> None:
+            rows.append(row)
+            if args.out:
+                write_rows(args.out, [row], device)
+
+        measure(args, argv, keep)
         show(rows, device)
-        if args.out:
-            write_rows(args.out, rows, device)
+        return int(any("error" in row for row in rows))
     return 0
 
 

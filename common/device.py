@@ -49,6 +49,15 @@ def has_fast_matmul(x: torch.Tensor) -> bool:
     return x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of the host's x on `device`; where it is CUDA, nobody waits for what the card does."""
+    if device.type != "cuda" or x.is_cuda:
+        # Waiting: on MPS a source that is freed at once could be overwritten before it is copied.
+        return x.to(device)
+    # From pinned memory: a pageable copy of more than 64 KB waits until all earlier work is done.
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
 

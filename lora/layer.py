@@ -137,14 +137,9 @@ def fused_linears(x: Tensor, linears: Sequence[LowRank], *, p: float, impl: str)
         else linear.lora_b
         for linear, weight in zip(linears, weights, strict=True)
     ]
-    # The kernels read the seed where it lies, so the host never waits for a GPU; the plain steps
-    # read it on the host. It comes from PyTorch's generator, whose state checkpointing puts back: a
-    # recomputed block repeats its mask.
-    seed_device = x.device if impl == "triton" else torch.device("cpu")
-    if p:
-        seed = torch.randint(2**62, (1,), device=seed_device)
-    else:
-        seed = torch.zeros(1, dtype=torch.int64, device=seed_device)
+    # On the host, for a GPU too: drawn there it would be one launch more. It comes from PyTorch's
+    # generator, whose state checkpointing puts back: a recomputed block repeats its mask.
+    seed = torch.randint(2**62, (1,)) if p else torch.zeros(1, dtype=torch.int64)
     call = _Call(tuple(linear.scaling for linear in linears), p, impl)
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
     # A compiler follows neither a generator's seed nor a kernel's launch. There a compiled caller

@@ -17,6 +17,7 @@ Source: "FlashAttention-2" (arXiv:2307.08691), section 3.1 and algorithm 2; the 
 (arXiv:2408.00118).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Queries of a tile: its float32 scores should stay in the processor's cache.
-TILE = 192
+# Queries of a tile. On a CPU its float32 scores should stay in the processor's cache; on a GPU it
+# is thirty launches whatever its size.
+TILE = {"cpu": 192, "mps": 192, "cuda": 512}
 # The fewest keys before a tile's queries that a bias matrix is made for, and then twice as many and
 # so on: few sizes, so that they can be kept.
 EARLIER = 512
@@ -90,12 +92,15 @@ class Tile:
     first_key: int
 
 
-def tiles(spans: list[Span], window: int | None) -> Iterator[Tile]:
-    """Cuts documents into tiles; a window leaves out the keys that no query of a tile sees."""
+def tiles(spans: list[Span], window: int | None, size: int) -> Iterator[Tile]:
+    """Cuts documents into tiles of at most `size` queries.
+
+    A window leaves out the keys that no query of a tile sees.
+    """
     for row, start, stop in spans:
-        for first in range(start, stop, TILE):
+        for first in range(start, stop, size):
             low = start if window is None else max(start, first - window + 1)
-            yield Tile(row, first, min(first + TILE, stop), low)
+            yield Tile(row, first, min(first + size, stop), low)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, keys: Tensor, values: Tensor, spans: list[Span], rule: _Rule
     ) -> Tensor:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for tile in tiles(spans, rule.window):
+        for tile in tiles(spans, rule.window, TILE[query.device.type]):
             q = _queries(query, tile, keys.shape[2]).to(rule.dtype)
             k, v = (_keys(x, tile).to(rule.dtype) for x in (keys, values))
             weights = _weights(_scores(q, k, rule), tile, rule)
@@ -138,7 +143,7 @@ class _TiledAttention(torch.autograd.Function):
         d_keys, d_values = (torch.zeros(x.shape, device=x.device) for x in (keys, values))
         # sum(do o) is sum(p dp) without the scores: one number for each query and head.
         delta = (grads[0].float() * out.float()).sum(-1, keepdim=True)  # (B, T, H, 1)
-        for tile in tiles(ctx.spans, rule.window):
+        for tile in tiles(ctx.spans, rule.window, TILE[query.device.type]):
             q, d_out = (_queries(x, tile, groups).to(rule.dtype) for x in (query, grads[0]))
             k, v = (_keys(x, tile).to(rule.dtype) for x in (keys, values))
             scores = _scores(q, k, rule)
@@ -176,10 +181,16 @@ def _keys(x: Tensor, tile: Tile) -> Tensor:
 
 def _scores(q: Tensor, k: Tensor, rule: _Rule) -> Tensor:
     """u, or without a cap scale q k^T itself: (Hkv, H / Hkv * n, S), float32."""
+    scale = rule.scale
+    if q.dtype == torch.float16:
+        # q k^T alone may exceed 65,504. The largest power of two in the scale, which for Gemma-2-2B
+        # is the scale, comes off q first, and is exact there.
+        power = 2.0 ** math.floor(math.log2(scale))
+        q, scale = q * power, scale / power
     scores = (q @ k.transpose(1, 2)).float()
     if rule.cap is None:
-        return scores.mul_(rule.scale)
-    return scores.mul_(2.0 * rule.scale / rule.cap).sigmoid_()
+        return scores.mul_(scale)
+    return scores.mul_(2.0 * scale / rule.cap).sigmoid_()
 
 
 def _weights(scores: Tensor, tile: Tile, rule: _Rule) -> Tensor:
@@ -190,7 +201,7 @@ def _weights(scores: Tensor, tile: Tile, rule: _Rule) -> Tensor:
     while size < earlier:
         size *= 2
     # Only the distance from a query to a key matters, so a part of one large matrix fits each tile.
-    bias = causal_bias(TILE, size, rule.window, scores.device)
+    bias = causal_bias(TILE[scores.device.type], size, rule.window, scores.device)
     bias = bias[:queries, size - earlier : size + queries]  # (n, S)
     # One pass over the scores for cap and mask. The cap comes before the mask: the other way round
     # a masked score would be -cap and leak.

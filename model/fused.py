@@ -23,8 +23,11 @@ R = TypeVar("R")
 FP16_SHRINK = 2.0**-6
 
 
-def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` of tensors without gradients, one kernel where a pass over a text runs on CUDA."""
+def fused(function: Callable[P, R], sizes_vary: bool | None = None) -> Callable[P, R]:
+    """`function` of tensors without gradients, one kernel where a pass over a text runs on CUDA.
+
+    `sizes_vary`: True compiles for all sizes at once; by default that comes with the second size.
+    """
     # Filled at the first call on a GPU: compiling at import would slow every start.
     compiled: list[Callable[..., R]] = []
 
@@ -35,7 +38,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not (isinstance(first, Tensor) and _can_compile(first)) or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if not compiled:
-            compiled.append(torch.compile(function))
+            compiled.append(torch.compile(function, dynamic=sizes_vary))
         # Gradients are by hand here; whether one is wanted must not be a reason to compile again.
         detached = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
         return compiled[0](*detached, **kwargs)

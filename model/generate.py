@@ -67,7 +67,7 @@ class Guide(Protocol):
         ...
 
     def allowed(self) -> Sequence[int]:
-        """Every id that may; asked only after one was refused."""
+        """Every id that may, or some of them if one of these was refused too."""
         ...
 
     def advance(self, id: int) -> None:
@@ -106,7 +106,7 @@ def _guided(
     as if all ids that are not allowed had been masked at once: x is drawn with probability p(x),
     or after a refusal, so with p(x) + (1 - P) p(x) / P = p(x) / P, P being that of all allowed.
     """
-    if not guide.accepts(id):
+    while not guide.accepts(id):
         allowed = torch.tensor(guide.allowed(), device=logits.device)
         masked = torch.full_like(logits, float("-inf"))
         masked[:, allowed] = logits[:, allowed]

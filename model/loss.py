@@ -13,13 +13,13 @@ Source: "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009)
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common.constants import IGNORED
-from common.device import has_fast_matmul
+from common.device import has_fast_matmul, send
 from model.fused import tanh_
 from model.layers import TokenHead
 from model.sweep import LARGEST_CAP, FrozenHead, Options, Sweep
@@ -27,29 +27,42 @@ from model.transformer import Gemma2
 
 # Bytes of float32 logits that one chunk of rows may hold: 128 rows of the 256,000-row head.
 CHUNK_BYTES = 128 * 256_000 * 4
-SWEEP_ROWS = 512  # of a sweep
+# Rows of a sweep. On CUDA all that a batch may have: each sweep reads the whole head.
+SWEEP_ROWS = {"cpu": 512, "mps": 512, "cuda": 8192}
+
+
+class Supervised(NamedTuple):
+    """Where a batch is supervised, as indices into its B * T positions, and with which tokens."""
+
+    places: Tensor  # (n,)
+    tokens: Tensor  # (n,)
+
+
+def find_supervised(targets: Tensor, device: torch.device) -> Supervised:
+    """The places in targets int64 (B, T) that are not -100, and the tokens there, on `device`.
+
+    Best from targets on the host, before the forward pass: looking places up on a GPU waits for it.
+    """
+    flat = targets.flatten()
+    places = (flat != IGNORED).nonzero()[:, 0]
+    return Supervised(send(places, device), send(flat[places], device))
 
 
 def supervised_loss(
-    model: Gemma2, hidden: Tensor, targets: Tensor, scale: float = 1.0
+    model: Gemma2, hidden: Tensor, targets: Tensor | Supervised, scale: float = 1.0
 ) -> tuple[Tensor, int]:
     """Summed cross-entropy over the supervised positions, float32, and their number.
 
-    hidden (B, T, D) from `model.hidden`; targets int64 (B, T), -100 where not supervised, best on
-    the host: their places are looked up on the targets' device, and a GPU would have to be waited
-    for. `scale` is the factor that the caller will multiply the loss with before `backward` (a
-    gradient scaler's): the stored 16-bit gradients carry it.
+    hidden (B, T, D) from `model.hidden`; targets as for `find_supervised`, or what that found.
+    `scale` is the factor that the caller will multiply the loss with before `backward` (a gradient
+    scaler's): the stored 16-bit gradients carry it.
     Divide the sum by the whole step's number of supervised tokens, never by the micro-batch's.
     Gradients are exact for the hidden states and for every trainable parameter of the head.
     Differentiable once.
     """
-    flat = targets.flatten()
-    places = (flat != IGNORED).nonzero()[:, 0]  # (n,)
-    # Only CUDA copies what it was given before it returns: elsewhere a freed source could be
-    # overwritten first.
-    is_cuda = hidden.device.type == "cuda"
-    wanted, places = (t.to(hidden.device, non_blocking=is_cuda) for t in (flat[places], places))
-    picked = hidden.flatten(0, 1).index_select(0, places)  # (n, D)
+    if isinstance(targets, Tensor):
+        targets = find_supervised(targets, hidden.device)
+    picked = hidden.flatten(0, 1).index_select(0, targets.places)  # (n, D)
     head, cap = model.lm_head, model.config.final_logit_softcapping
     params = [p for p in head.parameters() if p.requires_grad]
     # Decided here: inside a Function's forward gradients are always off, and an evaluation would
@@ -58,12 +71,12 @@ def supervised_loss(
     replaced = _replaced_rows(head)
     if replaced is not None and _can_sweep(head.weight, cap, hidden):
         ids, rows = replaced
-        options = Options(cap, scale, needs_grad, SWEEP_ROWS)
-        total = Sweep.apply(FrozenHead(head.weight, ids), options, wanted, picked, rows)
+        options = Options(cap, scale, needs_grad, SWEEP_ROWS[hidden.device.type])
+        total = Sweep.apply(FrozenHead(head.weight, ids), options, targets.tokens, picked, rows)
     else:
         chunk = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
         options = Options(cap, scale, needs_grad, chunk)
-        total = _ByRows.apply(head, options, wanted, picked, *params)
+        total = _ByRows.apply(head, options, targets.tokens, picked, *params)
     return total, picked.shape[0]
 
 

@@ -2,23 +2,29 @@
 
 Two forms of one method: with a softcap (Gemma-2), which bounds the logits, so that exp needs no
 maximum taken off; and without (Gemma 3), where a running maximum does that. In both the target
-stays out of the sums, for a confident prediction would drown in their rounding.
+stays out of the sums, for a confident prediction would drown in their rounding. Each is two
+products and one pass over a block between them, which a CPU makes in place and CUDA in one kernel.
 
 Shapes: D model width, V vocabulary, c rows of a chunk, m columns of a block.
 Source: "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) for the idea; the
 running maximum is that of "Online normalizer calculation for softmax" (arXiv:1805.02867).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Bytes of float32 logits of a block, which every pass over it should find in the cache.
-BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20, "mps": 32 << 20}
+from common.device import send
+from model.fused import fused
+
+# Bytes of float32 logits of a block. On a CPU every pass over them should find them in the cache;
+# CUDA passes over their 16-bit form once, and few blocks are few launches.
+BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20, "mps": 32 << 20}
 # exp(2 cap) must not overflow when 256,000 of them are added in float32.
 LARGEST_CAP = 35.0
 
@@ -34,11 +40,11 @@ class Options:
 
 
 class Block(NamedTuple):
-    """Some rows of the head, from `start` on; `replaced` has (place in ids, place here) pairs."""
+    """Some rows of the head, from `start` on."""
 
     start: int
     weight: Tensor  # (m, D)
-    replaced: list[tuple[int, int]]
+    replaced: list[tuple[int, int]]  # pairs of a place in ids and one here
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,22 @@ class FrozenHead:
             local = [(k, i - start) for k, i in enumerate(self.ids) if start <= i < start + size]
             if rows is not None and local:
                 block = block.clone()  # the base's weight itself must stay as it is
-                for k, i in local:
-                    block[i] = rows[k]  # rounded to the head's dtype
+                k, i = (send(torch.tensor(part), block.device) for part in zip(*local, strict=True))
+                block.index_copy_(0, i, rows[k].to(block.dtype))
             yield Block(start, block, local)
 
     def rows_of(self, targets: Tensor, rows: Tensor | None) -> Tensor:
         """The row of each target (c,), as `blocks` has it: (c, D), float32."""
         wanted = self.weight[targets].float()
-        trained = () if rows is None else rows.to(self.weight.dtype).float()
-        for i, row in zip(self.ids, trained, strict=True):
-            wanted = torch.where(targets[:, None] == i, row, wanted)
-        return wanted
+        if rows is None or not self.ids:
+            return wanted
+        is_trained = self.matches(targets)
+        trained = rows.to(self.weight.dtype).float()[is_trained.int().argmax(1)]
+        return torch.where(is_trained.any(1, keepdim=True), trained, wanted)
+
+    def matches(self, targets: Tensor) -> Tensor:
+        """Which of the ids each target (c,) is: bool (c, n_ids)."""
+        return targets[:, None] == send(torch.tensor(self.ids), targets.device)
 
 
 class Sweep(torch.autograd.Function):
@@ -114,12 +125,64 @@ def _start(h: Tensor, head: FrozenHead) -> tuple[int, list[Tensor]]:
     return size, [torch.zeros(h.shape[0], width, device=h.device) for width in widths]
 
 
-def _places(targets: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """The targets' columns in a block (c, 1), and whether they are there."""
-    index = targets[:, None] - block.start
-    inside = (index >= 0) & (index < block.weight.shape[0])
+def _take_own_(values: Tensor, e: Tensor, places: Tensor, without: float) -> Tensor:
+    """Each row's value (c, 1) in its target's column, where `e` becomes `without`.
+
+    values and e (c, m); places (c, 1) are the targets' columns. 0 where that is in another block.
+    """
+    inside = (places >= 0) & (places < e.shape[1])
     # Where a row's target is no column of this block, an index that can be gathered instead.
-    return index.clamp(0, block.weight.shape[0] - 1), inside
+    index = places.clamp(0, e.shape[1] - 1)
+    own = values.gather(1, index).masked_fill_(~inside, 0.0)
+    # The others as they are: a boolean index would make a GPU wait for its size.
+    e.scatter_(1, index, e.gather(1, index).masked_fill_(inside, without))
+    return own
+
+
+def _is_own(z: Tensor, places: Tensor) -> Tensor:
+    """True in the targets' columns: (c, m). For one kernel, which needs no index."""
+    return torch.arange(z.shape[1], device=z.device) == places
+
+
+def _add_product_(total: Tensor, e: Tensor, weight: Tensor) -> None:
+    """total (c, D) float32 += e (c, m) weight (m, D), the product in the weight's dtype."""
+    if total.is_cuda and weight.dtype != torch.float32:
+        # Summed in float32 where it is: no 16-bit product between, and no pass to add it.
+        torch.addmm(total, e, weight, out_dtype=torch.float32, out=total)
+    else:
+        total += e.to(weight.dtype) @ weight
+
+
+CappedPass = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor, Tensor]]
+
+
+def _capped_pass_(cap: float, needs_grad: bool) -> CappedPass:
+    """The pass over a block's z (c, m), in place: e p (1 - p), the sum of e (c, 1), and p_x."""
+
+    def run(z: Tensor, places: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        p = z.float().mul_(2.0 / cap).sigmoid_()
+        e = (p * (2.0 * cap)).exp_()
+        own = _take_own_(p, e, places, without=0.0)
+        sums = e.sum(1, keepdim=True)
+        # Not divided by S yet, which is known after the last block; the 4 comes with it.
+        return e.mul_(p.addcmul_(p, p, value=-1.0)) if needs_grad else None, sums, own
+
+    return run
+
+
+@cache
+def _capped_kernel(cap: float, needs_grad: bool) -> CappedPass:
+    """`_capped_pass_` as one kernel, in which the targets' columns are compared, not gathered."""
+
+    def run(z: Tensor, places: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        is_own = _is_own(z, places)
+        p = torch.sigmoid(z.float() * (2.0 / cap))
+        e = torch.where(is_own, 0.0, torch.exp(p * (2.0 * cap)))
+        own = torch.where(is_own, p, 0.0).sum(1, keepdim=True)
+        numerators = (e * (p - p * p)).to(z.dtype) if needs_grad else None
+        return numerators, e.sum(1, keepdim=True), own
+
+    return fused(run, sizes_vary=True)
 
 
 def _sweep_capped(
@@ -138,18 +201,14 @@ def _sweep_capped(
     cap = options.cap
     assert cap is not None  # `Sweep`
     size, (rest, picked, gradient, columns) = _start(h, head)
+    make_pass = _capped_kernel if h.is_cuda else _capped_pass_
+    run = make_pass(cap, options.needs_grad)
     for block in head.blocks(rows, size):
-        p = (h @ block.weight.T).float().mul_(2.0 / cap).sigmoid_()  # (c, m)
-        e = (p * (2.0 * cap)).exp_()
-        index, inside = _places(targets, block)
-        picked = torch.where(inside, p.gather(1, index), picked)
-        # e_x = 0, and the others as they are: a boolean index would make a GPU wait for its size.
-        e.scatter_(1, index, e.gather(1, index).masked_fill_(inside, 0.0))
-        rest += e.sum(1, keepdim=True)
-        if options.needs_grad:
-            # Not divided by S yet, which is known after the last block; the 4 comes with it.
-            e.mul_(p.addcmul_(p, p, value=-1.0))  # e (p - p p), over both
-            gradient += e.to(h.dtype) @ block.weight
+        e, sums, own = run(h @ block.weight.T, targets[:, None] - block.start)
+        rest += sums
+        picked += own
+        if e is not None:
+            _add_product_(gradient, e, block.weight)
             for k, i in block.replaced:
                 columns[:, k] = e[:, i]
     own = (2.0 * cap * picked).exp_()  # e_x, (c, 1)
@@ -162,6 +221,31 @@ def _sweep_capped(
     gradient.mul_(4.0 / sums).addcmul_(slope, head.rows_of(targets, rows), value=-1.0)
     columns.mul_(4.0 / sums)
     return loss, gradient, _row_gradient(h, targets, head, columns, slope)
+
+
+def _uncapped_pass_(
+    z: Tensor, places: Tensor, largest: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pass over z (c, m), in place: e = exp(z - M), its sum, z_x, and M (c, 1)."""
+    z = z.float()
+    own = _take_own_(z, z, places, without=float("-inf"))  # e_x = 0
+    largest = torch.maximum(largest, z.amax(1, keepdim=True))
+    e = z.sub_(largest).exp_()
+    return e, e.sum(1, keepdim=True), own, largest
+
+
+def _uncapped_one(
+    z: Tensor, places: Tensor, largest: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    is_own, wide = _is_own(z, places), z.float()
+    own = torch.where(is_own, wide, 0.0).sum(1, keepdim=True)
+    others = torch.where(is_own, float("-inf"), wide)
+    largest = torch.maximum(largest, others.amax(1, keepdim=True))
+    e = torch.exp(others - largest)
+    return e.to(z.dtype), e.sum(1, keepdim=True), own, largest
+
+
+_uncapped_kernel = fused(_uncapped_one, sizes_vary=True)
 
 
 def _sweep_uncapped(
@@ -177,20 +261,18 @@ def _sweep_uncapped(
         dh   = sigmoid(t) (sum_(v != x) e_v W_v / R - W_x)
     """
     size, (rest, own, gradient, columns) = _start(h, head)
+    run = _uncapped_kernel if h.is_cuda else _uncapped_pass_
     # Not -inf: the difference of two of them would be NaN.
     largest = torch.full_like(rest, torch.finfo(torch.float32).min)
     for block in head.blocks(rows, size):
-        z = (h @ block.weight.T).float()  # (c, m)
-        index, inside = _places(targets, block)
-        own = torch.where(inside, z.gather(1, index), own)
-        z.scatter_(1, index, z.gather(1, index).masked_fill_(inside, float("-inf")))  # e_x = 0
-        larger = torch.maximum(largest, z.amax(1, keepdim=True))
-        shrink = (largest - larger).exp_()
-        largest = larger
-        e = z.sub_(largest).exp_()
-        rest.mul_(shrink).add_(e.sum(1, keepdim=True))
+        before = largest
+        places = targets[:, None] - block.start
+        e, sums, own_here, largest = run(h @ block.weight.T, places, before)
+        own += own_here
+        shrink = (before - largest).exp_()
+        rest.mul_(shrink).add_(sums)
         if options.needs_grad:
-            gradient.mul_(shrink).add_(e.to(h.dtype) @ block.weight)
+            _add_product_(gradient.mul_(shrink), e, block.weight)
             columns.mul_(shrink)
             for k, i in block.replaced:
                 columns[:, k] = e[:, i]
@@ -211,6 +293,6 @@ def _row_gradient(
 
     `columns` (c, n_ids) lacks the target's own part, which `slope` (c, 1) is.
     """
-    for k, i in enumerate(head.ids):
-        columns[:, k : k + 1] -= slope * (targets[:, None] == i)
+    if head.ids:
+        columns -= slope * head.matches(targets)
     return columns.T @ h.float()

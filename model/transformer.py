@@ -138,9 +138,10 @@ class Decoder(nn.Module):
             # Imported only where it may run: it brings a compiler.
             from model.attention_flex import FlexAttention, can_run
 
-            if can_run(positions.device):
-                documents = torch.zeros_like(positions) if documents is None else documents
-                return FlexAttention.of(documents.to(positions.device, non_blocking=True), window)
+            if can_run(positions.device, self.norm.weight.dtype):
+                if documents is None:
+                    documents = torch.zeros(positions.shape, dtype=torch.int64)
+                return FlexAttention.of(documents, window, positions.device)
         if cache is None or is_whole:
             if cache is not None:  # a prompt sees only itself, so its keys are the visible ones
                 cache.reserve(length, visible=length)

@@ -172,7 +172,7 @@ def test_a_reply_that_repeats_itself_is_cut(
 def test_what_a_loop_is() -> None:
     assert is_loop([9, *[1, 2, 3] * 16], 48) and is_loop([7] * 16, 16)
     assert not is_loop([1, 2, 3] * 15, 48) and not is_loop([*[1, 2, 3] * 16, 9], 48)
-    assert not is_loop([*range(24)] * 4, 96)  # a table of lines that are alike
+    assert is_loop([*range(24)] * 4, 96) and not is_loop([*range(32)] * 3, 96)
 
 
 def test_limits_of_rounds_tokens_and_seconds(

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import train_step
 
@@ -32,10 +34,36 @@ def test_rows_have_the_fields_of_the_committed_ones(tmp_path: Path) -> None:
     assert list(json.loads(out.read_text())) == list(json.loads(committed))
 
 
-def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = train_step.parse_args([*SMALL, "--length", "64"])
+def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kinds = ("full_attention", "sliding_attention")
     monkeypatch.setattr(train_step.Peer, "masks", lambda *_: dict.fromkeys(kinds))
-    args.documents = 2
-    with pytest.raises(AssertionError, match="peft"):
-        train_step.measure(args, [])
+    peft, ours = rows_of(tmp_path, "--length 64 --documents 2 --rounds 1", expected_code=1)
+    assert "differ from the first way's" in peft["error"] and not peft["out_of_memory"]
+    assert ours["impl"] == "ours" and "error" not in ours
+
+
+@pytest.mark.parametrize("calls_before", [0, 1], ids=["when compared", "when timed"])
+def test_a_way_that_runs_out_of_memory_costs_its_own_row_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calls_before: int
+) -> None:
+    whole, calls = train_step.Peer.loss, []
+
+    def loss(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > calls_before:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.81 GiB.\nMore")
+        return whole(*args)
+
+    monkeypatch.setattr(train_step.Peer, "loss", loss)
+    peft, ours = rows_of(tmp_path, "--length 32 --rounds 2", expected_code=1)
+    assert peft["impl"] == "peft" and peft["out_of_memory"]
+    message = "OutOfMemoryError: CUDA out of memory. Tried to allocate 7.81 GiB."
+    assert peft["error"] == message and len(calls) == calls_before + 1
+    assert ours["impl"] == "ours" and ours["p50_ms"] > 0 and "error" not in ours
+
+
+def rows_of(folder: Path, flags: str, expected_code: int) -> list[dict[str, Any]]:
+    """The rows that a run writes, in their order."""
+    out = folder / "rows.jsonl"
+    assert train_step.main([*SMALL, *flags.split(), "--out", str(out)]) == expected_code
+    return [json.loads(line) for line in out.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,22 @@ def test_text_that_is_not_utf8_in_a_parquet_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"messages": column}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet: expected a Parquet file, got 'utf-8' codec"):
         list(read_rows(tmp_path / "a.parquet"))
+
+
+def test_a_footer_that_ends_pyarrow_is_one_sentence(tmp_path: Path) -> None:
+    """One bit of the schema's nesting makes the statistics of a column not fit: pyarrow aborts."""
+    table = pa.Table.from_pylist([{"messages": MESSAGES, "tools": [["a"]]}])
+    pq.write_table(table, tmp_path / "good.parquet")
+    assert len(list(read_rows(tmp_path / "good.parquet"))) == 1
+    content = (tmp_path / "good.parquet").read_bytes()
+    # In the footer, a group's repetition: field 3 of a schema element, then its value
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    refused = 0
+    for at in [m.start() + 1 for m in re.finditer(rb"\x25\x02", content[begin:])][:3]:
+        broken = bytearray(content)
+        broken[begin + at] ^= 2
+        (tmp_path / "bad.parquet").write_bytes(broken)
+        with pytest.raises(ValueError, match="bad.parquet: expected a Parquet file, got a footer"):
+            list(read_rows(tmp_path / "bad.parquet"))
+        refused += 1
+    assert refused

@@ -742,12 +742,19 @@ def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[
     assert flags == [
         *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
-        *("--yes", "--out", "--json", "--deltas", "--free", "--max-new-tokens"),
-        *("--question-tokens", "--reply-seconds", "--rounds", "--loop", "--temperature"),
+        *("--yes", "--out", "--json", "--deltas", "--free", "--constrain", "--call"),
+        *(
+            "--max-new-tokens",
+            "--question-tokens",
+            "--reply-seconds",
+            "--rounds",
+            "--loop",
+            "--temperature",
+        ),
         *("--top-p", "--top-k", "--min-p", "--seed"),
     ]
     # One for the group of the three jobs, one for each of the other flags.
-    assert out.count("default: ") == 22
+    assert out.count("default: ") == 23
     for value in ("auto", "2048", "30.0", "120.0", "512", "0.0", "1.0", "0"):
         assert f"(default: {value})" in out
 
@@ -1087,6 +1094,10 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--prompt", "x", "--out", "rows.jsonl"],
         ["--adapter", "a", "--free", "--merge", "m"],
         ["--prompt", "x", "--deltas", "--free"],
+        ["--prompt", "x", "--yes", "--free"],
+        ["--prompt", "x", "--constrain", "--json"],
+        ["--prompt", "x", "--call", "required"],
+        ["--constrain", "--evaluate", "x", "--call", "f"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(

@@ -35,7 +35,7 @@ def problem(
     """problem(head, dtype, **changes) -> model, hidden (B, T, D), targets, a third supervised."""
     # Four rows and seven columns: neither the last chunk nor the last block is full.
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 60 * 4)
-    monkeypatch.setattr(loss_module, "SWEEP_ROWS", 4)
+    monkeypatch.setitem(loss_module.SWEEP_ROWS, "cpu", 4)
     monkeypatch.setitem(sweep_module.BLOCK_BYTES, "cpu", 4 * 7 * 4)
 
     def make(

@@ -303,7 +303,7 @@ def test_flexattention_sees_what_the_loop_over_documents_sees(
     model = model.to(device).requires_grad_(device == "cuda")
     tokens, positions, documents = (x.to(device) for x in (tokens, positions, documents))
     results = []
-    flex = FlexAttention.of(documents, window, is_compiled=device == "cuda")
+    flex = FlexAttention.of(documents, window, tokens.device, is_compiled=device == "cuda")
     for attend in (TiledAttention(spans), flex):
         monkeypatch.setattr(model.model, "choose_attention", lambda *_, attend=attend: attend)
         logits = model(tokens, positions, documents)

@@ -19,8 +19,9 @@ class StepBatches:
     """The packs of every step, in an order that depends on the seed and the epoch alone.
 
     A step takes micro_batch x accumulate packs on each rank; an epoch's last step may be short.
-    `length` is T of every batch, where a compiled kernel wants one shape; None pads to the longest
-    pack of the batch.
+    `shape` is (B, T) of every batch, where a compiled kernel wants one shape; None takes
+    micro_batch packs and pads to the longest of them. A larger B than micro_batch folds forward
+    passes of a step into one, which changes nothing but dropout's masks.
     """
 
     packs: Sequence[Pack]
@@ -29,7 +30,7 @@ class StepBatches:
     ranks: Ranks
     seed: int
     pad_id: int
-    length: int | None = None
+    shape: tuple[int, int] | None = None
 
     @property
     def packs_per_step(self) -> int:
@@ -55,8 +56,10 @@ class StepBatches:
         with no supervised position fills up, which adds nothing to loss or gradients.
         """
         # Dealt out one by one, so that ranks differ by at most one batch.
-        size = self.micro_batch
-        groups = [packs[i : i + size] for i in range(0, len(packs), size)]
+        size = self.micro_batch if self.shape is None else self.shape[0]
+        groups = [list(packs[i : i + size]) for i in range(0, len(packs), size)]
+        # Filled up with empty packs: an epoch's last step would otherwise compile for itself.
+        groups = [[*group, *[[]] * (size - len(group))] for group in groups if self.shape] or groups
         mine = [self.collate(group) for group in groups[self.ranks.index :: self.ranks.count]]
         for _ in range(math.ceil(len(groups) / self.ranks.count) - len(mine)):
             idle = self.collate(groups[0])
@@ -65,4 +68,4 @@ class StepBatches:
 
     def collate(self, packs: Sequence[Pack]) -> Batch:
         """One batch of packs."""
-        return collate(packs, self.pad_id, self.length)
+        return collate(packs, self.pad_id, self.shape and self.shape[1])

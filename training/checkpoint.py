@@ -189,9 +189,11 @@ def load_checkpoint(
         for name, parameter in named.items():
             parameter.copy_(sliced_like(tensors[f"parameter.{name}"], parameter))
             found = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
+            device = parameter.device
+            step_device = device if optimizer.defaults["fused"] else torch.device("cpu")
             optimizer.state[parameter] = {
-                # AdamW keeps its step count on the CPU unless it is fused or capturable.
-                m: t if m == "step" else sliced_like(t.to(parameter.device), parameter)
+                # AdamW keeps its step count on the CPU unless it is fused, as on CUDA.
+                m: t.to(step_device) if m == "step" else sliced_like(t.to(device), parameter)
                 for m, t in found.items()
             }
     return _with_prefix(tensors, "rng.")

@@ -1,19 +1,26 @@
-"""What "auto" means on this machine: precision, low-rank path, recomputation, and why."""
+"""What "auto" means on this machine: precision, low-rank path, batch, recomputation, and why."""
 
 import argparse
+from dataclasses import replace
 
 import torch
 
-from common.device import Precision, pick_precision
+from common.device import Precision, available_memory_bytes, pick_precision
 from lora.implementations import resolve_impl
 from model.config import Gemma2Config
-from model.recompute import MicroBatch, pick_checkpointing
+from model.recompute import MEMORY_SHARE, MicroBatch, pick_checkpointing
+
+# Tokens of a forward pass beyond which a card computes no faster: with few the host is what it
+# waits for, which needs the same time for any number of them.
+ENOUGH_TOKENS = 16_384
 
 
 def choose(
     args: argparse.Namespace, config: Gemma2Config, device: torch.device, num_ranks: int
-) -> tuple[Precision, dict[str, tuple[str, str]]]:
+) -> tuple[Precision, int | None, dict[str, tuple[str, str]]]:
     """What "auto" means here: the precision, and (choice, reason) of everything for `run.json`.
+
+    Between the two the packs of a forward pass, on CUDA, where every pass has the same.
 
     Raises: ValueError for flags that cannot go together, before anything large is read.
     """
@@ -27,13 +34,15 @@ def choose(
     # In this order: each choice depends on the ones before it.
     precision = pick_precision(args.dtype, device, config.num_parameters)
     impl = resolve_impl(args.lora_impl, device, precision.dtype)
-    micro_batch = MicroBatch(
+    one = MicroBatch(
         config,
-        args.micro_batch * args.max_length,
+        args.max_length,
         precision.dtype,
         copies=impl[0] == "reference",  # its float32 copies count as activations
         slices=num_ranks if args.shard else 1,
     )
+    packs, why = pick_packs(args, one, device)
+    micro_batch = replace(one, tokens=packs * args.max_length)
     mode = pick_checkpointing(args.checkpoint_activations, micro_batch, device)
     # Refused here and not where it would go wrong: loading a large model takes minutes.
     check_recomputed_dropout(args, mode[0], impl[0], device)
@@ -44,7 +53,29 @@ def choose(
             f"or fp32, got {num_ranks} rank and {precision.name}"
         )
     chosen = (precision.name, precision.reason)
-    return precision, {"precision": chosen, "lora": impl, "checkpoint_activations": mode}
+    choices = {"precision": chosen, "lora": impl, "checkpoint_activations": mode}
+    if device.type != "cuda":
+        return precision, None, choices
+    return precision, packs, choices | {"packs_at_once": (str(packs), why)}
+
+
+def pick_packs(args: argparse.Namespace, one: MicroBatch, device: torch.device) -> tuple[int, str]:
+    """Packs of one forward pass, and why; `one` has a pack's tokens.
+
+    On CUDA as many of a step's packs as fit without recomputing more than was asked for, up to
+    ENOUGH_TOKENS. The step keeps its packs, its sum and its divisor.
+    """
+    asked, passes = args.micro_batch, args.accumulate
+    if device.type != "cuda" or not args.fold:
+        return asked, "asked for"
+    free = MEMORY_SHARE[device.type] * available_memory_bytes(device)
+    name = args.checkpoint_activations
+    for folded in range(passes, 1, -1):
+        larger = replace(one, tokens=folded * asked * one.tokens)
+        fits = larger.memory_bytes("none" if name == "auto" else name) <= free
+        if passes % folded == 0 and larger.tokens <= ENOUGH_TOKENS and fits:
+            return folded * asked, f"{folded} of a step's {passes} forward passes at once"
+    return asked, "no more fit into the memory"
 
 
 def check_recomputed_dropout(

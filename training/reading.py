@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.chat import Example, common_prompt
 from data.conversation import Conversation
 from data.dataset import build_examples, common_rows, load_conversations, split, weighted
@@ -81,9 +79,11 @@ def read_rows(args: argparse.Namespace) -> Rows:
 
 
 def read_data(
-    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+    args: argparse.Namespace, tokenizer: Tokenizer, ranks: Ranks, at_once: int | None
 ) -> tuple[Data, list[Example], dict[str, Any]]:
     """The rows as packs; the rendered examples; what reading and rendering counted.
+
+    `at_once`: packs of a forward pass on a GPU, whose kernels want one shape; None elsewhere.
 
     Sets the tokenizer's wording around the tools to the one that most rows use.
     """
@@ -107,7 +107,7 @@ def read_data(
         ranks=ranks,
         seed=args.seed,
         pad_id=tokenizer.pad_id,
-        length=args.max_length if device.type == "cuda" else None,  # one shape for its kernels
+        shape=None if at_once is None else (at_once, args.max_length),
     )
     data = Data(
         tokenizer=tokenizer,

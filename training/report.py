@@ -158,7 +158,7 @@ def has_broken(run: Run, line: dict[str, Any]) -> bool:
     AdamW, and nothing to save.
     """
     norm = unsharded(torch.nn.utils.get_total_norm(trainable_parameters(run.model).values()))
-    is_whole = bool(norm.isfinite()) and is_sound(line)
+    is_whole = math.isfinite(norm.item()) and is_sound(line)
     is_idle = line["step"] == run.total_steps and not run.optimizer.state
     return bool(run.ranks.total(torch.tensor(float(is_idle or not is_whole))))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.device import Precision
+from common.device import Precision, send
 from data.chat import Example
 from data.conversation import Conversation
 from data.packing import Batch
 from data.tokenizer import Tokenizer
 from lora.config import LoRAConfig
-from model.loss import supervised_loss
+from model.loss import find_supervised, supervised_loss
 from model.transformer import Gemma2
 from training.batches import StepBatches
 from training.digests import BaseDigest
@@ -48,14 +48,13 @@ class StepLoss(nn.Module):
 
     def forward(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         device = self.model.model.norm.weight.device
-        inputs = (batch.tokens, batch.positions)
-        # Without waiting only on CUDA, which has read the source when the call returns: elsewhere
-        # a source that is freed at once could be overwritten before it is copied.
-        tokens, positions = (t.to(device, non_blocking=device.type == "cuda") for t in inputs)
-        # Document ids and targets stay on the host: looking places up there waits for no device.
+        # All that the card needs of the batch goes there first, before it has work to wait for.
+        tokens, positions = send(batch.tokens, device), send(batch.positions, device)
+        supervised = find_supervised(batch.targets, device)
+        # Document ids stay on the host: where documents end is looked up there.
         hidden = self.model.hidden(tokens, positions, batch.documents)  # (B, T, D)
         # The head meets only the supervised positions: (B, T, V) logits never exist.
-        return supervised_loss(self.model, hidden, batch.targets, scale)[0]
+        return supervised_loss(self.model, hidden, supervised, scale)[0]
 
 
 @dataclass(frozen=True)

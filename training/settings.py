@@ -66,6 +66,7 @@ def describe_defaults() -> dict[str, str]:
         words[name] = f"{course:g}" + (f"; embedded {small:g}" if small != course else "")
     for name, value in CPU_EVALUATION.items():
         words[name] += f"; --model on a CPU {value}"
+    words["micro_batch"] += "; on CUDA as many of a step's packs as fit, the same step"
     return words | {"epochs": f"1; embedded {SMALL_STEPS} steps"}
 
 
@@ -78,6 +79,8 @@ def with_defaults(args: argparse.Namespace, embedded: str) -> argparse.Namespace
     if args.check and (args.resume or args.overwrite):
         raise ValueError("--check trains nothing; leave --resume and --overwrite out")
     is_small = not args.model
+    # Where nobody said how many packs a forward pass takes, a GPU takes what fits of a step's.
+    args.fold = args.micro_batch is None
     defaults = {name: values[is_small] for name, values in DEFAULTS.items()}
     if not is_small and pick_device(args.device).type == "cpu":
         defaults |= CPU_EVALUATION

@@ -15,7 +15,7 @@ saves registers.
 import triton
 import triton.language as tl
 
-from lora.kernels.mask import kept
+from lora.kernels.mask import Seed, kept
 
 
 @triton.jit
@@ -58,12 +58,12 @@ def sum_parts_kernel(
     tl.store(out + index, total, mask=index < size)
 
 
-@triton.jit(do_not_specialize=["M", "threshold"])
+@triton.jit(do_not_specialize=["M", "threshold", "seed"])
 def shrink_kernel(
     x: tl.tensor,
     a: tl.tensor,
     scale: tl.tensor,
-    seed: tl.tensor,
+    seed: Seed,
     out: tl.tensor,
     M: int,
     K: int,
@@ -86,9 +86,6 @@ def shrink_kernel(
     rows, ranks = tl.arange(0, ROWS), tl.arange(0, RANK)
     row_inside, rank_inside = (first_row + rows < M)[:, None], (ranks < R)[None, :]
     x += first_row.to(tl.int64) * x_stride  # in 64 bits: M * K may pass 2^31
-    # Loaded once a program. DROPOUT is a constant of compilation: without it this is no code.
-    if DROPOUT:
-        key = tl.load(seed)
     total = tl.zeros((ROWS, RANK), tl.float32)
     # The split's columns, one tile after the other: x passes by once, the sum stays in registers.
     for step in range(STEPS):
@@ -104,8 +101,9 @@ def shrink_kernel(
             mask=(cols < K)[:, None] & rank_inside,
             other=0.0,
         )
+        # A constant of compilation: without dropout this is no code.
         if DROPOUT:
-            x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
+            x_tile = tl.where(kept(seed, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         # A is rounded to x's dtype here, tile by tile: a 16-bit copy of it is never stored.
         total = product(x_tile, a_tile.to(x_tile.dtype), total, UPCAST)
     # Scaling and 1 / (1 - p) meet the float32 sum, before it is rounded for the first time.
@@ -180,11 +178,11 @@ def expand_backward_kernel(
     tl.store(db_parts + block.to(tl.int64) * N * R + b_offsets, db, mask=b_inside)
 
 
-@triton.jit(do_not_specialize=["M", "threshold"])
+@triton.jit(do_not_specialize=["M", "threshold", "seed"])
 def grad_a_kernel(
     ds: tl.tensor,
     x: tl.tensor,
-    seed: tl.tensor,
+    seed: Seed,
     da_parts: tl.tensor,
     M: int,
     K: int,
@@ -207,8 +205,6 @@ def grad_a_kernel(
     block, first_col = tl.program_id(0), tl.program_id(1) * COLS
     rows, cols, ranks = tl.arange(0, ROWS), first_col + tl.arange(0, COLS), tl.arange(0, RANK)
     col_inside, rank_inside = cols < K, (ranks < R)[None, :]
-    if DROPOUT:
-        key = tl.load(seed)
     # Transposed, so that the longer side is the rows: Hopper's tensor cores take 64 at a time.
     total = tl.zeros((COLS, RANK), tl.float32)
     for step in range(STEPS):
@@ -226,7 +222,7 @@ def grad_a_kernel(
             other=0.0,
         )
         if DROPOUT:
-            x_tile = tl.where(kept(key, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
+            x_tile = tl.where(kept(seed, first_row + rows, first_col, threshold, COLS), x_tile, 0.0)
         total = product(tl.trans(x_tile), ds_tile, total, UPCAST)
     # Stored transposed back: da has the shape of A.
     da_parts += block.to(tl.int64) * R * K
@@ -237,12 +233,12 @@ def grad_a_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["M", "threshold"])
+@triton.jit(do_not_specialize=["M", "threshold", "seed"])
 def add_product_kernel(
     out: tl.tensor,
     left: tl.tensor,
     right: tl.tensor,
-    seed: tl.tensor,
+    seed: Seed,
     M: int,
     N: int,
     R: int,
@@ -282,6 +278,6 @@ def add_product_kernel(
     # The mask meets the product here, not an operand: it belongs to the elements of `out`.
     if DROPOUT:
         total = tl.where(
-            kept(tl.load(seed), first_row + rows, first_col, threshold, COLS), total * inverse, 0.0
+            kept(seed, first_row + rows, first_col, threshold, COLS), total * inverse, 0.0
         )
     tl.store(out + out_offsets, before.to(tl.float32) + total, mask=row_inside & col_inside)

@@ -9,24 +9,28 @@ than twice the time of reading x. The price is that p is met to 1/131072.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011): 7 rounds pass BigCrush.
 """
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
 
 ROUNDS = tl.constexpr(7)
+# Triton takes a plain `int` for 32 bits, and what is small for less.
+if TYPE_CHECKING:
+    Seed = int
+else:
+    Seed = tl.int64
 
 
 @triton.jit
 def kept(
-    key: tl.tensor, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr
+    seed: Seed, rows: tl.tensor, first_col: int, threshold: int, COLS: tl.constexpr
 ) -> tl.tensor:
-    """The mask (rows, COLS) of the columns from `first_col` on, a multiple of 8.
-
-    `key` is the seed's value.
-    """
+    """The mask (rows, COLS) of the columns from `first_col` on, a multiple of 8."""
     groups = first_col // 8 + tl.arange(0, COLS // 8)
     zero = tl.zeros((1, 1), tl.int32)
     # Four words of (rows, COLS / 8) each.
-    a, b, c, d = tl.philox(key, groups[None, :], rows[:, None], zero, zero, ROUNDS)
+    a, b, c, d = tl.philox(seed, groups[None, :], rows[:, None], zero, zero, ROUNDS)
     # (rows, COLS / 8, 2, 2): a, b, c, d in this order when flattened.
     words = tl.join(tl.join(a, c), tl.join(b, d))
     limit = tl.cast(threshold, tl.uint32)
@@ -34,10 +38,10 @@ def kept(
     return tl.reshape(keep, (rows.shape[0], COLS))
 
 
-@triton.jit(do_not_specialize=["M", "threshold"])
+@triton.jit(do_not_specialize=["M", "threshold", "seed"])
 def keep_mask_kernel(
     out: tl.tensor,
-    seed: tl.tensor,
+    seed: Seed,
     M: int,
     K: int,
     threshold: int,
@@ -47,7 +51,7 @@ def keep_mask_kernel(
     """out (M, K): the mask itself, for tests and to compare with another implementation."""
     first_row, first_col = tl.program_id(0) * ROWS, tl.program_id(1) * COLS
     rows, cols = tl.arange(0, ROWS), first_col + tl.arange(0, COLS)
-    keep = kept(tl.load(seed), first_row + rows, first_col, threshold, COLS)
+    keep = kept(seed, first_row + rows, first_col, threshold, COLS)
     out += first_row.to(tl.int64) * K
     inside = (first_row + rows < M)[:, None] & (cols < K)[None, :]
     tl.store(out + rows[:, None] * K + cols[None, :], keep, mask=inside)

@@ -8,8 +8,8 @@ Letters: M rows, K in, N out, r one linear's rank, R the stacked ranks of all li
     shrink_backward_    da = ds^T D(x)                   (R, K);  dx += D'(ds a)    (M, K) in place
     keep_mask           the elements of x that D keeps   (M, K) bool
 
-D(x) is x with dropped elements at zero, over 1 - p. `seed` is one int64 on the tensors' device,
-read by the kernels: the host never waits. Nothing is written but what a name with a trailing
+D(x) is x with dropped elements at zero, over 1 - p. `seed` is one int64 on the host, a number to
+the kernels: nothing is launched to draw it. Nothing is written but what a name with a trailing
 underscore says. On a CPU the kernels run in Triton's interpreter, whose bfloat16 products need
 UPCAST.
 """
@@ -55,7 +55,7 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
     # Partial sums stay in float32; a single split is complete and rounds to x's dtype at once.
     out_dtype = x.dtype if splits == 1 else torch.float32
     out = torch.empty(splits, M, R, dtype=out_dtype, device=x.device)
-    inputs, sizes = (x, a.contiguous(), scale, seed), (M, K, R, x.stride(0))
+    inputs, sizes = (x, a.contiguous(), scale, int(seed)), (M, K, R, x.stride(0))
     options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
         grid = (triton.cdiv(M, tile.rows), splits)
@@ -65,8 +65,7 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
 
 def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
     """y (M, N) += s (M, r) b^T in place, rounded once: s in y's dtype, b (N, r) float32."""
-    # Without dropout the kernel reads no seed; y stands in for that pointer.
-    _add_product_(y, s, b.t(), p=0.0, seed=y)
+    _add_product_(y, s, b.t(), p=0.0, seed=0)
 
 
 def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -105,7 +104,7 @@ def shrink_backward_(
     """
     # Two kernels: dx is written once for each element of x, da is summed over all rows of it.
     if dx is not None:
-        _add_product_(dx, ds, a, p, seed)
+        _add_product_(dx, ds, a, p, int(seed))
     (M, K), R = x.shape, ds.shape[1]
     if M == 0:
         return torch.zeros(R, K, dtype=torch.float32, device=x.device)
@@ -117,7 +116,9 @@ def shrink_backward_(
     options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
     with torch.cuda.device_of(x):
         grid = (blocks, triton.cdiv(K, tile.cols))
-        grad_a_kernel[grid](ds, x, seed, da, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
+        grad_a_kernel[grid](
+            ds, x, int(seed), da, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options
+        )
         return sum_parts(da, torch.float32)
 
 
@@ -132,12 +133,19 @@ def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
         grid = (triton.cdiv(M, MASK.rows), triton.cdiv(K, MASK.cols))
         with torch.cuda.device_of(x):
             keep_mask_kernel[grid](
-                out, seed, M, K, drop_threshold(p), ROWS=MASK.rows, COLS=MASK.cols, **MASK.options
+                out,
+                int(seed),
+                M,
+                K,
+                drop_threshold(p),
+                ROWS=MASK.rows,
+                COLS=MASK.cols,
+                **MASK.options,
             )
     return out
 
 
-def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: Tensor) -> None:
+def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: int) -> None:
     """out (M, N) += keep / (1 - p) * (left (M, R) right (R, N)), in float32, rounded once.
 
     Raises: ValueError where out's columns are not one apart: a copy would leave the caller's tensor
