@@ -21,6 +21,7 @@ pytest.importorskip("uvicorn")
 
 from serving import TOKENIZER, Script, serving, spell  # noqa: E402
 
+from agent.guides import CallRule  # noqa: E402
 from agent.toolbox import ToolBox  # noqa: E402
 from data.reply import parse_reply  # noqa: E402
 from lora.rows import Row  # noqa: E402
@@ -177,6 +178,26 @@ def test_tools_and_choices_reach_the_model(served: tuple[Script, str]) -> None:
     complete(url, "plain", temperature=0.5, top_p=0.9, seed=4)
     sampling = batch.seen[-1].sampling
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.5, 0.9, 4)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_under_a_grammar_every_call_fits_its_tool(
+    make_model: Callable[..., Gemma2], choice: str
+) -> None:
+    """Random weights, which never write JSON by themselves, also where the reply is cut short."""
+    pytest.importorskip("llguidance")
+    model = make_model(vocab_size=len(TOKENIZER), max_position_embeddings=2048)
+    integer = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": integer}}
+    with serving(Batch(model), adapters=(), rule=CallRule("constrained")) as url:
+        for seed in range(3):
+            options = {"model": "base", "tools": [tool], "tool_choice": choice, "max_tokens": 60}
+            answer = complete(url, "x", seed=seed, temperature=1, **options)[1]
+            message = answer["choices"][0]["message"]
+            calls = message.get("tool_calls", [])
+            assert calls or choice == "auto"
+            for call in calls:
+                assert type(json.loads(call["function"]["arguments"])["a"]) is int
 
 
 def test_a_prompt_that_fills_the_model_is_refused() -> None:
