@@ -134,7 +134,7 @@ def time_step(run: Run) -> float | None:
 
 def _wait(run: Run) -> None:
     """Waits for the device, which a GPU's calls do not."""
-    # The last of them gets its gradient when all the others are done, or nearly.
+    # A sum that is asked for now stands in the queue behind the whole pass.
     for parameter in list(trainable_parameters(run.model).values())[-1:]:
         if parameter.grad is not None:
             parameter.grad.sum().item()
