@@ -79,11 +79,12 @@ class Steps:
         is_half = self.model.lm_head.weight.dtype == torch.float16
         self.scaler = torch.amp.GradScaler("cuda", enabled=is_half)
 
-    def take(self, batch: Batch) -> None:
-        """Forward, backward, clip, update."""
-        share = 1.0 / max(1, batch.num_supervised)
-        loss = self.loss(batch, self.scaler.get_scale() * share)
-        self.scaler.scale(loss * share).backward()
+    def take(self, batch: Batch, passes: int = 1) -> None:
+        """Forward and backward, as often as the step has passes, then clip, update."""
+        share = 1.0 / max(1, batch.num_supervised * passes)
+        for _ in range(passes):
+            loss = self.loss(batch, self.scaler.get_scale() * share)
+            self.scaler.scale(loss * share).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = trainable_parameters(self.model).values()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
@@ -119,21 +120,22 @@ def count_step(args: argparse.Namespace) -> dict[str, Any]:
     """Launches, host time and peak of a step, and what the steps after the second compile."""
     stat = counters()
     assert stat is not None
-    steps, batch = Steps(args), host_batch(args.packs, args.length, args.documents, 0.3)
+    steps, passes = Steps(args), args.passes
+    batch = host_batch(args.packs // passes, args.length, args.documents, 0.3)
     for _ in range(2):
-        steps.take(batch)
+        steps.take(batch, passes)
     compiled = compilations()
     torch.cuda.reset_peak_memory_stats()
     before = list(stat)
-    steps.take(batch)
+    steps.take(batch, passes)
     after = list(stat)
     found: dict[str, Any] = {name: after[i] - before[i] for name, i in KERNELS.items()}
     found = {"launches": sum(found.values())} | found | {"syncs": after[SYNCS] - before[SYNCS]}
     found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    found["host_ms"] = best_ms(args.rounds, lambda: steps.take(batch))
+    found["host_ms"] = best_ms(args.rounds, lambda: steps.take(batch, passes))
     # Other documents and another number of supervised tokens: what every step of a run brings.
     for documents, share in ((2, 0.25), (4, 0.4), (1, 0.5)):
-        steps.take(host_batch(args.packs, args.length, documents, share))
+        steps.take(host_batch(args.packs // passes, args.length, documents, share))
     found["compilations_after_second_step"] = compilations() - compiled
     decoder = steps.model.model
     positions = batch.positions.cuda()
@@ -180,7 +182,8 @@ def spilled(cubin: Path) -> int:
 def in_process(part: str, args: argparse.Namespace, **environment: str) -> dict[str, Any]:
     """A part in a process of its own: another card, or an empty cache."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("packs", "length", "documents")]
-    flags += [f"--dropout={args.dropout}", f"--rounds={args.rounds}", f"--part={part}"]
+    flags += [f"--dropout={args.dropout}", f"--rounds={args.rounds}", f"--passes={args.passes}"]
+    flags += [f"--part={part}"]
     command = [sys.executable, "-m", "benchmarks.stand_in", *flags]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment
@@ -196,11 +199,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     row |= in_process("step", args)
     with tempfile.TemporaryDirectory() as empty:
         row |= in_process("flex", args, TORCHINDUCTOR_CACHE_DIR=empty, TRITON_CACHE_DIR=empty)
-    small = argparse.Namespace(**vars(args) | {"packs": 1, "length": 1500, "documents": 3})
-    course = in_process("step", small)
-    row |= {f"course_{key}": course[key] for key in ("launches", "host_ms", "peak_gb")}
-    old = in_process("step", small, FAKE_GPU="t4")
-    return row | {f"t4_{key}": old[key] for key in ("launches", "host_ms", "peak_gb")}
+    sizes = {"length": 1500, "documents": 3}
+    # The course's step of four packs, in as many passes as it takes on such a card; a T4's pass.
+    for name, card, changes in (
+        ("course", "h100", {"packs": 4, "passes": args.course_passes}),
+        ("t4", "t4", {"packs": 1, "passes": 1}),
+    ):
+        small = argparse.Namespace(**vars(args) | sizes | changes)
+        found = in_process("step", small, FAKE_GPU=card)
+        row |= {f"{name}_{key}": found[key] for key in ("launches", "host_ms", "peak_gb")}
+    return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -223,6 +231,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=1, help="of a pack")
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=1, help="that a step's packs are cut into")
+    parser.add_argument("--course-passes", type=int, default=1, help="of 4 x 1500 tokens")
     parser.add_argument("--checkpoint-activations", default="none")
     parser.add_argument("--part", choices=("step", "flex"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="a JSON line is appended here")

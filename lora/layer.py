@@ -192,14 +192,13 @@ class _Fused(torch.autograd.Function):
         x, a, seed, s, *matrices = ctx.saved_tensors
         call, steps = ctx.call, _steps(ctx.call.impl)
         weights, b = matrices[: len(dys)], matrices[len(dys) :]
-        ds_parts: list[Tensor] = []
+        ds = torch.empty_like(s)  # (M, R), written part by part
         db: list[Tensor | None] = [None] * len(dys)
-        parts = zip(dys, b, s.split(ctx.ranks, dim=1), call.scalings, strict=True)
-        for i, (dy, matrix, s_part, scaling) in enumerate(parts):
+        pairs = zip(s.split(ctx.ranks, dim=1), ds.split(ctx.ranks, dim=1), strict=True)
+        linears = zip(dys, b, pairs, call.scalings, strict=True)
+        for i, (dy, matrix, (s_part, ds_part), scaling) in enumerate(linears):
             if matrix.shape[1]:
-                ds_part, db[i] = steps.expand_backward(dy, matrix, s_part, scaling)
-                ds_parts.append(ds_part)
-        ds = torch.cat(ds_parts, dim=1)  # (M, R)
+                _, db[i] = steps.expand_backward(dy, matrix, s_part, scaling, ds_part)
         # The first layer's x wants no gradient, which saves its N x K product.
         dx = _frozen_grad(dys, weights) if ctx.needs_input_grad[0] else None
         da = steps.shrink_backward_(dx, ds, x, a, call.p, seed)

@@ -40,12 +40,14 @@ def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
     y.addmm_(s, b.to(y.dtype).T)
 
 
-def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """ds (M, r) = scaling * dy b in dy's dtype, and db (N, r) = dy^T s in float32."""
+def expand_backward(
+    dy: Tensor, b: Tensor, s: Tensor, scaling: float, ds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """ds (M, r) = scaling * dy b in dy's dtype, into `ds` if given; db (N, r) = dy^T s, float32."""
     # Scaled in float32 before it is rounded: in float16 dy b alone may be too small to be a normal
     # number.
-    ds = ((dy @ b.to(dy.dtype)).float() * scaling).to(dy.dtype)
-    return ds, (dy.T @ s).float()
+    wide = (dy @ b.to(dy.dtype)).float() * scaling
+    return wide.to(dy.dtype) if ds is None else ds.copy_(wide), (dy.T @ s).float()
 
 
 def shrink_backward_(

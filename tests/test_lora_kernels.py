@@ -243,10 +243,14 @@ def interpreted_offsets_beyond_two_to_the_31(monkeypatch: pytest.MonkeyPatch) ->
     da = launch.shrink_backward_(x, v["ds"], v["x"], v["a"], 0.3, SEED)
     assert torch.equal(x, expected["dx"]) and torch.equal(da, expected["da"])
     x.copy_(v["dy"][:, :K])
-    ours = launch.expand_backward(x, v["b"][:K], v["s"], SCALING)
-    assert all(
-        map(torch.equal, ours, launch.expand_backward(x.contiguous(), v["b"][:K], v["s"], SCALING))
-    )
+    factors = (v["b"][:K], v["s"], SCALING)
+    ours = launch.expand_backward(x, *factors)
+    assert all(map(torch.equal, ours, launch.expand_backward(x.contiguous(), *factors)))
+    # ds in its place among the other linears': between columns that stay as they are.
+    among = torch.full((rows, 3 + 8 + 2), 7.0, dtype=torch.float16)
+    launch.expand_backward(x, *factors, among[:, 3:11])
+    assert torch.equal(among[:, 3:11], ours[0])
+    assert (among[:, :3] == 7).all() and (among[:, 11:] == 7).all()
 
 
 def philox(rows: int, groups: int, seed: int) -> np.ndarray:

@@ -39,7 +39,7 @@ SHARED_LIMIT = {
     120: 99 * KIB,
 }  # bytes per block
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
-ELEMENTWISE = ("keep_mask_kernel", "sum_parts_kernel")
+ELEMENTWISE = ("keep_mask_kernel", "sum_parts_kernel", "sum_both_kernel")
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -260,8 +260,10 @@ def test_elementwise_kernels_compile(
     target: int, launches: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     on(target, monkeypatch)
-    launch.keep_mask(empty(8192, HIDDEN), 0.05, empty(1, dtype=torch.int64))
+    launch.keep_mask(empty(8192, HIDDEN), 0.05, torch.tensor([2**61]))
     launch.sum_parts(empty(8, 8192, 16), FP16)
+    launch.expand_backward(empty(8192, WIDE, dtype=BF16), empty(WIDE, 16), empty(8192, 16), 2.0)
+    launches[:] = [(kernel, how) for kernel, how in launches if kernel.__name__ in ELEMENTWISE]
     assert [kernel.__name__ for kernel, _ in launches] == list(ELEMENTWISE)
     assert not problems(launches, target, tmp_path)
 

@@ -30,20 +30,19 @@ def product(left: tl.tensor, right: tl.tensor, total: tl.tensor, UPCAST: tl.cons
     return tl.dot(left, right, total, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["count", "size"])
-def sum_parts_kernel(
+@triton.jit
+def sum_of(
     parts: tl.tensor,
-    out: tl.tensor,
+    index: tl.tensor,
     count: int,
     size: int,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
-    """out (size) = the sum of parts (count, size) over their first dimension, in order.
+) -> tl.tensor:
+    """The sum (BLOCK) of parts (count, size) over their first dimension, in order, at `index`.
 
     CHUNK of them are read at a time.
     """
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     # A while loop: `range` with a run-time bound fails in Triton 3.6's interpreter on NumPy 2.4.
     first = 0
@@ -55,7 +54,53 @@ def sum_parts_kernel(
         )
         total += tl.sum(values, axis=0)
         first += CHUNK
+    return total
+
+
+@triton.jit(do_not_specialize=["count", "size"])
+def sum_parts_kernel(
+    parts: tl.tensor,
+    out: tl.tensor,
+    count: int,
+    size: int,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """out (size) = the sum of parts (count, size), see `sum_of`."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = sum_of(parts, index, count, size, CHUNK, BLOCK)
     tl.store(out + index, total, mask=index < size)
+
+
+@triton.jit(do_not_specialize=["ds_count", "ds_size", "db_count", "db_size"])
+def sum_both_kernel(
+    ds_parts: tl.tensor,
+    ds: tl.tensor,
+    db_parts: tl.tensor,
+    db: tl.tensor,
+    ds_count: int,
+    ds_size: int,
+    db_count: int,
+    db_size: int,
+    R: int,
+    ds_stride: int,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Both sums of `expand_backward` in one launch: ds (ds_size / R, R) and db (db_size).
+
+    The rows of ds are `ds_stride` apart: it is a slice of the ds of all linears that share x.
+    """
+    program, ds_programs = tl.program_id(0), (ds_size + BLOCK - 1) // BLOCK
+    if program < ds_programs:
+        index = program * BLOCK + tl.arange(0, BLOCK)
+        total = sum_of(ds_parts, index, ds_count, ds_size, CHUNK, BLOCK)
+        place = (index // R).to(tl.int64) * ds_stride + index % R
+        tl.store(ds + place, total, mask=index < ds_size)
+    else:
+        index = (program - ds_programs) * BLOCK + tl.arange(0, BLOCK)
+        total = sum_of(db_parts, index, db_count, db_size, CHUNK, BLOCK)
+        tl.store(db + index, total, mask=index < db_size)
 
 
 @triton.jit(do_not_specialize=["M", "threshold", "seed"])

@@ -23,6 +23,7 @@ from lora.kernels.lowrank import (
     expand_backward_kernel,
     grad_a_kernel,
     shrink_kernel,
+    sum_both_kernel,
     sum_parts_kernel,
 )
 from lora.kernels.mask import drop_threshold, keep_mask_kernel
@@ -68,14 +69,18 @@ def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
     _add_product_(y, s, b.t(), p=0.0, seed=0)
 
 
-def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def expand_backward(
+    dy: Tensor, b: Tensor, s: Tensor, scaling: float, ds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """ds (M, r) = scaling * dy b in dy's dtype, db (N, r) = dy^T s in float32; dy is read once.
 
-    dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled.
+    dy (M, N) with any strides, b (N, r) float32, s (M, r) in dy's dtype and already scaled. A `ds`
+    that is given is written, whatever the distance of its rows.
     """
     (M, N), R = dy.shape, b.shape[1]
+    ds = dy.new_empty(M, R) if ds is None else ds
     if M == 0:
-        return dy.new_empty(0, R), b.new_zeros(N, R)
+        return ds, b.new_zeros(N, R)
     dy, s = readable(dy), readable(s)
     # Slices of a large rank: more ranks in one program would leave it narrower strips of dy.
     rank = min(padded(R), MAX_SLICE)
@@ -84,15 +89,21 @@ def expand_backward(dy: Tensor, b: Tensor, s: Tensor, scaling: float) -> tuple[T
     slices, strips = triton.cdiv(R, rank), triton.cdiv(N, tile.cols)
     # One product sums over the columns of dy, the other over its rows: each leaves partial sums
     # along the other cut.
-    ds_dtype = dy.dtype if strips == 1 else torch.float32
-    ds = torch.empty(strips, M, R, dtype=ds_dtype, device=dy.device)
-    db = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
+    ds_parts = torch.empty(strips, M, R, dtype=torch.float32, device=dy.device)
+    db_parts = torch.empty(blocks, N, R, dtype=torch.float32, device=dy.device)
+    db = torch.empty(N, R, dtype=torch.float32, device=dy.device)
     inputs, sizes = (dy, b.contiguous(), s), (M, N, R, dy.stride(0), s.stride(0))
     options = constants(tile, rank, dy) | {"STEPS": steps}
     with torch.cuda.device_of(dy):
         grid = (slices, blocks, strips)
-        expand_backward_kernel[grid](*inputs, ds, db, float(scaling), *sizes, **options)
-        return sum_parts(ds, dy.dtype), sum_parts(db, torch.float32)
+        parts = (ds_parts, db_parts)
+        expand_backward_kernel[grid](*inputs, *parts, float(scaling), *sizes, **options)
+        # Both sums in one launch, and ds at once in its place among the other linears'.
+        counts = (strips, M * R, blocks, N * R, R, ds.stride(0))
+        sums = (triton.cdiv(M * R, SUM.cols) + triton.cdiv(N * R, SUM.cols),)
+        options = {"CHUNK": SUM.rows, "BLOCK": SUM.cols} | SUM.options
+        sum_both_kernel[sums](ds_parts, ds, db_parts, db, *counts, **options)
+    return ds, db
 
 
 def shrink_backward_(
