@@ -32,8 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("model").add_argument
     base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
     add("--model", help=base)
-    adapter = "folder that train.py wrote; default: the base alone; several, with --serve"
-    add("--adapter", action="append", type=named_folder, metavar="[NAME=]DIR", help=adapter)
+    adapter = "folder that train.py wrote, or NAME=DIR; a server takes several; default: none"
+    add("--adapter", action="append", type=named_folder, metavar="DIR", help=adapter)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
