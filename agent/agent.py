@@ -30,7 +30,7 @@ from agent.limits import (
     is_loop,
 )
 from agent.toolbox import ToolBox
-from data.chat import Reply, render_prompt
+from data.chat import Reply, render_prompt, turn_end
 from data.conversation import DEFAULT_PROMPT, Conversation, Message, ToolCall, ToolResult
 from data.reply_reader import Part, ReplyStream
 from data.tokenizer import Tokenizer
@@ -165,13 +165,13 @@ class Agent:
         self.spent.reply_seconds += time.monotonic() - start
         # Either stop id ends a turn, and a reply that was cut has none: all are closed alike.
         written = [id for id in ids if id not in tokenizer.stop_ids]
-        self.ids += [*written, tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+        self.ids += [*written, *turn_end(written, tokenizer)]
         return reply
 
     def _decode(self, may_call: bool, again: bool) -> Iterator[int]:
         """The ids of the model's next turn, a stop id included, as it chooses them."""
         tokenizer, wire = self.tokenizer, self.tokenizer.wire
-        tags = wire.thinking.tags + wire.call.tags if may_call else wire.thinking.tags
+        tags = wire.reply_tags if may_call else wire.thinking.tags
         allowed = {tokenizer.tag_ids[tag] for tag in tags}
         # A model that could write <tool_response> would invent a result and believe it.
         forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)

@@ -32,8 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("model").add_argument
     base = "folder or hub id of the base; default: what the adapter names, or the embedded one"
     add("--model", help=base)
-    adapter = "folder that train.py wrote; default: the base alone; several, with --serve"
-    add("--adapter", action="append", type=named_folder, metavar="[NAME=]DIR", help=adapter)
+    adapter = "folder that train.py wrote, or NAME=DIR; a server takes several; default: none"
+    add("--adapter", action="append", type=named_folder, metavar="DIR", help=adapter)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -106,9 +106,16 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.tools and (args.merge is not None or args.evaluate is not None):
         raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
     if args.evaluate is None and not args.tools:
-        idle = [f"--{name}" for name in ("yes", "constrain") if getattr(args, name)]
+        # The tools of a server come with each request
+        names = ("yes",) if args.serve is not None else ("yes", "constrain")
+        idle = [f"--{name}" for name in names if getattr(args, name)]
         if idle:
             raise ValueError(f"{idle[0]} needs --tools, whose calls it is about; leave it out")
+    if args.serve is not None and (args.json or args.call != "auto"):
+        given = "--json" if args.json else "--call"
+        raise ValueError(
+            f"{given} does nothing beside --serve, whose requests decide; leave it out"
+        )
     if args.deltas and not args.json:
         raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
     if args.out and args.evaluate is None:

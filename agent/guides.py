@@ -3,7 +3,6 @@
 `NameGuide` is the default: names are those on offer, all else is the model's own.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Literal
 from agent.call_names import NAMING, CallNames, State
 from agent.constrain import CallGrammar, CallGuide
 from agent.vocabulary import vocabulary_of
-from data.conversation import Tool, ToolCall
+from data.conversation import Tool
 from data.tokenizer import Tokenizer
 from data.wire import WireFormat, dump
 from model.generate import Guide
@@ -113,12 +112,7 @@ _grammar = lru_cache(maxsize=64)(CallGrammar)
 
 def writes_json(wire: WireFormat) -> bool:
     """True for a format whose calls are JSON behind a tag, which is what guides can follow."""
-    try:
-        body = json.loads(wire.write_calls([ToolCall("f", {"a": 1})])[0])
-    except ValueError:
-        return False
-    call = body[0] if isinstance(body, list) else body
-    return bool(wire.call.tags) and call == {"name": "f", "arguments": {"a": 1}}
+    return wire.read_call is None
 
 
 def guide_for(

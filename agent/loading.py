@@ -12,7 +12,7 @@ from lora.adapter import load_adapter, read_config
 from lora.many import add_adapters
 from lora.rows import Adapters
 from model.config import Gemma2Config
-from model.embedding import new_rows, resize_embedding
+from model.embedding import new_rows, resize_embedding, set_rows
 from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
@@ -81,7 +81,7 @@ def load_many(
     if name in own:
         raise ValueError(f"--adapter {name}: expected another name than the base's; rename it")
     for other, tokenizer in own.items():
-        if tokenizer.tag_ids != plain.tag_ids or len(tokenizer) != len(plain):
+        if tokenizer.tag_ids != plain.tag_ids:
             raise ValueError(
                 f"--adapter {other}: expected the tags of {next(iter(own))}, "
                 f"{plain.format}, at the same ids, got other ones; serve it by itself"
@@ -131,7 +131,7 @@ def load_base(
     size = model.config.vocab_size
     if size == len(tokenizer):
         return model  # a merged model has its rows already
-    if size != tokenizer.base_size:
+    if not _fits(size, tokenizer):
         raise ValueError(
             f"{folder}: the model has {size} rows, but its tokenizer {tokenizer.base_size} entries "
             f"without the tags and {len(tokenizer)} with them; "
@@ -139,10 +139,23 @@ def load_base(
         )
     # A base may know some of the tags and need rows for the others only. In the order of their ids,
     # because the rows are appended.
-    new = [tag for tag, id in tokenizer.tag_ids.items() if id >= size]
-    new.sort(key=lambda tag: tokenizer.tag_ids[tag])
-    resize_embedding(model, new_rows(model, [tokenizer.sub_tokens(tag) for tag in new], seed))
+    padding = [tokenizer.tag_ids[tag] for tag in tokenizer.absent if tokenizer.tag_ids[tag] < size]
+    new = [*sorted(padding), *range(size, len(tokenizer))]
+    rows = new_rows(model, [tokenizer.sub_tokens(tokenizer.decode([id])) for id in new], seed)
+    set_rows(model, padding, rows[: len(padding)])
+    resize_embedding(model, rows[len(padding) :])
     return model
+
+
+def _fits(size: int, tokenizer: Tokenizer) -> bool:
+    """True if a base of `size` rows belongs to the tokenizer.
+
+    Gemma 3's text models lack the row of the picture's token, the last of the vocabulary; the
+    others have rows to spare, up to a multiple of 64, which tags can take.
+    """
+    base = tokenizer.base_size
+    is_spared = all(id in tokenizer.control_ids for id in range(size, base)) and size < base
+    return is_spared or size == base or (size > base and size == -(-base // 64) * 64)
 
 
 def _check_control_ids(folder: Path, tokenizer: Tokenizer) -> None:

@@ -12,21 +12,8 @@ from typing import Any
 import torch
 
 from model.config import Gemma2Config
+from model.gguf import gguf_names
 from model.loader import load_gemma2
-
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 
 
 def byte_letters() -> dict[str, int]:
@@ -65,25 +52,15 @@ def write_gguf(folder: Path, path: Path) -> None:
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
     writer.add_sliding_window(config.sliding_window)
     _add_tokenizer(writer, folder, gguf)
+    names = gguf_names(config.num_hidden_layers)
     for name, parameter in load_gemma2(folder, dtype=torch.float32).named_parameters():
         # llama.cpp adds no 1 to a norm's weight, so the file holds 1 + w.
         tensor = parameter.detach() + (1.0 if name.endswith("norm.weight") else 0.0)
-        writer.add_tensor(tensor_name(name), tensor.numpy())
+        writer.add_tensor(names[name], tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def tensor_name(name: str) -> str:
-    """llama.cpp's name of a parameter of the checkpoint."""
-    if not name.startswith("model.layers."):
-        return {
-            "model.embed_tokens.weight": "token_embd.weight",
-            "model.norm.weight": "output_norm.weight",
-        }[name]
-    layer, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-    return f"blk.{layer}.{NAMES[module]}.weight"
 
 
 def _add_tokenizer(writer: Any, folder: Path, gguf: Any) -> None:

@@ -7,7 +7,7 @@ text of a user, a tool or a tool's description can forge a turn or a tag. `parse
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -79,16 +79,31 @@ def render(
         tokens.extend(ids)
         trainable.extend([is_trained] * len(ids))
 
+    wire, messages = tokenizer.wire, conversation.messages
     add(tokenizer.bos_id)
-    for number, message in enumerate(conversation.messages):
+    if wire.system_role and (system := _system(conversation, wire)):
+        add(tokenizer.start_of_turn_id)
+        for piece, _ in _join_texts(
+            (piece, "prompt") for piece in (f"{wire.system_role}\n", *system)
+        ):
+            add(piece)
+        add(tokenizer.end_of_turn_id)
+        add("\n")
+    for number, message in enumerate(messages):
         # A turn of weight 0 is context: rendered like any other, with no flag set
         kinds = TRAINED[train_on] if message.trained else frozenset()
-        add(tokenizer.start_of_turn_id)
-        for piece, kind in _join_texts(_turn(conversation, number, tokenizer.wire)):
+        if not _goes_on(messages, number, wire):
+            add(tokenizer.start_of_turn_id)
+        for piece, kind in _join_texts(_turn(conversation, number, wire)):
             add(piece, kind in kinds)
         is_end_trained = ("call_end" if message.calls else "end") in kinds
-        add(tokenizer.end_of_turn_id, message.role == "model" and is_end_trained)
-        add("\n")  # Gemma's own template has it after each turn; generation stops before it
+        following = messages[number + 1 : number + 2]
+        is_open = _is_left_open(message, following, wire)
+        if is_open and message.calls:
+            add(wire.result.open, is_end_trained)
+        if not is_open:
+            add(tokenizer.end_of_turn_id, message.role == "model" and is_end_trained)
+            add("\n")  # Gemma's own template has it after each turn; generation stops before it
     return Example(tokens, trainable, conversation.where)
 
 
@@ -96,7 +111,33 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]
     """Return the ids to generate from: a prefix of what `render` gives with the reply added."""
     # "model\n" is encoded on its own here and in `_model_turn`, so the ids cannot differ
     tokens = render(conversation, tokenizer).tokens
+    if conversation.messages and _is_left_open(conversation.messages[-1], (), tokenizer.wire):
+        return tokens  # the answer belongs to the turn that called
     return [*tokens, tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
+
+
+def turn_end(reply: Iterable[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that `render` writes behind those of a reply."""
+    wire = tokenizer.wire
+    opening = [tokenizer.tag_ids[tag] for tag in wire.call.tags[:1]]
+    if wire.answers_in_turn and not set(opening).isdisjoint(reply):
+        return [tokenizer.tag_ids[tag] for tag in wire.result.tags[:1]]
+    return [tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+
+
+def _goes_on(messages: Sequence[Message], number: int, wire: WireFormat) -> bool:
+    """True for a message that belongs to the turn of the one before it."""
+    message = messages[number]
+    follows_result = number > 0 and messages[number - 1].role == "tool"
+    is_answer = message.role == "model" and follows_result
+    return wire.answers_in_turn and (message.role == "tool" or is_answer)
+
+
+def _is_left_open(message: Message, following: Sequence[Message], wire: WireFormat) -> bool:
+    """True for a message whose turn the next one continues: a call, or results."""
+    wanted = "tool" if message.calls else "model"
+    is_followed = not following or following[0].role == wanted
+    return wire.answers_in_turn and bool(message.calls or message.results) and is_followed
 
 
 def _turn(
@@ -105,26 +146,30 @@ def _turn(
     """Yield what lies between the control tokens of one turn, from its header on."""
     message = conversation.messages[number]
     if message.role == "model":
+        if not _goes_on(conversation.messages, number, wire):
+            # A text of its own, because generation starts after it: the model's text may begin with
+            # a newline
+            yield "model\n", "prompt"
         yield from _model_turn(message, wire)
         return
     pieces: list[Piece] = [f"{message.role}\n"]
-    if message.role == "user":
+    if message.role == "user" and not wire.system_role:
         # Gemma has no system turn: what the operator says opens the first user's turn, which a
         # greeting by the model may precede
         is_first = all(turn.role != "user" for turn in conversation.messages[:number])
-        pieces += _system(conversation, wire) if is_first else []
-        pieces.append(message.content)
+        system = _system(conversation, wire) if is_first else []
+        pieces += [*system, "\n\n"] if system else []
+    pieces.append(message.content)
     for result in message.results:
         pieces += wire.result.around(wire.write_result(result))
+    if _goes_on(conversation.messages, number, wire):
+        pieces = pieces[3:]  # header, empty content, and the mark that the call ended with
     for piece in pieces:
         yield piece, "prompt"
 
 
 def _model_turn(message: Message, wire: WireFormat) -> Iterator[tuple[Piece, Kind]]:
     """Yield thinking, prose and calls, each of its own kind, since each may be trained or not."""
-    # A text of its own, because generation starts after it: the model's text may begin with a
-    # newline
-    yield "model\n", "prompt"
     if message.thinking:
         for piece in wire.thinking.around(message.thinking):
             yield piece, "thinking"
@@ -141,15 +186,17 @@ def _system(conversation: Conversation, wire: WireFormat) -> list[Piece]:
     Transformers, which tokenizes the chat template's string: an adapter is served the ids that it
     was trained on. The tools are only data.
     """
-    prompt = conversation.prompt
-    pieces = _with_tags(conversation.system, wire)
-    if prompt:
-        pieces += _with_tags(("\n\n" if conversation.system else "") + prompt.before, wire)
-        pieces += wire.tools.around(wire.write_tools(conversation.tools))
-        pieces += _with_tags(prompt.after, wire)
-    if prompt or conversation.system:
-        pieces.append("\n\n")
-    return pieces
+    prompt, said = conversation.prompt, conversation.system
+    if not prompt:
+        return _with_tags(said, wire) if said else []
+    before, after = prompt.before, prompt.after
+    if wire.wording is not None:
+        # What asks for calls in the words that the model was made for; a row may have them already
+        before, after = ("" if wire.wording in said else wire.wording), ""
+    pieces = _with_tags(said + ("\n\n" if said and before else "") + before, wire)
+    for body in wire.write_tools(conversation.tools):
+        pieces += wire.tools.around(body)
+    return pieces + _with_tags(after, wire)
 
 
 def _with_tags(text: str, wire: WireFormat) -> list[Piece]:

@@ -36,6 +36,7 @@ HINTS = {
     "too_long": f"Write at most {MAX_CHARS} characters.",
     "too_deep": f"Nest at most {MAX_DEPTH} levels.",
     "invalid_unicode": "Escape characters beyond U+FFFF as a complete surrogate pair.",
+    "invalid_call": "Write call:NAME{argument:value}, and each string between <escape> marks.",
     "missing_name": 'Give the tool\'s name under the key "name".',
     "missing_arguments": 'Give the arguments as an object under the key "arguments".',
     "arguments_not_object": 'Give the arguments as an object: {"argument": value}.',

@@ -38,6 +38,8 @@ _TEMPLATE = """\
 {{- if and $last (ne .Role "assistant") }}<start_of_turn>model
 {{ end }}
 {{- end }}"""
+_UNTRIED = "# Untried: written without Ollama at hand. ollama create NAME -f Modelfile\n"
+_GREEDY = "PARAMETER temperature 0\n"
 _MADE = '{"name": "{{ .Function.Name }}", "arguments": {{ json .Function.Arguments }}}'
 _CALL = {
     "hermes": f"@CALL_OPEN@{_MADE}@CALL_CLOSE@",
@@ -52,6 +54,9 @@ _RESULT = {
 
 def modelfile(wire: WireFormat, prompt: SystemPrompt | None) -> str:
     """Return a Modelfile for a merged folder that it lies in."""
+    stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in ("<end_of_turn>", *wire.turn_ends))
+    if wire.name == "functiongemma":  # Ollama has a writer and a reader of its own for it
+        return f"{_UNTRIED}FROM .\nRENDERER {wire.name}\nPARSER {wire.name}\n{stops}{_GREEDY}"
     prompt = prompt or DEFAULT_PROMPT
     shown = "$tool" if prompt.shape == "openai" else "$tool.Function"
     text = _TEMPLATE.replace("@SHOWN@", shown).replace("@CALL@", _CALL[wire.name])
@@ -64,8 +69,4 @@ def modelfile(wire: WireFormat, prompt: SystemPrompt | None) -> str:
     for name, words in (("BEFORE", prompt.before), ("AFTER", prompt.after)):
         literal = json.dumps(words).replace('"""', '\\"\\"\\"')
         text = text.replace(f"@{name}@", literal)
-    stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in ("<end_of_turn>", *wire.turn_ends))
-    return (
-        "# Untried: written without Ollama at hand. ollama create NAME -f Modelfile\n"
-        f'FROM .\nTEMPLATE """{text}"""\n{stops}PARAMETER temperature 0\n'
-    )
+    return f'{_UNTRIED}FROM .\nTEMPLATE """{text}"""\n{stops}{_GREEDY}'

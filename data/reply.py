@@ -74,7 +74,7 @@ def parse_tool_calls(
     """
     if isinstance(tokens_or_text, str):
         wire = tokenizer.wire if tokenizer else HERMES
-        turns = [split_text(turn, wire) for turn in _model_turns(tokens_or_text)]
+        turns = [split_text(turn, wire) for turn in _model_turns(tokens_or_text, wire)]
         return [call for turn in turns for call in read_pieces(turn, wire).calls]
     if tokenizer is None:
         raise TypeError("expected a tokenizer with ids; give one, or give text")
@@ -82,7 +82,7 @@ def parse_tool_calls(
     return [call for ids in replies for call in parse_reply(ids, tokenizer).calls]
 
 
-def _model_turns(text: str) -> list[str]:
+def _model_turns(text: str, wire: WireFormat) -> list[str]:
     """Return the texts of the model's turns; any text but a conversation's is one."""
     # Text cannot show which <start_of_turn> is a token; ids can, so a caller with ids should pass
     # them
@@ -90,7 +90,13 @@ def _model_turns(text: str) -> list[str]:
     if text.startswith(("<bos>", "<start_of_turn>")):
         turns = text.split("<start_of_turn>")[1:]
     bodies = [turn.removeprefix("model\n").rstrip() for turn in turns if turn.startswith("model\n")]
-    return [body.removesuffix("<eos>").rstrip().removesuffix("<end_of_turn>") for body in bodies]
+    turns = [body.removesuffix("<eos>").rstrip().removesuffix("<end_of_turn>") for body in bodies]
+    if not wire.answers_in_turn:
+        return turns
+    # What follows a result in the same turn is a reply of its own
+    opening, closing = map(re.escape, wire.result.tags)
+    result = re.compile(f"{opening}(?:.*?{closing}|$)", re.DOTALL)
+    return [reply for turn in turns for reply in result.split(turn)]
 
 
 def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
@@ -100,9 +106,12 @@ def _model_turn_ids(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
     header = tokenizer.encode("model\n")
     starts = [place + 1 for place, id in enumerate(ids) if id == tokenizer.start_of_turn_id]
     # Each turn runs on to the end of all ids; `parse_reply` stops at the first id that ends it
-    return [
-        ids[start + len(header) :] for start in starts if ids[start : start + len(header)] == header
-    ]
+    turns = [start + len(header) for start in starts if ids[start : start + len(header)] == header]
+    if tokenizer.wire.answers_in_turn:
+        # What follows a result in the same turn is a reply of its own
+        closing = tokenizer.tag_ids[tokenizer.wire.result.tags[1]]
+        turns += [place + 1 for place, id in enumerate(ids) if id == closing]
+    return [ids[start:] for start in sorted(turns)]
 
 
 def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
@@ -131,12 +140,33 @@ def split_text(text: str, wire: WireFormat = HERMES) -> list[Piece]:
         close = block.tags[1]
         if not text.startswith(close, position):
             # After no value, or a broken one, the first closing tag counts
-            position = text.find(close, start)
+            position = _find_close(text, start, close, wire)
         if position < 0:
-            return [*pieces, text[start:]]
-        pieces += [text[start:position], Tag(close)]
+            return [*pieces, *_at_quotes(text[start:], wire)]
+        pieces += [*_at_quotes(text[start:position], wire), Tag(close)]
         position += len(close)
     return [*pieces, text[position:]]
+
+
+def _find_close(text: str, start: int, close: str, wire: WireFormat) -> int:
+    """Where a tag stands outside the format's own quotes, or -1."""
+    if wire.quote is None:
+        return text.find(close, start)
+    is_quoted, mark = False, re.escape(wire.quote.name)
+    for match in re.compile(f"{mark}|{re.escape(close)}").finditer(text, start):
+        if match.group() == wire.quote.name:
+            is_quoted = not is_quoted
+        elif not is_quoted:
+            return match.start()
+    return -1
+
+
+def _at_quotes(text: str, wire: WireFormat) -> list[Piece]:
+    """Cut the text of a block at the format's quotes; nothing else in it is a tag."""
+    if wire.quote is None:
+        return [text]
+    parts = [part for text in text.split(wire.quote.name) for part in (wire.quote, text)]
+    return [part for part in parts[1:] if part != ""]
 
 
 def split_thinking(text: str) -> list[Piece]:

@@ -236,6 +236,12 @@ def _read_call_block(
     body: Sequence[Piece], wire: WireFormat, tools: Iterable[Tool], *, is_closed: bool, ended: bool
 ) -> tuple[list[Outcome], list[str]]:
     """Read what follows a call's tag; a call that was cut is never completed by guessing."""
+    if wire.read_call is not None:
+        if not is_closed and not ended:
+            got = shorten("".join(map(str, body)))
+            return [error_for("truncated", f"expected a complete call, got {got}")], []
+        outcomes, repairs = wire.read_call(body, tools)
+        return outcomes, repairs + ([] if is_closed else ["missing_end_tag"])
     # JSON that a model writes holds no control token: content cannot spell one
     if any(isinstance(piece, Tag) for piece in body):
         return _read_tags_in_call(body, wire, tools, is_closed=is_closed, ended=ended)

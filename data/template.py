@@ -14,8 +14,9 @@ escapes.
 import re
 from typing import Any
 
+from data import template_functiongemma as functiongemma
 from data.conversation import DEFAULT_PROMPT, SystemPrompt
-from data.tool_schema import JSON_TYPES
+from data.tool_schema import DECORATION, JSON_TYPES
 from data.wire import Block, WireFormat
 
 # Every tag has a dash: without it, the line breaks would be part of the prompt. Three engines read
@@ -161,7 +162,7 @@ _CALL = """\
 # What the model writes after its header. Thinking comes in a field of its own or in front of the
 # text, as rows have it
 _REPLY = """\
-{%- macro reply(message, calls) -%}
+{%- macro reply(message, calls, end) -%}
   {%- set content = text(message.content) | trim -%}
   {%- set thinking = message.reasoning_content or message.reasoning or message.thinking or '' -%}
   {%- set thinking = thinking | trim -%}
@@ -174,7 +175,7 @@ _REPLY = """\
   {%- for call in calls -%}
     @CALL@
   {%- endfor -%}
-  {{- '<end_of_turn>' -}}
+  {{- end -}}
 {%- endmacro -%}
 """
 
@@ -183,6 +184,7 @@ _CALLS = {
     "hermes": "{{- @CALL_OPEN@ + write(call.function or call) + @CALL_CLOSE@ -}}",
     "mistral": "{{- (@CALL_OPEN@ + '[' if loop.first else ', ') + write(call.function or call) -}}"
     "{{- ']' if loop.last else '' -}}",
+    "functiongemma": functiongemma.ONE_CALL,
 }
 # The name of a result's call: its own, that of the call with its id, or that of the call at its
 # place
@@ -202,7 +204,22 @@ _RESULT = {
     + "{{- @RESULT_OPEN@ + '{\"content\": ' + (data(result.content) | tojson) -}}"
     + "{%- if named.name -%}{{- ', \"name\": ' + (named.name | tojson) -}}{%- endif -%}"
     + "{{- '}' + @RESULT_CLOSE@ -}}",
+    "functiongemma": _NAME + functiongemma.RESULT,
 }
+# Results in the order of the calls, where each has the id of one
+_SORT = """\
+{%- for call in chat.calls if call.id -%}
+        {%- for result in turn.results if call.id == (result.tool_call_id or result.id) -%}
+          {%- set turn.sorted = turn.sorted + [result] -%}
+        {%- endfor -%}
+      {%- endfor -%}
+      {%- if turn.sorted | length == turn.results | length -%}
+        {%- set turn.results = turn.sorted -%}
+      {%- endif -%}"""
+_OTHERS = """\
+{%- elif message.role not in ['system', 'developer'] -%}
+    {%- set wanted = 'the role system, user, assistant or tool' -%}
+    {{- raise_exception('expected ' + wanted + ', got ' + message.role) -}}"""
 
 # A system message writes nothing itself: Gemma has no such turn, so all of them open the first
 # user's turn, wherever they come
@@ -245,9 +262,10 @@ _BODY = """\
     {%- set single = [single] if single is mapping else single -%}
     {%- set chat.calls = (message.tool_calls or []) + single -%}
     {{- '<start_of_turn>model\\n' -}}
-    {%- if message.weight == 0 or message.train is false -%}{{- reply(message, chat.calls) -}}
+    {%- if message.weight == 0 or message.train is false -%}
+      {{- reply(message, chat.calls, '<end_of_turn>') -}}
     {%- else -%}
-      {%- generation -%}{{- reply(message, chat.calls) -}}{%- endgeneration -%}
+      {%- generation -%}{{- reply(message, chat.calls, '<end_of_turn>') -}}{%- endgeneration -%}
     {%- endif -%}
     {{- '\\n' -}}
   {%- elif message.role in ['tool', 'function'] -%}
@@ -257,23 +275,14 @@ _BODY = """\
         {%- set turn.over = turn.over or later.role not in ['tool', 'function'] -%}
         {%- set turn.results = turn.results + ([] if turn.over else [later]) -%}
       {%- endfor -%}
-      {%- for call in chat.calls if call.id -%}
-        {%- for result in turn.results if call.id == (result.tool_call_id or result.id) -%}
-          {%- set turn.sorted = turn.sorted + [result] -%}
-        {%- endfor -%}
-      {%- endfor -%}
-      {%- if turn.sorted | length == turn.results | length -%}
-        {%- set turn.results = turn.sorted -%}
-      {%- endif -%}
+      @SORT@
       {{- '<start_of_turn>tool\\n' -}}
       {%- for result in turn.results -%}
       @RESULT@
       {%- endfor -%}
       {{- '<end_of_turn>\\n' -}}
     {%- endif -%}
-  {%- elif message.role not in ['system', 'developer'] -%}
-    {%- set wanted = 'the role system, user, assistant or tool' -%}
-    {{- raise_exception('expected ' + wanted + ', got ' + message.role) -}}
+  @OTHERS@
   {%- endif -%}
 {%- endfor -%}
 {%- if (chat.system or tools) and not chat.asked -%}
@@ -287,15 +296,24 @@ def chat_template(wire: WireFormat, prompt: SystemPrompt | None) -> str:
     """Return the Jinja template of a wire format, with the wording and tool shape of `prompt`."""
     prompt = prompt or DEFAULT_PROMPT
     reply = _REPLY.replace("@CALL@", _CALLS[wire.name])
-    body = _SYSTEM + _BODY.replace("@RESULT@", _RESULT[wire.name])
-    tools = _TOOL + _TOOLS[prompt.shape].replace("@TYPES@", str(list(JSON_TYPES)))
-    words = {"BEFORE": prompt.before, "AFTER": prompt.after}
+    tools = _TOOL + _TOOLS[prompt.shape].replace("@TYPES@", str(list(JSON_TYPES))) + _CALL
+    body = _BODY
+    if wire.name == "functiongemma":
+        tools, body = (
+            functiongemma.VALUES + functiongemma.TOOL + functiongemma.CALL,
+            functiongemma.BODY,
+        )
+        left_out = str(list(DECORATION) if prompt.shape == "compact" else [])
+        tools = tools.replace("@LEFT_OUT@", left_out)
+    for name, part in (("SORT", _SORT), ("OTHERS", _OTHERS), ("RESULT", _RESULT[wire.name])):
+        body = body.replace(f"@{name}@", part)
+    words = {"BEFORE": prompt.before, "AFTER": prompt.after, "WORDING": wire.wording or ""}
     for name in ("tools", "thinking", "call", "result"):
         block: Block = getattr(wire, name)
         words[f"{name.upper()}_OPEN"] = f"{block.open}{block.gap}"
         words[f"{name.upper()}_CLOSE"] = f"{block.gap}{block.close or ''}"
     # One pass over the words: a placeholder's name inside the wording is left alone
-    template = _TEXTS + tools + _CALL + reply + body
+    template = _TEXTS + tools + reply + _SYSTEM + body
     return re.sub(r"@([A-Z_]+)@", lambda match: quote(words[match.group(1)]), template)
 
 
@@ -333,6 +351,7 @@ _CLIENT_CALLS: dict[str, dict[str, Any]] = {
         "content": "text",
         "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{json}"}},
     },
+    "functiongemma": functiongemma.CLIENT_CALLS,
 }
 
 

@@ -15,11 +15,13 @@ from typing import Any
 import tokenizers
 
 from common.atomic import write_text
+from common.gguf_file import GGUFFile, is_gguf
 from common.hub import fetch
 from common.json_file import read_object, read_text, show
 from data.conversation import SHAPES, SystemPrompt
 from data.template import chat_template, response_template
 from data.tokenizer_file import check_config, parse_tokenizer
+from data.tokenizer_gguf import tokenizer_source
 from data.wire import FORMATS, HERMES, Piece, Tag
 
 NAMED = {
@@ -32,9 +34,10 @@ NAMED = {
 META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
 # Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and
-# spaces, its HTML tags
+# spaces, its HTML tags; the third line has those that came with Gemma 3
 _HTML = "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 "
-_HTML += "blockquote strong em b i u s sub sup code"
+_HTML += "blockquote strong em b i u s sub sup code "
+_HTML += "a html body img span bbox ul li div iframe footer"
 _TEXT_TOKEN = re.compile(rf"[{META}\s]+|</?(?:{'|'.join(_HTML.split())})>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 # The letters of byte-level pieces: printable bytes as they are, the others in their order from
@@ -57,6 +60,7 @@ class Tokenizer:
     bos_id: int
     start_of_turn_id: int
     end_of_turn_id: int
+    stop_ids: tuple[int, ...]
 
     def __init__(
         self,
@@ -77,16 +81,16 @@ class Tokenizer:
         format = format or config.get("tool_format")
         if format is not None and format not in FORMATS:
             raise ValueError(
-                f"{where}: format: expected {' or '.join(FORMATS)}, got {show(format)}"
+                f"{where}: format: expected one of {', '.join(FORMATS)}, got {show(format)}"
             )
         # A vocabulary with all tags of a format was made for it
         complete = [wire for wire in FORMATS.values() if all(tag in added for tag in wire.tags)]
         self.wire = FORMATS[format] if format else [HERMES, *complete][-1]
         # Tags that the vocabulary lacks are appended, in the format's fixed order
         size = max([*data["model"]["vocab"].values(), *added.values()]) + 1
-        self._absent = [tag for tag in self.wire.tags if tag not in added]
-        added |= {tag: size + offset for offset, tag in enumerate(self._absent)}
-        self._size = size + len(self._absent)
+        self.absent = [tag for tag in self.wire.tags if tag not in added]
+        added |= {tag: size + offset for offset, tag in enumerate(self.absent)}
+        self._size = size + len(self.absent)
         self.tag_ids = {tag: added[tag] for tag in self.wire.tags}
         # The size of the base model's vocabulary: where the tags that end this one begin
         self.base_size = self._size
@@ -104,9 +108,11 @@ class Tokenizer:
         # bos_id and the like; declared above, so that a type checker knows them
         for name, content in NAMED.items():
             setattr(self, name, added[content])
-        self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
         # A model that goes on by itself writes the tool's result, or the user's next turn.
         results = {self.tag_ids[tag] for tag in self.wire.turn_ends}
+        self.stop_ids = (self.eos_id, self.end_of_turn_id)  # either ends a reply
+        if self.wire.answers_in_turn:  # a call does not end the turn, but begins its result
+            self.stop_ids += tuple(results)
         self.turn_ends = {*self.stop_ids, self.start_of_turn_id, *results}
         self._content = self._content_tokenizer(data, control)
         self._meta_ids: list[int] = []  # while it is asked whether any are needed
@@ -117,7 +123,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, format: str | None = None) -> "Tokenizer":
-        """Load from a folder, a `tokenizer.json`, or a hub id.
+        """Load from a folder, a `tokenizer.json`, a GGUF file, or a hub id.
 
         Without a `format`, the one counts that a training run saved with the tokenizer; else
         "mistral" if the file has all five Mistral tags; else "hermes".
@@ -127,6 +133,8 @@ class Tokenizer:
         """
         # No weights: a hub repository of a model has gigabytes beside its tokenizer
         path = fetch(path_or_repo, ["tokenizer.json", "tokenizer_config.json"])
+        if is_gguf(path):
+            return cls(tokenizer_source(GGUFFile(path)), {}, format, str(path))
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
@@ -145,7 +153,7 @@ class Tokenizer:
 
     @property
     def format(self) -> str:
-        """The name of the wire format, "hermes" or "mistral"."""
+        """The name of the wire format, "hermes" or another key of `FORMATS`."""
         return self.wire.name
 
     def __len__(self) -> int:
@@ -229,7 +237,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         prompt = prompt or self.prompt
         data = json.loads(self._source)
-        for tag in self._absent:
+        for tag in self.absent:
             data["added_tokens"].append({"id": self.tag_ids[tag], "content": tag, **_SPECIAL})
         # Tags that the vocabulary had as plain added tokens: only special ones are never split
         for entry in data["added_tokens"]:

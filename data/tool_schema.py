@@ -11,7 +11,7 @@ from typing import Any
 from data.conversation import Shape, Tool
 
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
-_DECORATION = ("description", "title", "default", "examples")
+DECORATION = ("description", "title", "default", "examples")
 
 
 def write_tool(tool: Tool) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def as_shape(tool: Tool, shape: Shape) -> Tool:
         # Only of the arguments themselves: deeper levels stay schemas, descriptions and all
         properties = parameters.get("properties", {})
         parameters["properties"] = {
-            argument: {key: item for key, item in schema.items() if key not in _DECORATION}
+            argument: {key: item for key, item in schema.items() if key not in DECORATION}
             for argument, schema in properties.items()
         }
     return dataclasses.replace(tool, parameters=parameters, shape=shape, outer={})

@@ -2,31 +2,24 @@
 
 Separate because rendering, parsing, the tokenizer and the template need the same table: `chat.py`
 writes by it, `reply.py` reads by it, `tokenizer.py` gives its tags ids and `template.py` says the
-same in Jinja. A further format is one
-more entry of FORMATS, with writers of its own where its syntax differs; if its calls are not JSON
-between two tags, `reply.py` gets a function that reads them.
+same in Jinja. A further format is one more entry of FORMATS, with writers of its own where its
+syntax differs, and a reader of its own if its calls are not JSON between two tags.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from data import functiongemma
 from data.conversation import Tool, ToolCall, ToolResult
+from data.pieces import Body
+from data.pieces import Piece as Piece  # importable from here too, with the table they are for
+from data.pieces import Tag as Tag
+from data.tool_calls import Outcome
 from data.tool_schema import write_tool
 
-
-@dataclass(frozen=True)
-class Tag:
-    """A control token, by its name. A type of its own, so that no string ever equals a tag."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Piece = str | Tag  # what a chat consists of: ordinary text and control tokens
+ReadCall = Callable[[Sequence[Piece], Iterable[Tool]], tuple[list[Outcome], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +34,11 @@ class Block:
     close: Piece | None
     gap: str = ""
 
-    def around(self, body: str) -> list[Piece]:
-        """Return the pieces of a block that holds `body`."""
+    def around(self, body: Body) -> list[Piece]:
+        """Return the pieces of a block that holds `body`; only text gets the gaps."""
         closing = [] if self.close is None else [self.close]
-        return [self.open, f"{self.gap}{body}{self.gap}", *closing]
+        inner = [f"{self.gap}{body}{self.gap}"] if isinstance(body, str) else body
+        return [self.open, *inner, *closing]
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
@@ -66,18 +60,37 @@ class WireFormat:
     thinking: Block
     call: Block
     result: Block
-    # The texts inside the blocks. Calls may share one block, hence a list: one text for each block
-    # of the turn.
-    write_calls: Callable[[Sequence[ToolCall]], list[str]]
-    write_result: Callable[[ToolResult], str]
+    # What is inside the blocks. Calls or tools may share one block, hence a list: one body for each
+    # block of the turn.
+    write_calls: Callable[[Sequence[ToolCall]], list[Body]]
+    write_result: Callable[[ToolResult], Body]
     # A JSON list, as Transformers' `tojson` writes it
-    write_tools: Callable[[Sequence[Tool]], str] = lambda tools: dump([*map(write_tool, tools)])
+    write_tools: Callable[[Sequence[Tool]], list[Body]] = lambda tools: [
+        dump([*map(write_tool, tools)])
+    ]
+    # Reads what `write_calls` wrote into one block; None where that is JSON
+    read_call: ReadCall | None = None
+    quote: Tag | None = None  # opens and closes the strings inside the blocks, where JSON does not
+    # A turn of its own for what the operator says, by its role; else it opens the first user's turn
+    system_role: str | None = None
+    # What stands in front of the tools, in place of the rows' own wording
+    wording: str | None = None
+    # Results belong to the turn that called, which ends with the opening mark of the first one, and
+    # so does the answer behind them; else both have turns of their own
+    answers_in_turn: bool = False
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
         """The names of all tags."""
         # A vocabulary without them gets them in this order, so the order decides their ids
-        return self.tools.tags + self.thinking.tags + self.call.tags + self.result.tags
+        quote = (self.quote.name,) if self.quote else ()
+        return self.tools.tags + self.thinking.tags + self.call.tags + self.result.tags + quote
+
+    @property
+    def reply_tags(self) -> tuple[str, ...]:
+        """The tags that a model writes inside its turn."""
+        quote = (self.quote.name,) if self.quote else ()
+        return self.thinking.tags + self.call.tags + quote
 
     @property
     def turn_ends(self) -> tuple[str, ...]:
@@ -119,5 +132,20 @@ MISTRAL = WireFormat(
     write_calls=lambda calls: [dump(_as_objects(calls))] if calls else [],
     write_result=_named_result,
 )
+FUNCTIONGEMMA = WireFormat(
+    name="functiongemma",
+    tools=Block(Tag("<start_function_declaration>"), Tag("<end_function_declaration>")),
+    thinking=Block("<think>", "</think>\n"),  # the format has no thinking; as in Mistral's
+    call=Block(Tag("<start_function_call>"), Tag("<end_function_call>")),
+    result=Block(Tag("<start_function_response>"), Tag("<end_function_response>")),
+    write_calls=functiongemma.write_calls,
+    write_result=functiongemma.write_result,
+    write_tools=functiongemma.write_tools,
+    read_call=functiongemma.read_call,
+    quote=functiongemma.ESCAPE,
+    system_role="developer",
+    wording=functiongemma.WORDING,
+    answers_in_turn=True,
+)
 # A file with the tags of several formats is taken for the last of them, so the order counts
-FORMATS = {wire.name: wire for wire in (HERMES, MISTRAL)}
+FORMATS = {wire.name: wire for wire in (HERMES, MISTRAL, FUNCTIONGEMMA)}

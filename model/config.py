@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic import write_text
+from common.gguf_file import GGUFFile, is_gguf
 from common.json_file import read_object, show
 from model import gemma3
+from model.gguf import config_fields
 
 REQUIRED = (
     "vocab_size",
@@ -107,11 +109,13 @@ class Gemma2Config:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Gemma2Config":
-        """Reads `config.json`, or the one inside the folder `path`.
+        """Reads `config.json`, or the one inside the folder `path`, or a GGUF file's fields.
 
-        Raises: FileNotFoundError without such a file; ValueError if it is not Gemma-2's.
+        Raises: FileNotFoundError without such a file; ValueError if it is not Gemma-2's or 3's.
         """
         path = Path(path)
+        if is_gguf(path) and path.is_file():
+            return cls._from_dict(config_fields(GGUFFile(path)), str(path))
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(

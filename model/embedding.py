@@ -6,6 +6,7 @@ identical copies of the mean row. Here each row starts at the mean of its own ta
 noise is far above bf16's resolution.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -36,6 +37,14 @@ def new_rows(model: Gemma2, sub_tokens: list[list[int]], seed: int) -> Tensor:
     # Some 4,096 rows are enough for a standard deviation; in float32 all would be a second copy.
     sample = weight[:: max(1, weight.shape[0] // 4096)].float()
     return (means + NOISE * sample.std() * noise).to(weight.dtype)
+
+
+def set_rows(model: Gemma2, ids: Sequence[int], rows: Tensor) -> None:
+    """Writes rows (n, D) over those of some ids, in the head too where it is not tied."""
+    if not ids:
+        return
+    for weight in {model.model.embed_tokens.weight, model.lm_head.weight}:
+        weight.data[list(ids)] = rows.to(weight)
 
 
 def resize_embedding(model: Gemma2, new_rows: Tensor) -> None:

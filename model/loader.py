@@ -1,20 +1,24 @@
 """safetensors <-> Gemma2, strictly: one error names every missing, unexpected or misshapen tensor.
 
 The model is built without memory (meta device); each tensor is read from the memory-mapped file
-straight into its final dtype and device, so the peak is the model itself plus one tensor.
+straight into its final dtype and device, so the peak is the model itself plus one tensor. A GGUF
+file is read alike, in the same order.
 """
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common.atomic import write_tensors, write_text
+from common.gguf_file import GGUFFile, is_gguf
 from common.hub import fetch
 from common.json_file import read_object, show
 from common.tensor_file import FLOATS, Headers, open_tensors, read_headers
+from model import gguf
 from model.config import Gemma2Config
 from model.gemma3 import text_name
 from model.transformer import Gemma2
@@ -25,15 +29,16 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def checkpoint_folder(path_or_repo: str | Path) -> Path:
-    """The folder of a checkpoint, or of the downloaded hub repository of that name.
+    """The folder of a checkpoint, or of the downloaded hub repository of that name; or a GGUF file.
 
-    Raises: ValueError for a file; what `fetch` raises for a name that cannot be had.
+    Raises: ValueError for another file; what `fetch` raises for a name that cannot be had.
     """
     # All JSON files: a tokenizer is read from the same folder.
     folder = fetch(path_or_repo, ["*.json", "*.safetensors"])
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_gguf(folder):
         raise ValueError(
-            f"{folder}: expected a folder with config.json and *.safetensors, got a file"
+            f"{folder}: expected a folder with config.json and *.safetensors, or a .gguf file, "
+            "got another file"
         )
     return folder
 
@@ -70,10 +75,12 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _check(folder: Path, model: Gemma2, headers: Headers) -> None:
-    """Raises one ValueError that names every difference between checkpoint and configuration."""
+    """Raises one ValueError that names every difference between checkpoint and configuration.
+
+    `headers` has the text model's tensors under its own names.
+    """
     # named_parameters lists a tied head once, as the embedding.
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    headers = {own: header for name, header in headers.items() if (own := text_name(name))}
     found = {name: shape for name, (shape, _) in headers.items()}
     if model.config.tie_word_embeddings and HEAD in found:
         expected[HEAD] = expected[EMBEDDING]  # a duplicate that some tools write
@@ -86,42 +93,55 @@ def _check(folder: Path, model: Gemma2, headers: Headers) -> None:
         if kind not in FLOATS:
             problems.append(f"{name} is {kind}, expected one of {', '.join(FLOATS)}")
     if problems:
-        raise ValueError(f"{folder}: the tensors do not fit config.json: " + "; ".join(problems))
+        where = "its own fields" if is_gguf(folder) else "config.json"
+        raise ValueError(f"{folder}: the tensors do not fit {where}: " + "; ".join(problems))
 
 
 def load_gemma2(
     path_or_repo: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Gemma2:
-    """Builds Gemma-2 from a folder or a hub id, in evaluation mode.
+    """Builds Gemma-2 or 3 from a folder, a hub id or a GGUF file, in evaluation mode.
 
-    `dtype` is by default the checkpoint's own. In that dtype, on a CPU, the weights are the
-    memory-mapped file: nothing is copied until it is written to.
+    `dtype` is by default the checkpoint's own, float32 for GGUF. In that dtype, on a CPU, the
+    weights are the memory-mapped safetensors file: nothing is copied until it is written to.
     Raises: FileNotFoundError or ValueError, naming every tensor that does not fit.
     """
     folder = checkpoint_folder(path_or_repo)
     config = Gemma2Config.from_json(folder)
-    files = _checkpoint_files(folder)
     with torch.device("meta"):  # shapes without memory
         model = Gemma2(config)
-    _check(folder, model, read_headers(*files))
+    # The headers first: nothing is read of a checkpoint that does not fit.
+    if is_gguf(folder):
+        file = GGUFFile(folder)
+        headers, tensors = gguf.headers(file), gguf.tensors(file, dtype or torch.float32)
+    else:
+        files = _checkpoint_files(folder)
+        stored = read_headers(*files)
+        headers = {own: header for name, header in stored.items() if (own := text_name(name))}
+        tensors = _read_tensors(files, device)
+    _check(folder, model, headers)
     duplicate = None
-    for file in files:
-        with open_tensors(file, str(device)) as reader:
-            for stored in reader.keys():  # noqa: SIM118
-                name = text_name(stored)
-                if name is None:
-                    continue
-                tensor = reader.get_tensor(stored)
-                if name == HEAD and config.tie_word_embeddings:
-                    # Compared when the embedding has been read too, whatever the files' order.
-                    duplicate = tensor
-                else:
-                    _place(model, name, tensor.to(dtype or tensor.dtype))
+    for name, tensor in tensors:
+        if name == HEAD and config.tie_word_embeddings:
+            # Compared when the embedding has been read too, whatever the files' order.
+            duplicate = tensor
+        else:
+            _place(model, name, tensor.to(device, dtype or tensor.dtype))
     # The loop has replaced the Parameter that head and embedding shared.
     model.tie()
     if duplicate is not None:
         _check_duplicate(folder, duplicate, model.lm_head.weight)
     return model.eval()
+
+
+def _read_tensors(files: list[Path], device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
+    """The text model's tensors one by one, in their own dtype, on a device."""
+    for file in files:
+        with open_tensors(file, str(device)) as reader:
+            for stored in reader.keys():  # noqa: SIM118
+                name = text_name(stored)
+                if name is not None:
+                    yield name, reader.get_tensor(stored)
 
 
 def _check_duplicate(folder: Path, head: Tensor, embedding: Tensor) -> None:

@@ -9,6 +9,7 @@ from test_data_tokenizer import small_tokenizer
 
 from agent.foreign import check_template
 from data.conversation import DEFAULT_PROMPT
+from data.wire import FORMATS
 
 # Gemma's own, from google/gemma-2-2b-it
 GEMMA = (
@@ -28,7 +29,7 @@ COURSE = (
 )
 
 
-@pytest.mark.parametrize("format", ["hermes", "mistral"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_our_own_is_taken_an_older_spelling_too(format: str, tmp_path: Path) -> None:
     tokenizer = small_tokenizer(format)
     check_template(tmp_path, tokenizer)  # none at all, as PEFT writes adapters

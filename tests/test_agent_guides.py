@@ -162,7 +162,13 @@ def likely(state: State, drawn: random.Random) -> str:
     return drawn.choice(letters.get(state.mode, '"'))
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_a_format_whose_calls_are_no_json_has_no_guide() -> None:
+    rule = CallRule()
+    guides = {n: guide_for(small_tokenizer(n), TOOLS, rule, room=99) for n in FORMATS}
+    assert [name for name, guide in guides.items() if guide is None] == ["functiongemma"]
+
+
+@pytest.mark.parametrize("format", ["hermes", "mistral"])
 def test_whatever_is_drawn_every_name_is_on_offer(format: str) -> None:
     tokenizer = Tokenizer.from_pretrained(TOKENIZER, format)
     opening, *closing = [tokenizer.tag_ids[tag] for tag in tokenizer.wire.call.tags]

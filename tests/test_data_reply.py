@@ -13,6 +13,7 @@ from test_data_tokenizer import small_tokenizer
 from data.chat import parse_reply, parse_tool_calls
 from data.tokenizer import Tokenizer
 from data.tool_calls import read_tool
+from data.wire import FORMATS
 
 GOOD = f"<tool_call>\n{PARIS_JSON}\n</tool_call>"
 
@@ -192,7 +193,7 @@ def test_a_bare_call_counts_only_when_asked_for() -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.one_of(st.integers(0, 320), st.sampled_from(range(310, 330))), max_size=40),
-    st.sampled_from(["hermes", "mistral"]),
+    st.sampled_from(list(FORMATS)),
 )
 def test_any_ids_are_survived(ids: list[int], format: str) -> None:
     tokenizer = small_tokenizer(format)

@@ -12,6 +12,7 @@ from data.chat import render, render_prompt
 from data.conversation import SystemPrompt
 from data.schema import conversation_from, parse_row
 from data.tool_schema import write_tool
+from data.wire import FORMATS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -104,7 +105,7 @@ def test_transformers_renders_the_same_thinking(tmp_path: Path) -> None:
 
 
 @needs_gemma
-@pytest.mark.parametrize("format", ["hermes", "mistral"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("file", ["bfcl_conversations.jsonl", "hermes_thinking_sample.jsonl"])
 def test_real_rows_are_served_the_ids_that_they_were_trained_on(
     format: str, file: str, tmp_path: Path

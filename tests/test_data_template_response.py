@@ -10,11 +10,15 @@ from test_data_tokenizer import small_tokenizer
 from data.reply import read_pieces, split_text
 from data.template import response_template
 from data.tool_calls import ToolCall
-from data.wire import FORMATS, HERMES, MISTRAL
+from data.wire import FORMATS, FUNCTIONGEMMA, HERMES, MISTRAL
 
 chat_parsing = pytest.importorskip("transformers.utils.chat_parsing")
 PREFIX = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
 ONE = '{"name": "weather", "arguments": {"city": "A, \\"b\\" } é", "days": [1, {"name": 2}, {}]}}'
+WRAPPED = (
+    '<start_function_call>call:weather{city:<escape>A, "b" } é<escape>,days:[1,-2.5,{x:null}],'
+    "on:true}<end_function_call>"
+)
 TWO = '{"name": "now", "arguments": {}}'
 REPLIES = {
     "hermes": [
@@ -31,6 +35,13 @@ REPLIES = {
         f"<think>hm</think>\n[TOOL_CALLS][{ONE}]",
         f"I look. [TOOL_CALLS][{ONE}, {TWO}, {ONE}]",
         f"[TOOL_CALLS][ {TWO} , {TWO} ] ",
+    ],
+    "functiongemma": [
+        "It is 7, {}.",
+        f"<think>hm</think>\nI look.{WRAPPED}",
+        WRAPPED + WRAPPED.replace("weather", "mcp.now-2"),
+        "<start_function_call>call:now{}<end_function_call>",
+        "",
     ],
 }
 
@@ -86,6 +97,7 @@ def test_a_broken_call_stays_text(body: str) -> None:
     for wire, text in (
         (HERMES, f"<tool_call>\n{body}\n</tool_call>"),
         (MISTRAL, f"[TOOL_CALLS][{body}]"),
+        (FUNCTIONGEMMA, f"<start_function_call>call:f{body}<end_function_call>"),
     ):
         got = chat_parsing.parse_response(text, response_template(wire), prefix=PREFIX)
         if wire is HERMES or "</tool_call>" not in body:

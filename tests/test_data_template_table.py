@@ -12,6 +12,7 @@ from test_data_tokenizer import small_tokenizer
 from data.chat import render, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, Shape
 from data.schema import conversation_from
+from data.wire import FORMATS
 
 Row = dict[str, Any]
 
@@ -134,6 +135,11 @@ LISTS: dict[str, tuple[list[Row], list[Row]]] = {
     "call": (TOOLS, [user(), calls(call({"city": "Paris \u00e9"}))]),
     "call with text": (TOOLS, [user(), calls(call({"n": [1, None, 2.5]}), text="I look.")]),
     "calls": (TOOLS, [user(), calls(*TWO)]),
+    "arguments out of order": (TOOLS, [user(), calls(call({"b": 1, "Z": {"y": [], "X": 2.0}}))]),
+    "odd keys": (
+        TOOLS,
+        [user(), calls(call({"a:b": 1, " c": True, "": {"{": "}"}}, "odd {name}"))],
+    ),
     "call without wrapping": (TOOLS, [user(), calls({"name": "weather", "arguments": {"a": 1}})]),
     "older call": (
         TOOLS,
@@ -212,7 +218,7 @@ def theirs(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("shape", get_args(Shape))
-@pytest.mark.parametrize("format", ["hermes", "mistral"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_list_gives_the_renderers_ids_and_mask(
     format: str, shape: Shape, tmp_path: Path
 ) -> None:
@@ -220,6 +226,10 @@ def test_every_list_gives_the_renderers_ids_and_mask(
     tokenizer = small_tokenizer(format)
     tokenizer.save(tmp_path, dataclasses.replace(DEFAULT_PROMPT, shape=shape))
     for name, (tools, messages) in LISTS.items():
+        if format == "functiongemma" and name in WITH_STRING_ARGUMENTS:
+            with pytest.raises(Exception, match="expected arguments as an object, got a string"):
+                theirs(tmp_path).apply_chat_template(messages, tools=tools or None)
+            continue
         conversation = as_read(tools, messages, shape)
         options = {"tools": tools or None, "return_dict": True}
         got = theirs(tmp_path).apply_chat_template(
@@ -232,6 +242,27 @@ def test_every_list_gives_the_renderers_ids_and_mask(
         assert got["assistant_masks"] == list(map(int, wanted.trainable)), name
         got = theirs(tmp_path).apply_chat_template(messages, add_generation_prompt=True, **options)
         assert got["input_ids"] == render_prompt(conversation, tokenizer), name
+
+
+# Jinja cannot read JSON, and FunctionGemma's values are none
+WITH_STRING_ARGUMENTS = ("older call", "string arguments", "spaced string arguments")
+
+
+@pytest.mark.parametrize("content", ['{"c": 7}', '{"a":"x","b":[1,{"d":null}]}'])
+def test_functiongemma_writes_an_object_by_its_keys_and_its_string_as_one(
+    content: str, tmp_path: Path
+) -> None:
+    """The renderer reads a result's JSON, the template writes what it is given."""
+    tokenizer = small_tokenizer("functiongemma")
+    tokenizer.save(tmp_path, DEFAULT_PROMPT)
+    texts = []
+    for given in (json.loads(content), content):
+        messages = [user(), calls(*TWO[:1]), result(given, "a"), says()]
+        ours = render(as_read(TOOLS, messages, "openai"), tokenizer).tokens
+        got = theirs(tmp_path).apply_chat_template(messages, tools=TOOLS, return_dict=False)
+        assert (got == ours) == isinstance(given, dict)
+        texts.append((tokenizer.decode(ours), tokenizer.decode(got)))
+    assert texts[0][0] == texts[1][0] and f"{{value:<escape>{content}<escape>}}" in texts[1][1]
 
 
 # By design: the template's string is tokenized as a whole, so it cannot keep a tag as text; it does

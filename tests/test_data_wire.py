@@ -12,8 +12,9 @@ from data.conversation import Conversation
 from data.reply import read_pieces, split_text
 from data.template import chat_template
 from data.tokenizer import Tokenizer
-from data.wire import FORMATS, HERMES, MISTRAL, Tag, WireFormat
+from data.wire import FORMATS, FUNCTIONGEMMA, HERMES, MISTRAL, Tag, WireFormat
 
+ENDS = ("start", "end")
 FORMAT = pytest.mark.parametrize("wire", FORMATS.values(), ids=FORMATS)
 
 
@@ -25,6 +26,10 @@ def test_the_order_of_the_tags_is_that_of_saved_adapters() -> None:
     assert MISTRAL.tags == tuple(mistral.split())
     assert HERMES.thinking.tags + HERMES.call.tags == HERMES.tags[2:6]
     assert MISTRAL.thinking.tags + MISTRAL.call.tags == ("[TOOL_CALLS]",)
+    assert (HERMES.reply_tags, MISTRAL.reply_tags) == (HERMES.tags[2:6], ("[TOOL_CALLS]",))
+    names = [f"<{end}_function_{n}>" for n in ("declaration", "call", "response") for end in ENDS]
+    assert FUNCTIONGEMMA.tags == (*names, "<escape>")
+    assert FUNCTIONGEMMA.reply_tags == (*names[2:4], "<escape>")
 
 
 @FORMAT
@@ -65,7 +70,8 @@ def test_text_and_ids_are_read_alike(wire: WireFormat) -> None:
     for message in (turn for turn in TURNS if turn.role == "model"):
         tokens = render(Conversation((message,)), tokenizer).tokens
         header = 2 + len(tokenizer.encode("model\n"))
-        turn = tokens[header : tokens.index(tokenizer.end_of_turn_id)]
+        end = next(place for place, id in enumerate(tokens) if id in tokenizer.stop_ids)
+        turn = tokens[header:end]
         from_ids = parse_reply([*turn, tokenizer.end_of_turn_id], tokenizer)
         from_text = read_pieces(split_text(tokenizer.decode(turn), wire), wire)
         assert from_ids == from_text

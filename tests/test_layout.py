@@ -31,12 +31,12 @@ PACKAGES = tuple(FLOORS)
 # The reading order. A file that is listed imports only listed files above it; for the others it is
 # enough that there is no cycle. A subpackage stands as one entry.
 ORDER = {
-    "model": """gemma3 config kernels fused recompute attention attention_tiles attention_flex
+    "model": """gemma3 gguf config kernels fused recompute attention attention_tiles attention_flex
                 layers transformer sweep loss loader embedding generate""".split(),
-    "data": """conversation lenient_json tool_schema tool_calls wire template tokenizer_file
-               tokenizer reply_reader reply chat
-               masks api_calls roles forms schema call_check parquet_file files reports
-               dataset packing""".split(),
+    "data": """conversation lenient_json tool_schema tool_calls pieces
+               functiongemma wire template_functiongemma template tokenizer_file
+               tokenizer_gguf tokenizer reply_reader reply chat masks api_calls roles forms schema
+               call_check parquet_file files reports dataset augment packing""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter rows many""".split(),
 }

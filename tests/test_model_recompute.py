@@ -1,6 +1,7 @@
 """How much the backward pass computes again, by the free memory, and that it changes nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,13 @@ def test_ranks_that_share_the_weights_have_more_room(monkeypatch: pytest.MonkeyP
     assert alone.memory_bytes("full") - one_of_four.memory_bytes("full") == weights - weights // 4
     picked = [pick_checkpointing("auto", batch, CUDA)[0] for batch in (alone, one_of_four)]
     assert picked == ["full", "none"]
+
+
+def test_gemma3s_norms_keep_queries_and_keys_too() -> None:
+    gemma3 = replace(CONFIG, model_type="gemma3_text")
+    batches = [MicroBatch(config, 10, torch.bfloat16) for config in (gemma3, CONFIG)]
+    more = [batch.activation_bytes_per_token("selective") for batch in batches]
+    assert more[0] - more[1] == 2 * (8 + 4) * 256  # bytes, heads, width
 
 
 def test_checkpointing_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

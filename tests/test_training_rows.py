@@ -178,7 +178,7 @@ def test_the_best_evaluation_is_kept(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, real = iter([3.0, 2.0, 1.0, 2.5]), train.evaluate
-    monkeypatch.setattr(train, "evaluate", lambda run: {**real(run), "eval_loss": next(losses)})
+    monkeypatch.setattr(train, "evaluate", lambda *args: {**real(*args), "eval_loss": next(losses)})
     rows = write(tmp_path / "a.jsonl", *good_rows())
     flags = ("--dataset", rows, "--accumulate", "1", "--eval-every", "2", "--save-every", "0")
     code, folder, said = start(*flags, "--max-steps", "5", "--lr", "0.01")
@@ -211,3 +211,29 @@ def test_check_says_what_a_run_needs_and_writes_nothing(
     assert code == 0 and start(*flags, "--check", "--overwrite")[0] == 2
     assert (folder / "run.json").read_bytes() == before
     assert start(*flags, "--check", "--resume")[0] == 2
+
+
+def test_augmented_rows_are_counted_and_held_out_ones_stay(
+    start: Start, small_rows: Path, tmp_path: Path
+) -> None:
+    """run.json says how many rows each kind has changed, and nothing without the flag."""
+    runs = {}
+    for name, flags in (("plain", []), ("changed", ["--augment", "names=1,missing=0"])):
+        flags = [*flags, "--eval-calls", "1"]
+        code, folder, printed = start("--dataset", small_rows, *flags, output=name)
+        assert code == 0, printed
+        # A tool that training shows under another name is no unseen one.
+        assert metrics(folder)[0]["tool_call_accuracy"]["n"]["seen"] == 1
+        runs[name] = json.loads((folder / "run.json").read_text())
+    assert "augmented" not in runs["plain"]["data"]
+    counted = runs["changed"]["data"]["augmented"]
+    assert (
+        set(counted) == {"names", "missing"}
+        and counted["names"] + 1 == 12
+        and not counted["missing"]
+    )
+    losses = {name: metrics(tmp_path / name)[0]["eval_loss"] for name in runs}
+    assert losses["plain"] == losses["changed"]  # before the first step, on the same rows
+    assert metrics(tmp_path / "plain")[1]["loss"] != metrics(tmp_path / "changed")[1]["loss"]
+    code, _, printed = start("--dataset", "missing.jsonl", "--augment", "nams", output="wrong")
+    assert code == 2 and "--augment: expected all, or some of" in printed

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from common.gguf_file import is_gguf
 from common.json_file import read_object
 from data.chat import Example
 from model.loader import INDEX, SINGLE
@@ -62,15 +63,18 @@ class BaseDigest:
 
     def _run(self) -> None:
         try:
-            files = [self.folder / "config.json", *_weight_files(self.folder)]
+            files = _weight_files(self.folder)
             self._found = json_digest([(file.name, file_digest(file)) for file in files])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._error = str(error)  # the loader meets it too, and says it better
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that the loader reads."""
+    """The files that the loader reads; `folder` may be a GGUF file, which has everything."""
+    if is_gguf(folder):
+        return [folder]
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return [folder / "config.json", folder / SINGLE]
     index = read_object(folder / INDEX)
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    names = sorted(set(index["weight_map"].values()))
+    return [folder / name for name in ("config.json", *names)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.cli import float_in, int_at_least
 from common.device import pick_device
+from data.augment import SHARES, read_shares
 from data.chat import TRAINED
 from data.dataset import BAD_CALLS, OVERLONG
 from lora.config import LoRAConfig, parse_targets
@@ -27,17 +28,20 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "eval_calls": (16, 160),
 }
 SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
+# Rows whose calls are scored before training, at most: with the questions one batch. A base that
+# knows no calls writes each reply to the limit, so that a row costs more than it does later.
+CALLS_BEFORE = 24
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next. Not
 # among them: what only measures or saves (--eval-rows, --save-every), and --device, so that a run
 # may go on elsewhere.
 FINGERPRINT = (
     "model dataset dtype max_length micro_batch accumulate lr row_lr_scale warmup weight_decay "
-    "clip rank alpha dropout targets adapt format eval_fraction eval_dataset bad_calls seed "
-    "overlong train_on epochs max_steps ranks"
+    "clip rank alpha dropout targets adapt format eval_fraction eval_dataset bad_calls augment "
+    "seed overlong train_on epochs max_steps ranks"
 ).split()
 # What a checkpoint that is older than these flags was made with.
-LATER_DEFAULTS = {"eval_dataset": None, "bad_calls": "keep"}
+LATER_DEFAULTS = {"eval_dataset": None, "bad_calls": "keep", "augment": None}
 LENGTH = ("epochs", "max_steps")  # the only ones that a finished run may change: it goes on longer
 
 
@@ -50,6 +54,8 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
     add("--max-dropped", type=float_in(0), default=0.05, help="share of unreadable rows")
     add("--bad-calls", choices=BAD_CALLS, default="keep", help="calls that do not fit their tools")
+    changes = "KIND[=SHARE],...: rows changed at random, kinds all or some of " + ", ".join(SHARES)
+    add("--augment", metavar="KINDS", help=changes)
     add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
     add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
 
@@ -75,6 +81,7 @@ def with_defaults(args: argparse.Namespace, embedded: str) -> argparse.Namespace
 
     Raises: ValueError for an unknown --device, or flags that do not go together.
     """
+    read_shares(args.augment)  # refused before anything is read
     args.model = None if args.model == embedded else args.model
     if args.check and (args.resume or args.overwrite):
         raise ValueError("--check trains nothing; leave --resume and --overwrite out")
@@ -99,7 +106,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lora_config(args: argparse.Namespace, token_ids: Iterable[int], embedded: Path) -> LoRAConfig:
-    """The adapter that the flags ask for. A base in a folder gets its full path, to be found again.
+    """The adapter that the flags ask for; a base on this machine gets its full path, to be found.
 
     `embedded` is the folder of the base that is taken without --model, where PEFT finds it.
     Raises: ValueError for targets that are no usable regular expression.
@@ -112,5 +119,5 @@ def lora_config(args: argparse.Namespace, token_ids: Iterable[int], embedded: Pa
         targets=parse_targets(args.targets),
         adapt=args.adapt,
         token_ids=tuple(sorted(token_ids)),
-        base_model=str(Path(base).resolve()) if args.model and Path(base).is_dir() else base,
+        base_model=str(Path(base).resolve()) if args.model and Path(base).exists() else base,
     )
