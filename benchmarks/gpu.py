@@ -78,7 +78,7 @@ PARTS = (
         f"{STEP} --packs 4 --length 1500 --documents 3 --only ours --no-peak --out {{rows}}",
         120,
     ),
-    Part("capped", f"{TIMED} capped --dataset {{dataset}}", 400),
+    Part("capped", f"{TIMED} capped --dataset {{dataset}} --tokenizer {{tokenizer}}", 400),
     Part("out_of_memory", f"{STEP} --packs 8 --length 1024 --no-peak --out {{rows}}", 180),
 )
 
@@ -96,6 +96,7 @@ def run_part(part: Part, args: argparse.Namespace, seconds: float) -> tuple[str,
     """Runs a part for at most `seconds`, its output in DIR/<part>.txt; its status, and its time."""
     rows, start = args.out / f"{part.name}.jsonl", time.monotonic()
     paths = {"rows": rows, "out": args.out, "dataset": args.dataset}
+    paths |= {"tokenizer": args.tokenizer}
     command = [sys.executable, *(word.format(**paths) for word in part.arguments.split())]
     # What one part compiles, the next one finds.
     caches = {
@@ -127,8 +128,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=25.0, help="of this call")
     parser.add_argument("--only", help=f"comma-separated, out of {', '.join(names)}")
     parser.add_argument("--again", action="store_true", help="also what has been done already")
-    default = Path(__file__).parents[1] / "embedded" / "rows" / "train.jsonl"
-    parser.add_argument("--dataset", type=Path, default=default, help="rows of the capped run")
+    embedded = Path(__file__).parents[1] / "embedded"
+    rows, tokenizer = embedded / "rows" / "train.jsonl", embedded / "weights"
+    parser.add_argument("--dataset", type=Path, default=rows, help="rows of the capped run")
+    parser.add_argument("--tokenizer", type=Path, default=tokenizer, help="its folder, there too")
     args = parser.parse_args(argv)
     args.out = args.out.resolve()
     args.only = args.only.split(",") if args.only else names

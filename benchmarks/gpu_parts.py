@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from benchmarks.our_model import CONFIGS, Ours
 from benchmarks.timing import Clock, attempt, clear_cache, quantiles, take_turns, write_rows
+from data.tokenizer import Tokenizer
 from model import attention_flex
 from model.attention_flex import FlexAttention, tile_options
 
@@ -33,6 +35,7 @@ TILES: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...] = (
 )
 LINEARS = ((2304, 9216, 32), (2304, 2048, 48), (9216, 2304, 16))  # K, N, R
 CAP_BYTES = 15 * 10**9  # a T4's memory
+NUM_TAGS = 8  # entries that training adds to the base's vocabulary
 
 Keep = Callable[[dict[str, Any]], None]
 
@@ -133,16 +136,19 @@ def decode(args: argparse.Namespace, keep: Keep) -> None:
 
 
 def capped(args: argparse.Namespace, keep: Keep) -> None:
-    """Training in fp16 with no more memory than a T4 has: 1 x 1500 tokens, for --max-steps."""
+    """Training in fp16 with no more memory than a T4 has: 1 x 1500 tokens, for --max-steps.
+
+    The head has as many rows as --tokenizer has entries: 256,000 with Gemma's own.
+    """
     import train
     from benchmarks import make_checkpoint
 
     folder, run = args.out.parent / "checkpoint_2b", args.out.parent / "capped"
-    tokenizer = Path(__file__).parents[1] / "embedded" / "weights"
+    vocabulary = len(Tokenizer.from_pretrained(args.tokenizer)) - NUM_TAGS
     if not (folder / "config.json").is_file():
         config = args.out.parent / "config_2b.json"
-        CONFIGS["2b"].to_json(config, "bfloat16")
-        made = ["--config", str(config), "--tokenizer", str(tokenizer), "--out", str(folder)]
+        replace(CONFIGS["2b"], vocab_size=vocabulary).to_json(config, "bfloat16")
+        made = ["--config", str(config), "--tokenizer", str(args.tokenizer), "--out", str(folder)]
         if make_checkpoint.main(made):
             raise RuntimeError("benchmarks.make_checkpoint failed")
     total = torch.cuda.get_device_properties(CUDA).total_memory
@@ -152,10 +158,11 @@ def capped(args: argparse.Namespace, keep: Keep) -> None:
         f" --overwrite --max-steps {args.max_steps} --eval-calls 0 --eval-rows 0 --save-every 0"
     )
     flags += " --micro-batch 1 --accumulate 4"
-    code = train.main(flags.split())
+    if train.main(flags.split()):
+        raise RuntimeError(f"train.py {flags}: failed")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["step"]]
-    row = {"name": "capped", "code": code, "cap_bytes": CAP_BYTES, "steps": len(steps)}
+    row = {"name": "capped", "vocabulary": vocabulary, "cap_bytes": CAP_BYTES, "steps": len(steps)}
     row |= {"skipped": sum(bool(line.get("skipped")) for line in steps)}
     keep(row | {key: steps[-1][key] for key in ("loss", "tokens_per_second", "peak_memory_bytes")})
 
@@ -168,6 +175,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines are appended here")
     parser.add_argument("--dataset", type=Path, help="of the capped run")
+    embedded = Path(__file__).parents[1] / "embedded" / "weights"
+    parser.add_argument("--tokenizer", type=Path, default=embedded, help="of the capped run")
     parser.add_argument("--max-steps", type=int, default=60, help="of the capped run")
     model: dict[str, Any] = {"device": "cuda", "config": "2b", "dtype": "bf16", "rank": 16}
     model |= {"dropout": 0.05, "lora_impl": "auto", "checkpoint_activations": "none"}

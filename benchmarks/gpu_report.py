@@ -72,7 +72,10 @@ def other_lines(rows: dict[str, list[Row]]) -> Iterator[tuple[str, str]]:
     for row in rows.get("capped", ()):
         peak = f"peak {row['peak_memory_bytes'] / 1e9:.1f} of {row['cap_bytes'] / 1e9:.0f} GB"
         speed = f"{row['tokens_per_second']:,.0f} tokens/s, {row['skipped']} steps skipped"
-        yield f"fp16, 1 x 1500, {row['steps']} steps on a capped card", f"{peak}, {speed}"
+        yield (
+            f"fp16, 1 x 1500, {row['vocabulary']:,} head rows, {row['steps']} steps on a capped card",
+            f"{peak}, {speed}",
+        )
 
 
 def embedded_lines(out: Path) -> Iterator[tuple[str, str]]:
