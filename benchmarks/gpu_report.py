@@ -72,10 +72,8 @@ def other_lines(rows: dict[str, list[Row]]) -> Iterator[tuple[str, str]]:
     for row in rows.get("capped", ()):
         peak = f"peak {row['peak_memory_bytes'] / 1e9:.1f} of {row['cap_bytes'] / 1e9:.0f} GB"
         speed = f"{row['tokens_per_second']:,.0f} tokens/s, {row['skipped']} steps skipped"
-        yield (
-            f"fp16, 1 x 1500, {row['vocabulary']:,} head rows, {row['steps']} steps on a capped card",
-            f"{peak}, {speed}",
-        )
+        what = f"fp16, 1 x 1500, {row['vocabulary']:,} head rows, {row['steps']} steps"
+        yield f"{what} on a capped card", f"{peak}, {speed}"
 
 
 def embedded_lines(out: Path) -> Iterator[tuple[str, str]]:
@@ -95,11 +93,10 @@ def table(out: Path) -> str:
     rows = rows_of(out)
     device = next((row["device"] for row in rows.get("parts", ())), "no card")
     lines = [f"| on {device} | measured |", "|---|---|"]
-    for part in rows.get("parts", ()):
+    last = {part["part"]: part for part in rows.get("parts", ())}  # a part may have run again
+    for name, part in last.items():
         if part["status"] != "done":
-            lines.append(
-                f"| part {part['part']} | {part['status']} after {part['seconds']:.0f} s |"
-            )
+            lines.append(f"| part {name} | {part['status']} after {part['seconds']:.0f} s |")
     found = [*step_lines(rows), *block_lines(rows), *embedded_lines(out), *other_lines(rows)]
     return "\n".join([*lines, *(f"| {what} | {text} |" for what, text in found)]) + "\n"
 

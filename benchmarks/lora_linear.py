@@ -197,7 +197,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(max(7.0, 1.6 * len(cases) + 3), 4.5), layout="constrained")
     width = 0.8 / len(names)
     for index, name in enumerate(names):
-        ratios = [times[name, *case] / times["frozen", *case] for case in cases]
+        # No bar for what died, or has no graph: the plain steps with dropout read seeds on the host.
+        missing = float("nan")
+        ratios = [times.get((name, *case), missing) / times["frozen", *case] for case in cases]
         bars = axis.bar([i + index * width for i in range(len(cases))], ratios, width, label=name)
         if len(cases) <= 6:
             axis.bar_label(bars, fmt="%.2f", fontsize=7)
