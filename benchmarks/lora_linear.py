@@ -197,7 +197,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(max(7.0, 1.6 * len(cases) + 3), 4.5), layout="constrained")
     width = 0.8 / len(names)
     for index, name in enumerate(names):
-        # No bar for what died, or has no graph: the plain steps with dropout read seeds on the host.
+        # No bar for what died or has no graph: plain steps with dropout make a generator.
         missing = float("nan")
         ratios = [times.get((name, *case), missing) / times["frozen", *case] for case in cases]
         bars = axis.bar([i + index * width for i in range(len(cases))], ratios, width, label=name)

@@ -90,6 +90,25 @@ def test_value_and_gradients_equal_cross_entropy_on_whole_logits(
     assert ours[0][:, 1].abs().max() == 0  # an unsupervised position
 
 
+@pytest.mark.parametrize("cap", [6.0, None])
+def test_one_kernel_for_a_block_computes_what_passes_in_place_do(
+    problem: Problem,
+    relative: Callable[[Tensor, Tensor], float],
+    monkeypatch: pytest.MonkeyPatch,
+    cap: float | None,
+) -> None:
+    """The functions that CUDA compiles, as they are written."""
+    monkeypatch.setattr(sweep_module, "_capped_pass_", sweep_module._capped_kernel)
+    monkeypatch.setattr(sweep_module, "_uncapped_pass_", sweep_module._uncapped_kernel)
+    model, hidden, targets = problem("rows, tied", final_logit_softcapping=cap)
+    loss, _ = supervised_loss(model, hidden, targets)
+    truth = reference(model, hidden, targets)
+    assert relative(loss, truth) < 1e-6
+    ours, theirs = gradients(model, hidden, loss), gradients(model, hidden, truth)
+    for mine, right in zip(ours, theirs, strict=True):
+        assert relative(mine, right) < 1e-5
+
+
 @pytest.mark.parametrize("rows", [1, 3, 5, 10, 11, 1000])
 def test_every_chunk_size_gives_the_same(
     problem: Problem,

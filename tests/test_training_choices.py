@@ -34,7 +34,7 @@ def flags(**changes: Any) -> argparse.Namespace:
     [
         (80, {}, 4),
         (80, {"fold": False}, 1),  # --micro-batch was given
-        (80, {"accumulate": 16}, 8),  # 12,000 tokens; 16 packs would be more than enough
+        (800, {"accumulate": 16}, 8),  # 12,000 tokens; 16 packs would be more than enough
         (80, {"micro_batch": 2, "accumulate": 3}, 6),
         (24, {}, 2),
         (16, {}, 1),
