@@ -61,11 +61,15 @@ LAST = replace(
 )
 # The choice of a tool is what comes last, and a small part of the tokens.
 THIRD = replace(LAST, turns=(41, 24, 6, 12, 10, 25))
+# Many short choices from one short list: four times as many choices in a token.
+CHOOSE = replace(THIRD, turns=(14, 10, 3, 8, 4, 70), sizes=(2, 2, 3, 3, 4, 5), branches=40)
 STAGES = (
     Stage("first", 0, 843_776, Recipe(FIRST_STYLES), (0.42, 0.1, 0.2, 0.28), 0.02, 3e-3, False),
     Stage("second", 1, 4_608_000, SECOND, (0.4, 0.06, 0.28, 0.26), 0.02, 3e-3, False, "first"),
     Stage("second-end", 2, 1_925_120, LAST, (0.55, 0.05, 0.2, 0.2), 0.02, 3e-3, True, "second"),
-    Stage("third", 3, 30_720_000, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
+    Stage("third", 3, 4_014_080, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
+    Stage("choose", 4, 6_144_000, CHOOSE, (0.8, 0.03, 0.1, 0.07), 0.02, 3e-3, False, "third", 3.0),
+    Stage("last", 5, 6_144_000, THIRD, (0.7, 0.03, 0.15, 0.12), 0.02, 3e-3, True, "choose", 3.0),
 )
 
 
