@@ -106,7 +106,8 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.tools and (args.merge is not None or args.evaluate is not None):
         raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
     if args.evaluate is None and not args.tools:
-        idle = [f"--{name}" for name in ("yes", "constrain") if getattr(args, name)]
+        names = ("yes", "constrain") if args.serve is None else ("yes",)
+        idle = [f"--{name}" for name in names if getattr(args, name)]
         if idle:
             raise ValueError(f"{idle[0]} needs --tools, whose calls it is about; leave it out")
     if args.deltas and not args.json:
@@ -118,6 +119,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
     if args.call != "auto" and args.evaluate is not None:
         raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
+    if args.call != "auto" and args.serve is not None:
+        raise ValueError("--call does nothing beside --serve, whose requests have a tool_choice")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -119,6 +119,13 @@ def _guide(
 ) -> Guide | None:
     """What may come in the reply, by `tool_choice`."""
     offered = [tool for tool in tools if chat.name in (None, tool.name)]
+    if rule.names == "constrained":  # such a guide forces a call by itself, and sees to its end
+        must = chat.choice in ("required", "named")
+        choice = "none" if chat.choice == "none" else "required" if must else "auto"
+        try:
+            return guide_for(tokenizer, offered, CallRule(rule.names, choice), room=room)
+        except ValueError as error:  # no room for the call, or a schema that no call fits
+            raise ApiError(str(error)) from None
     inner = guide_for(tokenizer, offered, rule, room=room)
     if chat.choice not in ("required", "named"):
         return inner

@@ -6,7 +6,7 @@ import sys
 import time
 from types import FrameType
 
-from agent.guides import CallRule
+from agent.flags import rule_of
 from agent.loading import load_many
 from agent.toolbox import ToolBox
 from common.cli import printable
@@ -42,7 +42,7 @@ def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling)
             args.model, args.adapters, device=args.device, dtype=args.dtype
         )
         with Engine(Batch(model, adapters)) as engine:
-            rule = CallRule("free" if args.free else "offered")
+            rule = rule_of(args)
             most, now = args.max_new_tokens, int(time.time())
             served = Served(engine, tokenizers, sampling, most, now, rule)
             app = make_app(served, PageTools(served, toolbox, asks_first=not args.yes))

@@ -1098,6 +1098,7 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--prompt", "x", "--constrain", "--json"],
         ["--prompt", "x", "--call", "required"],
         ["--constrain", "--evaluate", "x", "--call", "f"],
+        ["--constrain", "--serve", "0", "--call", "f"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(
