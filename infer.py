@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> bool:
         if args.serve is not None:
             from serve.program import serve  # what it needs is an extra
 
-            serve(args, toolbox, sampling)
+            serve(args, toolbox, sampling, rule)
             return True
         loaded = load_model(args.model, args.adapter, device=args.device, dtype=args.dtype)
         agent = Agent(*loaded, toolbox, sampling=sampling, limits=limits_of(args), rule=rule)

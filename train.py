@@ -22,14 +22,15 @@ import argparse
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from agent.evaluate import first_replies, pick_sample, reply_limit, score_calls
 from agent.loading import EMBEDDED, EMBEDDED_MODEL, load_base, model_folder
+from agent.trial import Asked, measure_calls, try_out
 from common import device as devices
 from common.cli import Parser, float_in, int_at_least
 from common.screen import Screen, open_standard_streams
@@ -42,15 +43,15 @@ from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
-from training import card, report, run_folder, saving, settings
+from training import card, finale, opening, report, run_folder, saving, settings
 from training import ranks as processes  # of torchrun; --rank is LoRA's
 from training.best import keep_best
 from training.check import check
 from training.choices import choose
 from training.digests import BaseDigest
-from training.progress import Progress, StopSignal, interrupts
+from training.progress import Progress, StopSignal, interrupts, working
 from training.ranks import Ranks
-from training.reading import read_data
+from training.reading import SHOWN, read_data
 from training.run import Run, StepLoss
 
 console = Screen()
@@ -154,11 +155,14 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)
-    data, examples, counts = read_data(args, tokenizer, ranks, packs)
+    opening.announce(args.model, console)
+    with working(console, "reading the conversations"):
+        data, counts = read_data(args, tokenizer, ranks, packs)
 
     # The frozen base with LoRA in it; one to be sliced over ranks stays a mapped file on the CPU.
     place = torch.device("cpu") if args.shard else device
-    model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
+    with working(console, "loading the base model"):
+        model = load_base(folder, tokenizer, place, precision.dtype, seed=args.seed)
     config = settings.lora_config(args, tokenizer.tag_ids.values(), EMBEDDED_MODEL)
     add_lora(model, config, args.seed, choices["lora"][0], device=device)
     model.model.checkpoint_activations = choices["checkpoint_activations"][0]
@@ -180,7 +184,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
         base=base,
     )
     start, line = saving.begin(run, console.say)
-    report.introduce(run, examples, counts, choices, console)
+    opening.introduce(run, counts, choices, console)
     return run, start, line
 
 
@@ -240,32 +244,26 @@ def train_step(run: Run, step: int) -> Line:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> Line:
-    """Held-out loss per supervised token and exact-call accuracy; None with nothing held out."""
-    data, model = run.data, run.model
+def evaluate(run: Run, most: int | None = None) -> Line:
+    """Held-out loss per supervised token, exact calls of `most` rows; None with none held out."""
+    start, data, model = time.perf_counter(), run.data, run.model
     line: Line = {"eval_loss": None, "tool_call_accuracy": None}
     if not data.held_out:
         return line
     model.eval()
     total, step_loss = 0.0, StepLoss(model)  # not the wrapped one: no gradients to average
-    for pack in data.held_out_packs:
-        total += step_loss(data.batches.collate([pack])).item()
+    scored = data.held_out[: run.args.eval_calls][:most]
+    asked = Asked(scored, data.questions, data.shown, data.seen_tools)
+    work = len(data.held_out_packs) + len(asked.rows)
+    with working(console, "testing on conversations that are not trained on", work) as count:
+        for pack in data.held_out_packs:
+            total += step_loss(data.batches.collate([pack])).item()
+            count(1)
+        line |= measure_calls(model, data.tokenizer, asked, count)
     supervised = sum(example.num_supervised for pack in data.held_out_packs for example in pack)
     line["eval_loss"] = total / supervised if supervised else None
-
-    scored = data.held_out[: run.args.eval_calls]
-    if scored:
-        # All in the same batches: a decoding step costs little more for many rows than for one.
-        asked = [*scored, *data.questions]
-        replies = first_replies(model, data.tokenizer, asked, reply_limit(asked, data.tokenizer))
-        by_row, by_hand = replies[: len(scored)], replies[len(scored) :]
-        line["tool_call_accuracy"] = score_calls(data.tokenizer, scored, by_row, data.seen_tools)
-        if data.questions:
-            accuracy = score_calls(data.tokenizer, data.questions, by_hand, data.seen_tools)
-            line["questions_accuracy"] = accuracy
-        line["sample"] = pick_sample(scored, by_row, data.tokenizer, data.seen_tools)
     processes.slice_again(model)
-    return line
+    return line | {"eval_seconds": time.perf_counter() - start}
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -278,14 +276,15 @@ def train(run: Run, start: int, line: Line | None) -> None:
     Raises: FloatingPointError for a loss or gradient that is not finite; KeyboardInterrupt.
     """
     if start == 0:
-        report.record(run, {"step": 0, **evaluate(run)}, console)
+        report.record(run, {"step": 0, **evaluate(run, settings.CALLS_BEFORE)}, console)
     every, save_every = run.args.eval_every, run.args.save_every
     with Progress(run.total_steps, start, console) as progress, StopSignal(console) as stop:
         for step in range(start + 1, run.total_steps + 1):
             line = train_step(run, step)
             is_last, is_broken = step == run.total_steps, report.has_broken(run, line)
             if every and step % every == 0 and not (is_last or is_broken):
-                line |= evaluate(run)
+                with progress.aside():
+                    line |= evaluate(run)
                 keep_best(run, line)
             if is_broken or not is_last:  # the last line waits for its evaluation
                 report.record(run, line, console)
@@ -316,9 +315,10 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
             check(build(args, ranks, Path("--check"))[0], train_step, console)
             return 0
         with interrupts(), run_folder.opened(args, ranks, console.say) as output:
-            train(*build(args, ranks, output))
-            report.show_sample(output, console)
+            run, start, line = build(args, ranks, output)
+            train(run, start, line)
             card.push(output, args.push, ranks, console.say)
+            finale.show(run, partial(try_out, run.model, run.data.tokenizer, SHOWN), console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
     console.say(report.describe_end(output))

@@ -60,6 +60,7 @@ def first_replies(
     max_new_tokens: int,
     *,
     free: bool = False,
+    count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, in place of each conversation's first reply.
 
@@ -67,7 +68,7 @@ def first_replies(
     """
     questions = [first_question(conversation) for conversation in conversations]
     rule = CallRule("free" if free else "offered")
-    return write_replies(model, tokenizer, questions, max_new_tokens, rule=rule)
+    return write_replies(model, tokenizer, questions, max_new_tokens, rule=rule, count=count)
 
 
 def write_replies(
@@ -77,11 +78,12 @@ def write_replies(
     max_new_tokens: int,
     *,
     rule: CallRule = OFFERED,
+    count: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes, greedy, behind each of the questions.
 
     A prompt that fills the model's positions gets an empty reply. `rule` says what a call to the
-    question's own tools may be.
+    question's own tools may be. `count` is told of each batch how many replies it brought.
     """
     prompts = [render_prompt(question, tokenizer) for question in questions]
     limit = model.config.max_position_embeddings
@@ -96,6 +98,8 @@ def write_replies(
         written = generate(model, batch, room, tokenizer.stop_ids, guides=guides)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
+        if count:
+            count(len(rows))
     return replies
 
 
@@ -263,19 +267,3 @@ class Accuracy:
         rights = {"overall": sum(self.right.values()), **self.right}
         shares = {kind: rights[kind] / counts[kind] if counts[kind] else None for kind in counts}
         return {**shares, "n": counts}
-
-
-def pick_sample(
-    scored: Sequence[Conversation],
-    replies: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
-    seen_tools: set[str],
-) -> dict[str, str]:
-    """A scored question and the reply to it, control tokens as text.
-
-    For a tool that training never shows, if there is one.
-    """
-    kinds = [kind_of(first_reply(row).calls, seen_tools) for row in scored]
-    index = kinds.index("unseen") if "unseen" in kinds else 0
-    asked = [m.content for m in first_question(scored[index]).messages if m.role == "user"]
-    return {"question": asked[-1], "reply": tokenizer.decode(replies[index])}

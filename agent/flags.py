@@ -106,10 +106,16 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.tools and (args.merge is not None or args.evaluate is not None):
         raise ValueError("--tools does nothing beside --merge or --evaluate; leave it out")
     if args.evaluate is None and not args.tools:
-        names = ("yes", "constrain") if args.serve is None else ("yes",)
+        # The tools of a server come with each request
+        names = ("yes",) if args.serve is not None else ("yes", "constrain")
         idle = [f"--{name}" for name in names if getattr(args, name)]
         if idle:
             raise ValueError(f"{idle[0]} needs --tools, whose calls it is about; leave it out")
+    if args.serve is not None and (args.json or args.call != "auto"):
+        given = "--json" if args.json else "--call"
+        raise ValueError(
+            f"{given} does nothing beside --serve, whose requests decide; leave it out"
+        )
     if args.deltas and not args.json:
         raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")
     if args.out and args.evaluate is None:
@@ -119,8 +125,6 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"{given} does nothing beside --merge, which writes no reply")
     if args.call != "auto" and args.evaluate is not None:
         raise ValueError("--call does nothing beside --evaluate, whose rows decide; leave it out")
-    if args.call != "auto" and args.serve is not None:
-        raise ValueError("--call does nothing beside --serve, whose requests have a tool_choice")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

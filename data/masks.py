@@ -1,4 +1,4 @@
-"""One example printed with its mask in two colours: look at it once before every long run."""
+"""One example printed with its mask, in colours or between marks: look at it before a long run."""
 
 from itertools import groupby
 
@@ -9,19 +9,23 @@ from data.tokenizer import Tokenizer
 
 # Legible on light and on dark terminals
 TRAINED_STYLE, GIVEN_STYLE = "bold green", "dim"
+MARKS = ("[+", "+]")  # around what is trained, where there is no colour
 
 
-def mask_text(example: Example, tokenizer: Tokenizer) -> Text:
+def mask_text(example: Example, tokenizer: Tokenizer, *, marked: bool = False) -> Text:
     """Return the example as text: bold green what the model learns to write, dim what is given.
 
-    Runs of equal flags are decoded as wholes, since one character may take several byte pieces.
+    `marked` puts MARKS around what is learned, for a screen without colours. Runs of equal flags
+    are decoded as wholes, since one character may take several byte pieces.
     """
+    opening, closing = MARKS if marked else ("", "")
     text = Text()
     # Not styled token by token: half of a character would be decoded as U+FFFD
     pairs = zip(example.tokens, example.trainable, strict=True)
     for is_trained, run in groupby(pairs, key=lambda pair: pair[1]):
-        text.append(
-            tokenizer.decode(id for id, _ in run),
-            style=TRAINED_STYLE if is_trained else GIVEN_STYLE,
-        )
+        part = tokenizer.decode(id for id, _ in run)
+        if is_trained:
+            text.append(f"{opening}{part}{closing}", style=TRAINED_STYLE)
+        else:
+            text.append(part, style=GIVEN_STYLE)
     return text

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -98,9 +97,7 @@ def prepare(served: Served, body: bytes) -> tuple[Chat, Request, Answer]:
     tags = wire.thinking.tags + (() if chat.choice == "none" else wire.call.tags)
     allowed = {tokenizer.tag_ids[tag] for tag in tags}
     forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)
-    sampling = dataclasses.replace(
-        served.sampling, **chat.sampling, forbidden=tuple(sorted(forbidden))
-    )
+    sampling = replace(served.sampling, **chat.sampling, forbidden=tuple(sorted(forbidden)))
     adapter = None if chat.model == served.base else chat.model
     request = Request(
         prompt,
@@ -117,20 +114,22 @@ def prepare(served: Served, body: bytes) -> tuple[Chat, Request, Answer]:
 def _guide(
     chat: Chat, rule: CallRule, tools: Sequence[Tool], tokenizer: Tokenizer, room: int
 ) -> Guide | None:
-    """What may come in the reply, by `tool_choice`."""
+    """What may come in the reply, by `tool_choice`.
+
+    Raises: ApiError for tools that no grammar can be made of.
+    """
     offered = [tool for tool in tools if chat.name in (None, tool.name)]
-    if rule.names == "constrained":  # such a guide forces a call by itself, and sees to its end
-        must = chat.choice in ("required", "named")
-        choice = "none" if chat.choice == "none" else "required" if must else "auto"
+    must_call = chat.choice in ("required", "named")
+    if rule.names == "constrained" and offered:
+        # A grammar of calls knows by itself how to make one
+        choice = "required" if must_call else chat.choice
         try:
-            return guide_for(tokenizer, offered, CallRule(rule.names, choice), room=room)
-        except ValueError as error:  # no room for the call, or a schema that no call fits
-            raise ApiError(str(error)) from None
+            return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
+        except ValueError as error:
+            raise ApiError(f"tools: {error}") from None
     inner = guide_for(tokenizer, offered, rule, room=room)
-    if chat.choice not in ("required", "named"):
-        return inner
     # Half of the room is left for the call itself
-    return MustCall(tokenizer, inner, thoughts=room // 2)
+    return MustCall(tokenizer, inner, thoughts=room // 2) if must_call else inner
 
 
 async def deltas(ticket: Ticket, answer: Answer) -> AsyncIterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import sys
 import time
 from types import FrameType
 
-from agent.flags import rule_of
+from agent.guides import CallRule
 from agent.loading import load_many
 from agent.toolbox import ToolBox
 from common.cli import printable
@@ -17,7 +17,9 @@ MAX_CONNECTIONS = 256  # one over it is told so, with status 503
 GRACE_SECONDS = 5  # for replies that are being written when the server is stopped
 
 
-def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling) -> None:
+def serve(
+    args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling, rule: CallRule
+) -> None:
     """Answers on `args.serve`, 0 for any free port, until Ctrl-C.
 
     Raises: ValueError without the extra, or for a port that is taken; as `load_many`.
@@ -42,7 +44,6 @@ def serve(args: argparse.Namespace, toolbox: ToolBox | None, sampling: Sampling)
             args.model, args.adapters, device=args.device, dtype=args.dtype
         )
         with Engine(Batch(model, adapters)) as engine:
-            rule = rule_of(args)
             most, now = args.max_new_tokens, int(time.time())
             served = Served(engine, tokenizers, sampling, most, now, rule)
             app = make_app(served, PageTools(served, toolbox, asks_first=not args.yes))

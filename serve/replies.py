@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer
 
 
 class StopTexts:
-    """Text up to the first of some texts, given out as far as it is certain."""
+    """Text up to the first of some texts that is complete, given out as far as it is certain."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops, self.held, self.is_over = tuple(filter(None, stops)), "", False
@@ -24,10 +24,12 @@ class StopTexts:
         if self.is_over:
             return ""
         text = self.held + text
-        places = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
-        if places:
+        # The one that is complete first ends the text, however the text was cut
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops]
+        found = [(end, start) for end, start in found if start >= 0]
+        if found:
             self.is_over, self.held = True, ""
-            return text[: min(places)]
+            return text[: min(found)[1]]
         # The end of the text may be the beginning of a stop
         longest = max(map(len, self.stops), default=1) - 1
         starts = range(max(0, len(text) - longest), len(text))

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from agent.guides import CallRule
 from agent.toolbox import ToolBox
 from data.tokenizer import Tokenizer
 from model.generate import Sampling
@@ -88,6 +89,7 @@ def serving(
     *,
     adapters: Sequence[str] = ("first",),
     toolbox: ToolBox | None = None,
+    rule: CallRule | None = None,
     **limits: int,
 ) -> Iterator[str]:
     """The address of a server with this batch, which ends with the block."""
@@ -95,7 +97,7 @@ def serving(
         if isinstance(batch, Script):
             batch.engine = engine
         tokenizers = dict.fromkeys(["base", *adapters], TOKENIZER)
-        served = Served(engine, tokenizers, Sampling(), 512, int(time.time()))
+        served = Served(engine, tokenizers, Sampling(), 512, int(time.time()), rule or CallRule())
         app = make_app(served, PageTools(served, toolbox))
         config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

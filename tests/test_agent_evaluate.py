@@ -1,7 +1,6 @@
 """Exact means exact: type, value and number of calls; but no order, of keys or parallel calls."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +8,6 @@ import pytest
 from agent import evaluate
 from agent.evaluate import KINDS, Accuracy, is_exact, kind_of
 from data.conversation import ToolCall
-from data.dataset import load_conversations
-from training.report import describe_shares
 
 ROWS = Path(__file__).parents[1] / "embedded" / "rows"
 
@@ -88,10 +85,6 @@ def test_shares_and_counts() -> None:
     assert shares["overall"] == 2 / 5 and shares["seen"] == 1 / 3 and shares["unseen"] == 1.0
     assert shares["no_call"] == 0.0 and shares["parallel"] is None
     assert shares["n"] == {"overall": 5, "seen": 3, "unseen": 1, "no_call": 1, "parallel": 0}
-    assert (
-        describe_shares(shares)
-        == "overall 40% of 5, seen 33% of 3, unseen 100% of 1, no_call 0% of 1"
-    )
 
 
 def test_nothing_scored_and_separate_counters() -> None:
@@ -101,7 +94,6 @@ def test_nothing_scored_and_separate_counters() -> None:
         **dict.fromkeys(("overall", *KINDS)),
         "n": dict.fromkeys(("overall", *KINDS), 0),
     }
-    assert describe_shares(second.as_dict()) == ""
 
 
 @pytest.mark.parametrize(("expected", "limit"), [(10, 160), (300, 308), (9999, 512)])
@@ -111,15 +103,3 @@ def test_a_scored_reply_may_be_somewhat_longer_than_the_longest_expected(
     lengths = iter([3, expected, 5])
     monkeypatch.setattr(evaluate, "reply_length", lambda *_: next(lengths))
     assert evaluate.reply_limit([None, None, None], None) == limit  # type: ignore[list-item, arg-type]
-
-
-def test_the_sample_is_of_a_tool_that_training_never_shows() -> None:
-    rows = load_conversations(ROWS / "heldout.jsonl")[0][:6]
-    seen = {call.name for call in evaluate.first_reply(rows[0]).calls}
-    kinds = [evaluate.kind_of(evaluate.first_reply(row).calls, seen) for row in rows]
-    wanted = kinds.index("unseen")
-    assert kinds[0] == "seen"
-    texts: Any = SimpleNamespace(decode=str)
-    sample = evaluate.pick_sample(rows, [[i] for i in range(6)], texts, seen)
-    question = evaluate.first_question(rows[wanted]).messages[-1].content
-    assert sample == {"question": question, "reply": f"[{wanted}]"}

@@ -37,9 +37,8 @@ def write_adapter(small_base: Path, tmp_path: Path) -> Callable[..., Path]:
         tokenizer = Tokenizer.from_pretrained(small_base, format)
         model = load_base(small_base, tokenizer, torch.device("cpu"), torch.float32)
         ids = tuple(tokenizer.tag_ids.values())
-        config = LoRAConfig(
-            **{"rank": 2, "alpha": 8, "token_ids": ids, "base_model": str(small_base)} | changes
-        )
+        given: dict[str, Any] = {"token_ids": ids, "base_model": str(small_base)}
+        config = LoRAConfig(rank=2, alpha=8, **given | changes)
         add_lora(model, config, seed=len(name))
         for key, parameter in model.named_parameters():
             if key.endswith("lora_B"):
@@ -101,6 +100,7 @@ def test_what_cannot_be_served_is_refused(
     assert "got one twice; write NAME=DIR" in refusal(capsys, *twice)
     assert "not allowed with" in refusal(capsys, "--serve", 0, "--prompt", "x")
     assert "at most 65,535" in refusal(capsys, "--serve", 70_000)
+    assert "--json does nothing beside --serve" in refusal(capsys, "--serve", 0, "--json")
     other = write_adapter("mistral", "mistral")
     mixed = ("--adapter", one, "--adapter", other, "--serve", 0)
     assert "--adapter mistral: expected the tags of one" in refusal(capsys, *mixed)
@@ -144,7 +144,12 @@ def test_a_server_answers_until_it_is_interrupted(write_adapter: Callable[..., P
         )
         with urllib.request.urlopen(asked, timeout=30) as answer:
             assert 1 <= json.load(answer)["usage"]["completion_tokens"] <= 5
-        process.send_signal(signal.SIGINT)
+        long = json.dumps({**body, "stream": True, "max_tokens": 900, "temperature": 2})
+        asked.data = long.encode()
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert answer.readline().startswith(b"data: {")
+            process.send_signal(signal.SIGINT)
+            assert "is being stopped" in answer.read().decode()
         assert process.wait(20) == 130
         assert process.stderr.read() == ""
     finally:

@@ -1,6 +1,7 @@
 """The whole job on a tiny random base: what a run leaves behind, resuming, accumulation, wrong
 inputs."""
 
+import itertools
 import json
 import math
 import os
@@ -15,8 +16,9 @@ from builders import CITIES, RUN_FILES, metrics, time_row
 from safetensors.torch import load_file
 
 import train
+from agent import trial
+from training import opening, saving
 from training import run as run_module
-from training import saving
 
 Runner = Callable[..., tuple[int, Path]]
 
@@ -250,6 +252,7 @@ def test_a_gradient_that_overflows_skips_a_step_only_under_a_scaler(
         return loss, count
 
     monkeypatch.setattr(run_module, "supervised_loss", overflow)
+    monkeypatch.setattr(opening, "time_step", lambda _: None)  # its pass would be the first
     flags = ("--max-steps", str(steps), "--dtype", dtype, "--accumulate", "1")
     got, folder = run(*flags, "--eval-fraction", "0")
     skipped = [line.get("skipped", False) for line in metrics(folder)[1:]]
@@ -500,24 +503,24 @@ def test_rates_and_weight_decay_reach_the_optimizer(run: Runner, updates: list[A
 def test_a_step_is_in_training_mode_and_an_evaluation_is_not(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modes, real, replies = [], run_module.supervised_loss, train.first_replies
+    modes, real, replies = [], run_module.supervised_loss, trial.first_replies
 
     def loss(model: Any, *args: Any) -> Any:
         modes.append(("loss", model.training, torch.is_grad_enabled()))
         return real(model, *args)
 
-    def answer(model: Any, *args: Any) -> Any:
+    def answer(model: Any, *args: Any, **options: Any) -> Any:
         modes.append(("reply", model.training, torch.is_grad_enabled()))
-        return replies(model, *args)
+        return replies(model, *args, **options)
 
     monkeypatch.setattr(run_module, "supervised_loss", loss)
-    monkeypatch.setattr(train, "first_replies", answer)
+    monkeypatch.setattr(trial, "first_replies", answer)
+    monkeypatch.setattr(opening, "time_step", lambda _: None)
     run("--max-steps", "2", "--accumulate", "1", "--eval-calls", "1")
-    evaluation = [("loss", False, False)] * modes.index(("reply", False, False)) + [
-        ("reply", False, False)
-    ]
-    steps = [("loss", True, True)] * 2
-    assert modes == [*evaluation, *steps, *evaluation] and len(evaluation) > 1
+    evaluation = [("loss", False, False), ("reply", False, False)]
+    phases = [mode for mode, _ in itertools.groupby(modes)]
+    assert phases == [*evaluation, ("loss", True, True), *evaluation]
+    assert modes.count(("loss", True, True)) == 2
 
 
 def test_a_checkpoint_of_before_the_later_flags_goes_on(run: Runner) -> None:

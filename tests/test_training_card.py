@@ -106,8 +106,8 @@ def test_the_card_says_how_to_load_and_what_was_measured(run: Path) -> None:
     assert "base.resize_token_embeddings(len(tokenizer), mean_resizing=False)" in text
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     measured = [line["tool_call_accuracy"] for line in lines if line.get("tool_call_accuracy")]
-    shares = " | ".join(f"{100 * accuracy['overall']:.0f}%" for accuracy in measured)
-    assert f"| overall | 2 | {shares} |" in text
+    shares = " | ".join(f"{100 * accuracy['overall']:.0f}% of 2" for accuracy in measured)
+    assert f"| overall | {shares} |" in text
     assert "--merge" in text and "new_rows" not in text
 
 

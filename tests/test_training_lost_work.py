@@ -58,9 +58,9 @@ def test_what_fails_in_the_last_evaluation_costs_no_step(
 ) -> None:
     real, calls = train.evaluate, []
 
-    def fail_at_the_end(run: Any) -> Any:
+    def fail_at_the_end(*args: Any) -> Any:
         calls.append(1)
-        return real(run) if len(calls) < 3 else kill()  # of steps 0, 3 and 4
+        return real(*args) if len(calls) < 3 else kill()  # of steps 0, 3 and 4
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", fail_at_the_end)
@@ -445,7 +445,7 @@ def test_a_checkpoint_that_is_no_folder_is_one_sentence(
 @pytest.mark.parametrize(
     "line",
     [b"{}", b"[1]", b"5", b"\0\0\0", b"\xff\xfe", b'{"step": "1"}', b'{"step": 1, "loss": "x"}']
-    + [b'{"step": 1, "sample": 3}', b'{"step": 1, "tool_call_accuracy": 3}', b"[" * 100_000],
+    + [b'{"step": 1, "shown": 3}', b'{"step": 1, "tool_call_accuracy": 3}', b"[" * 100_000],
 )
 def test_a_line_of_metrics_that_no_run_wrote_is_left_out(
     small: SmallRun, truth: Path, done: Path, line: bytes

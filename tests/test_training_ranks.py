@@ -58,7 +58,7 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(
     train: Train, alone: Path, tmp_path: Path, flags: list[str]
 ) -> None:
     text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
-    assert text.count("done: adapter in") == 1 and text.count("exact calls") == 2
+    assert text.count("done: adapter in") == 1 and text.count("; exact calls") == 2
     assert metrics(alone)[0]["tool_call_accuracy"]["n"]["overall"] == 1
     assert {path.name for path in (tmp_path / "two").iterdir()} == RUN_FILES
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(alone), strict=True):

@@ -178,7 +178,7 @@ def test_the_best_evaluation_is_kept(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, real = iter([3.0, 2.0, 1.0, 2.5]), train.evaluate
-    monkeypatch.setattr(train, "evaluate", lambda run: {**real(run), "eval_loss": next(losses)})
+    monkeypatch.setattr(train, "evaluate", lambda *args: {**real(*args), "eval_loss": next(losses)})
     rows = write(tmp_path / "a.jsonl", *good_rows())
     flags = ("--dataset", rows, "--accumulate", "1", "--eval-every", "2", "--save-every", "0")
     code, folder, said = start(*flags, "--max-steps", "5", "--lr", "0.01")

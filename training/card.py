@@ -12,6 +12,7 @@ from typing import Any
 from common.atomic import write_text
 from common.json_file import read_object
 from lora.adapter import CONFIG
+from training.finale import share
 from training.ranks import Ranks
 from training.reading import parse_dataset
 from training.run_folder import ADAPTER_FILES, CARD, RUN, TOKENIZER_FILES, read_metrics
@@ -105,11 +106,10 @@ def _accuracy(folder: Path) -> str:
     if len(measured) < 2:
         return ""
     before, after = measured[0]["tool_call_accuracy"], measured[-1]["tool_call_accuracy"]
-    lines = ["## Exact calls on held-out rows\n", "| kind | rows | before | after |", "|-|-|-|-|"]
+    lines = ["## Exact calls on held-out rows\n", "| kind | before | after |", "|-|-|-|"]
     for kind, count in after["n"].items():
         if count:
-            shares = [f"{100 * accuracy[kind]:.0f}%" for accuracy in (before, after)]
-            lines.append(f"| {kind} | {count} | {' | '.join(shares)} |")
+            lines.append(f"| {kind} | {share(before, kind)} | {share(after, kind)} |")
     losses = f"Held-out loss {measured[0]['eval_loss']:.3f} before, {measured[-1]['eval_loss']:.3f}"
     return "\n".join([*lines, "", losses + " after.", "", ""])
 

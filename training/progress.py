@@ -2,15 +2,23 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
+PLAIN_SECONDS = 20.0  # between two lines on other work there
 
 
 class Progress:
@@ -43,6 +51,15 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Takes the bar away for the block, which may have one of its own: rich shows one."""
+        if self.bar:
+            self.bar.stop()
+        yield
+        if self.bar:
+            self.bar.start()
+
     def show(self, line: dict[str, Any]) -> None:
         """Shows a step's line of metrics."""
         step = line["step"]
@@ -53,6 +70,36 @@ class Progress:
             # From this process's own steps: a resumed run did not take the earlier ones.
             left = (time.perf_counter() - self.began) / (step - self.start) * (self.total - step)
             self.console.print(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+
+@contextmanager
+def working(
+    console: Console, text: str, total: int | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Shows that something runs that may take seconds; gives a function that counts what is done.
+
+    total: what there is to count; None where nobody can say. On a terminal a bar that leaves
+    nothing behind, elsewhere a line at the start, and one now and then while it is counted.
+    """
+    if console.is_terminal:
+        # The spinner and the clock move by themselves, also where the next count is seconds away.
+        counted = () if total is None else (BarColumn(20), MofNCompleteColumn())
+        columns = (SpinnerColumn("line"), TextColumn("{task.description}"), *counted)
+        with Bar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(text, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    console.print(f"{text} ...", soft_wrap=True)
+    done, last = 0, time.monotonic()
+
+    def count_plainly(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if total and done < total and time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            console.print(f"{text}: {done} of {total}", soft_wrap=True)
+
+    yield count_plainly
 
 
 # Ctrl-C, a scheduler's end of the job, a terminal that was closed.

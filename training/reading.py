@@ -1,23 +1,28 @@
 """The rows of a run: read, split, rendered, packed, and counted."""
 
 import argparse
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.chat import Example, common_prompt
-from data.conversation import Conversation
+from data.chat import common_prompt, render
+from data.conversation import Conversation, SystemPrompt
 from data.dataset import build_examples, common_rows, load_conversations, split, weighted
 from data.packing import pack_examples
 from data.reports import LoadReport, left_out
+from data.schema import parse_row
 from data.tokenizer import Tokenizer
+from data.tool_schema import as_tools
 from training.batches import StepBatches
 from training.digests import rows_digest
 from training.ranks import Ranks
 from training.run import Data
+from training.sample import pick_conversation
 
 EMBEDDED_ROWS = Path(__file__).parents[1] / "embedded" / "rows"
+SHOWN = Path(__file__).parents[1] / "embedded" / "shown"  # questions and tools for the screen
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,25 @@ def read_rows(args: argparse.Namespace) -> Rows:
     return Rows(train, held_out, questions, reading, shared)
 
 
+def read_shown(prompt: SystemPrompt | None, seen_tools: set[str]) -> dict[str, Conversation]:
+    """The first question of each kind in `questions.jsonl`, asked in the wording of the run's rows.
+
+    None without tools in the rows; none about a tool that training has seen.
+    """
+    shown: dict[str, Conversation] = {}
+    path = SHOWN / "questions.jsonl"
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        row = parse_row(line, f"{path.name}:{number}")
+        if prompt and not row.tool_names & seen_tools:
+            asked = replace(row, prompt=prompt, tools=as_tools(row.tools, prompt.shape))
+            shown.setdefault(json.loads(line)["kind"], asked)
+    return shown
+
+
 def read_data(
     args: argparse.Namespace, tokenizer: Tokenizer, ranks: Ranks, at_once: int | None
-) -> tuple[Data, list[Example], dict[str, Any]]:
-    """The rows as packs; the rendered examples; what reading and rendering counted.
+) -> tuple[Data, dict[str, Any]]:
+    """The rows as packs and all else that a run needs of them; what reading and rendering counted.
 
     `at_once`: packs of a forward pass on a GPU, whose kernels want one shape; None elsewhere.
 
@@ -90,7 +110,8 @@ def read_data(
     found = read_rows(args)
     rows, held_out = found.train, found.held_out
     # Saved with the tokenizer, so that infer.py and a served chat template ask as training did.
-    tokenizer.prompt = common_prompt(rows) or tokenizer.prompt
+    prompt = common_prompt(rows)
+    tokenizer.prompt = prompt or tokenizer.prompt
     length, train_on = args.max_length, args.train_on
     examples, rendering = build_examples(
         rows, tokenizer, length, overlong=args.overlong, train_on=train_on
@@ -109,15 +130,18 @@ def read_data(
         pad_id=tokenizer.pad_id,
         shape=None if at_once is None else (at_once, args.max_length),
     )
+    seen_tools = {name for row in rows for name in row.tool_names}
     data = Data(
         tokenizer=tokenizer,
         batches=batches,
         held_out=held_out,
         held_out_packs=pack_examples(measured[: args.eval_rows], args.max_length).packs,
         questions=found.questions,
-        seen_tools={name for row in rows for name in row.tool_names},
+        shown=read_shown(prompt, seen_tools),
+        sample=render(pick_conversation(rows), tokenizer, train_on),
+        seen_tools=seen_tools,
         digest=rows_digest([*examples, *measured]),
     )
     counts: dict[str, Any] = {"reading": found.reading.as_dict(), "rendering": rendering.as_dict()}
     counts |= {"held_out_rows": len(held_out), "rows_in_both": found.shared}
-    return data, examples, counts | {"left_out": left_out(found.reading, rendering)}
+    return data, counts | {"left_out": left_out(found.reading, rendering)}

@@ -30,6 +30,8 @@ class Data:
     held_out: list[Conversation]  # the first of these are asked and scored
     held_out_packs: list[list[Example]]  # the first of them, rendered, for the held-out loss
     questions: list[Conversation]  # by hand, scored on their own; the embedded rows have some
+    shown: dict[str, Conversation]  # by kind: a question whose reply is shown before and after
+    sample: Example  # what the screen shows of the training rows
     seen_tools: set[str]  # names that training offers or calls
     digest: str  # of all rows, as they were rendered
 

@@ -246,9 +246,9 @@ def _read_line(text: str) -> dict[str, Any] | None:
     if not isinstance(line, dict) or type(line.get("step")) is not int:
         return None
     numbers = (line.get("loss"), line.get("eval_loss"))
-    parts = (line.get("tool_call_accuracy"), line.get("sample"))
     is_ours = all(isinstance(x, int | float | None) for x in numbers)
-    return line if is_ours and all(isinstance(x, dict | None) for x in parts) else None
+    is_ours &= isinstance(line.get("tool_call_accuracy"), dict | None)
+    return line if is_ours and isinstance(line.get("shown"), list | None) else None
 
 
 def read_best(path: Path) -> tuple[int, float] | None:

@@ -27,6 +27,9 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "eval_calls": (16, 160),
 }
 SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
+# Rows whose calls are scored before training, at most: with the questions one batch. A base that
+# knows no calls writes each reply to the limit, so that a row costs more than it does later.
+CALLS_BEFORE = 24
 CPU_EVALUATION = {"eval_rows": 8, "eval_calls": 4}  # a row of a 2B model takes seconds there
 # A resumed run must agree with its checkpoint on these: they decide which numbers come next. Not
 # among them: what only measures or saves (--eval-rows, --save-every), and --device, so that a run

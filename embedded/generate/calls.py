@@ -7,6 +7,7 @@ apart); their ids say whether the tools' names were "seen" in training or "unsee
 """
 
 import random
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,16 @@ Row = dict[str, Any]
 Message = dict[str, str]
 
 SYSTEMS = entries("documents", "systems")
+# Plurals, by their last letter: not "quantity".
+_MANY = "|".join(name for name in entries("kinds", "count names") if name[-1] in "sen")
+# Slips of the grammar, and what stands in the rows instead. The weights have read texts with these
+# slips, so the lists of words stay as they are; a row is mended once its length has been judged.
+MENDED = (
+    (re.compile(r'"\n +"that says '), "saying "),
+    (re.compile(r"\b(and|with) \1\b"), r"\1"),
+    (re.compile(rf"\b[Aa] ({_MANY})\b"), r"\1"),
+    (re.compile(r"\b([Aa]) (?=[aeio]|u[^aeiou][^aeiou])"), r"\1n "),
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,18 @@ def _length(messages: list[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
+def mend(messages: list[Message]) -> list[Message]:
+    """The messages, the user's without the grammar's slips."""
+    mended = []
+    for message in messages:
+        text = message["content"]
+        if message["role"] == "human":
+            for pattern, replacement in MENDED:
+                text = pattern.sub(replacement, text)
+        mended.append(message | {"content": text})
+    return mended
+
+
 def _conversation(
     source: Source, kind: str, size: Size, tools: list[Entry], chosen: list[Entry] | None
 ) -> list[Message]:
@@ -153,7 +176,7 @@ def new_row(
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
         messages = _conversation(source, kind, size, tools, chosen)
         if _length(messages) <= size.most:
-            return {"id": row_id, "kind": kind, "conversations": messages}, tools
+            return {"id": row_id, "kind": kind, "conversations": mend(messages)}, tools
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> tuple[list[Row], list[Entry]]:

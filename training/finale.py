@@ -1,0 +1,193 @@
+"""What a run shows when it is done: replies before and after, what was measured, in words, and the
+adapter in use.
+
+Everything here is read from files that are written, and nothing of it may end the run.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.run import Run
+from training.run_folder import BEST, BEST_RECORD, read_best, read_metrics
+
+Line = dict[str, Any]
+RIGHT = "right"
+CUT_LINES = 2  # shown of a reply that ran to its limit, or repeats itself
+LOOP = re.compile(r"(\S.{1,60}?)\1{3,}", re.DOTALL)
+STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
+LABELS = {"tool_call": "call", "tool_response": "result"}
+# What the kinds of the accuracy are, in the order of the table.
+KINDS = {
+    "unseen": "one call, of a tool that training has never shown",
+    "seen": "one call, of a tool that training has shown",
+    "parallel": "two calls or more in one message",
+    "no_call": "no call: nothing fits, or a value is missing",
+    "overall": "all of them",
+}
+# What a verdict means where no call is due: the same word would puzzle.
+VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
+
+
+# Questions (`agent.trial.Trial`), each with the events (`agent.limits.Event`) of its answer.
+Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
+
+
+def show(run: Run, trials: Trials, console: Console) -> None:
+    """Replies before and after, the table, and the trials, each with its mark.
+
+    Only on the first rank; the model of a sharded run answers on all ranks or none.
+    """
+    lines = read_metrics(run.output)
+    parts: list[Callable[[], None]] = [
+        lambda: show_replies(lines, console),
+        lambda: show_accuracy(lines, console),
+        lambda: show_best(run, console),
+    ]
+    has_asked = any(line.get("shown") for line in lines)
+    if has_asked and run.ranks.is_first and not run.args.shard:
+        parts.append(lambda: show_trials(trials, console))
+    for part in parts:
+        # Whatever goes wrong here, the adapter is saved: it costs what would have been shown.
+        try:
+            part()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            console.print(f"this cannot be shown ({problem}); the adapter is saved", soft_wrap=True)
+
+
+def show_replies(lines: list[Line], console: Console) -> None:
+    """The replies to the shown questions before and after training, side by side."""
+    asked = [line["shown"] for line in lines if line.get("shown")]
+    # A run that broke off, or was given no rows to hold out, has nothing to compare.
+    if len(asked) < 2:
+        return
+    console.rule("before and after", align="left")
+    console.print(
+        "One question of each kind, about tools that training has never seen; whatever came out. "
+        "Right is a reply with exactly the calls that are due, and none where none is due.",
+    )
+    for before, after in zip(asked[0], asked[-1], strict=True):
+        due = ", ".join(before["due"]) or "no call"
+        console.print(
+            Text.assemble(("\n" + before["kind"], "bold"), f": {before['question']}"),
+            Text(f"tools: {', '.join(before['tools'])}; due: {due}", style="dim"),
+            sep="\n",
+        )
+        # A table for each question: rich has no cell that spans columns.
+        table = Table(expand=True)
+        for title, reply in (("before", before), ("after", after)):
+            table.add_column(_heading(title, reply), ratio=1)
+        width = max(20, (console.width - 7) // 2)  # borders and padding take seven columns
+        table.add_row(*(_shortened(reply, width, console) for reply in (before, after)))
+        console.print(table)
+
+
+def _heading(title: str, reply: Line) -> Text:
+    """A column's title with the mark of its reply."""
+    verdict = reply["verdict"]
+    if verdict == RIGHT:  # a base that never calls is right here too, and it shows why
+        why = "" if reply["due"] else ": no call"
+        return Text(f"{title}: right{why}", style="bold green")
+    return Text(f"{title}: wrong ({VERDICTS.get(verdict, verdict)})", style="bold red")
+
+
+def _shortened(reply: Line, width: int, console: Console) -> Text:
+    """A reply; of one that does not end or goes in circles the first lines, and a word about it."""
+    text = reply["reply"].strip() or "(nothing)"
+    if reply["tokens"]:
+        return _cut(text, f"it was stopped after {reply['tokens']} tokens", width, console)
+    return _unlooped(text, width, console)
+
+
+def _unlooped(text: str, width: int, console: Console) -> Text:
+    """The text, or its first lines where it repeats itself."""
+    return _cut(text, "it repeats itself", width, console) if LOOP.search(text) else Text(text)
+
+
+def _cut(text: str, why: str, width: int, console: Console) -> Text:
+    """The first lines of a text, and why there are no more."""
+    kept = Text(text).wrap(console, width)[:CUT_LINES]
+    return Text("\n").join([*kept, Text(f"... and so on: {why}", style="dim")])
+
+
+def show_accuracy(lines: list[Line], console: Console) -> None:
+    """The table of what was measured before and after, with what the numbers mean."""
+    measured = [line for line in lines if line.get("tool_call_accuracy")]
+    if len(measured) < 2:
+        return
+    first, last = measured[0], measured[-1]
+    console.rule("exact calls: how often the first reply is right", align="left")
+    # A column is a line of metrics, or a part of one with the same names.
+    columns = {"before": first, "after": last}
+    if last.get("free"):
+        columns["after, free"] = last["free"]
+    table = Table("what is due", *columns)
+    for kind, words in KINDS.items():
+        shares = [share(line.get("tool_call_accuracy"), kind) for line in columns.values()]
+        if any(shares):  # a kind that no row has would be an empty line
+            table.add_row(words, *shares, style="bold" if kind == "overall" else "")
+    if last.get("questions_accuracy"):
+        shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
+        table.add_row("questions written by hand", *shares)
+    console.print(table)
+    console.print(
+        "Each is a share of conversations that are not trained on: the first reply counts if every "
+        "call in it has the right name and exactly the right values, with none too many. Held-out "
+        f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
+        "right words are to the model, 0 would be not at all."
+    )
+    if "after, free" in columns:
+        console.print(
+            "Names of tools and arguments are held to those on offer while a call is written; "
+            "free is the model without that help (infer.py --free)."
+        )
+    # Without a word on it 100% of the last kind would look like something learned before.
+    before = first["tool_call_accuracy"]
+    if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
+        console.print("The base makes no call at all, and so is right only where none is due.")
+
+
+def share(accuracy: Line | None, kind: str) -> str:
+    """A share in words, like 69% of 32; empty where nothing of the kind was asked."""
+    count = accuracy["n"].get(kind) if accuracy else 0
+    return f"{100 * accuracy[kind]:.0f}% of {count}" if accuracy and count else ""
+
+
+def show_best(run: Run, console: Console) -> None:
+    """Which evaluation was the best, where `--eval-every` has kept its adapter."""
+    best, where = read_best(run.output / BEST / BEST_RECORD), run.output / BEST
+    if best:
+        found = f"step {best[0]}, held-out loss {best[1]:.3f}"
+        console.print(f"best evaluation: {found}; its adapter is in {where}", soft_wrap=True)
+
+
+def show_trials(trials: Trials, console: Console) -> None:
+    """The model answers with real Python tools, event by event, each question marked at its end."""
+    console.rule("the adapter in use", align="left")
+    console.print("Python functions that training has never seen, really called by the model.")
+    for trial, answering in trials():
+        console.print(Text.assemble(("\nquestion ", "bold"), trial.question))
+        events = []
+        for event in answering:
+            events.append(event)
+            if event.kind == "done":  # its counts are for programs
+                continue
+            text = event.content
+            if event.kind == "tool_response":
+                text = text["content"]
+            elif event.kind == "tool_call":
+                text = f"{text['name']} {json.dumps(text['arguments'], ensure_ascii=False)}"
+            label = f"{LABELS.get(event.kind, event.kind):8} "
+            style = STYLES.get(event.kind, "red")
+            shown = _unlooped(text, max(20, console.width - len(label)), console)
+            console.print(Text.assemble((label, style), shown, style=style))
+        if trial.is_right(events):
+            console.print(Text("right    this is the call that is due", style="bold green"))
+        else:
+            console.print(Text(f"wrong    due: {trial.due_text}", style="bold red"))
