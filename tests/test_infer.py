@@ -731,16 +731,26 @@ def test_a_tools_file_that_cannot_be_used(
 def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         infer.main(["--help"])
-    out = " ".join(capsys.readouterr().out.split())
+    raw = capsys.readouterr().out
+    out = " ".join(raw.split())
     assert stop.value.code == 0
     places = [
         out.index(title)
         for title in ("what to do; default", " model:", "tools and output:", " generation:")
     ]
     assert places == sorted(places)
-    flags = re.findall(r" (--[a-z-]+) (?!\[)", out[places[0] :])
+    flags = re.findall(r"^  (--[a-z-]+)", raw, re.MULTILINE)
     assert flags == [
-        *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
+        *(
+            "--prompt",
+            "--evaluate",
+            "--merge",
+            "--serve",
+            "--model",
+            "--adapter",
+            "--device",
+            "--dtype",
+        ),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
         *("--yes", "--out", "--json", "--deltas", "--free", "--constrain", "--call"),
         *(
@@ -1098,6 +1108,7 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--prompt", "x", "--constrain", "--json"],
         ["--prompt", "x", "--call", "required"],
         ["--constrain", "--evaluate", "x", "--call", "f"],
+        ["--constrain", "--serve", "0", "--call", "f"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(
