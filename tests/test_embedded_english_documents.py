@@ -12,6 +12,7 @@ import pytest
 
 from embedded.english.generate import pairs
 from embedded.english.generate.corpus import HELD_OUT, tools
+from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import GCIDE
 from embedded.english.generate.messages import core, new_wish
 from embedded.english.generate.tool_documents import new_page, show, tools_document
@@ -33,6 +34,7 @@ needs_english = pytest.mark.skipif(
         (3, "2c07687db8d5ac2a"),
         (4, "173eaa1cc067a9e4"),
         (5, "5483452b20f12678"),
+        (6, "1f1e305a6aabb228"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
@@ -86,6 +88,22 @@ def test_core_is_the_bare_clause_of_an_imperative() -> None:
         == "book {hotel} for {nights} nights"
     )
     assert core("how full is {host}") == ""
+
+
+@needs_english
+def test_a_list_of_definitions_is_asked_by_other_words_than_its_names() -> None:
+    rng, chosen = Random(1), []
+    for _ in range(12):
+        document = defined_document(rng, STAGES[6].recipe)
+        page = document.shared[0][0]
+        for branch in document.branches:
+            message = branch[0][0].split("<end_of_turn>")[0]
+            picked = next(text for text, tag in branch if tag == "pick").split("<end_of_turn>")[0]
+            if picked != " none fits.":
+                name = picked.removesuffix(" fits.").strip()
+                assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", page), (name, page)
+                chosen.append(name.lower() in message.lower())
+    assert len(chosen) > 150 and sum(chosen) < len(chosen) / 10
 
 
 @needs_english
