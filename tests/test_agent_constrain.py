@@ -187,5 +187,7 @@ def test_values_that_fit_a_bounded_schema_fit_the_tools_own() -> None:
     own = schema({"a": {"type": "integer", "enum": [1, "x"]}, "b": {"type": "dict"}})
     assert bounded(own)["properties"]["a"] == {"enum": [1]}
     assert check_arguments(own, {"b": {"any": [1]}}) == []
+    maybe = bounded(schema({"a": {"type": "string", "nullable": True}}))["properties"]["a"]
+    assert maybe == {"anyOf": [{"type": "string"}, {"type": "null"}]}
     assert bounded(schema({"a": WHOLE}))["additionalProperties"] is False
     assert tool("f", "x").required == ()

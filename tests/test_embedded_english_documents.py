@@ -10,10 +10,12 @@ from random import Random
 
 import pytest
 
+from embedded.english.generate import pairs
 from embedded.english.generate.corpus import HELD_OUT, tools
+from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import GCIDE
-from embedded.english.generate.messages import core
-from embedded.english.generate.tool_documents import show, tools_document
+from embedded.english.generate.messages import core, new_wish
+from embedded.english.generate.tool_documents import new_page, show, tools_document
 from embedded.english.generate.wordnet import WORDNET
 from embedded.english.stages import STAGES, documents
 
@@ -25,7 +27,15 @@ needs_english = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     ("number", "digest"),
-    [(0, "66c38cb15a061665"), (1, "2d0aef0d942d26d2"), (2, "c918a10dd676dec7")],
+    [
+        (0, "66c38cb15a061665"),
+        (1, "2d0aef0d942d26d2"),
+        (2, "c918a10dd676dec7"),
+        (3, "2c07687db8d5ac2a"),
+        (4, "173eaa1cc067a9e4"),
+        (5, "5483452b20f12678"),
+        (6, "1f1e305a6aabb228"),
+    ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
     stage = STAGES[number]
@@ -64,12 +74,37 @@ def test_every_filled_string_stands_in_the_message() -> None:
                 assert text.lower() in message or text in said or text in page, (branch, text)
 
 
+def test_two_wishes_that_cannot_differ_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool with one question without values, drawn twice, kept a stage waiting for ever."""
+    page, _ = new_page(Random(2), STAGES[0].recipe, 3)
+    same = new_wish(Random(1), page.entries[0].tool, page.recipe)
+    monkeypatch.setattr(pairs, "new_wish", lambda *_: same)
+    assert len(pairs.ask_two(page).wishes) == 1
+
+
 def test_core_is_the_bare_clause_of_an_imperative() -> None:
     assert (
         core("Could you please book {hotel} for {nights} nights?")
         == "book {hotel} for {nights} nights"
     )
     assert core("how full is {host}") == ""
+
+
+@needs_english
+def test_a_list_of_definitions_is_mostly_asked_by_other_words_than_its_names() -> None:
+    rng, chosen = Random(1), []
+    for _ in range(12):
+        document = defined_document(rng, STAGES[6].recipe)
+        page = document.shared[0][0]
+        for branch in document.branches:
+            message = branch[0][0].split("<end_of_turn>")[0]
+            picked = next(text for text, tag in branch if tag == "pick").split("<end_of_turn>")[0]
+            if picked != " none fits.":
+                name = picked.removesuffix(" fits.").strip()
+                assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", page), (name, page)
+                chosen.append(name.lower() in message.lower())
+    # An example sentence holds the word itself
+    assert len(chosen) > 150 and sum(chosen) < len(chosen) / 3
 
 
 @needs_english

@@ -731,16 +731,26 @@ def test_a_tools_file_that_cannot_be_used(
 def test_help_has_titled_groups_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         infer.main(["--help"])
-    out = " ".join(capsys.readouterr().out.split())
+    raw = capsys.readouterr().out
+    out = " ".join(raw.split())
     assert stop.value.code == 0
     places = [
         out.index(title)
         for title in ("what to do; default", " model:", "tools and output:", " generation:")
     ]
     assert places == sorted(places)
-    flags = re.findall(r" (--[a-z-]+) (?!\[)", out[places[0] :])
+    flags = re.findall(r"^  (--[a-z-]+)", raw, re.MULTILINE)
     assert flags == [
-        *("--prompt", "--evaluate", "--merge", "--model", "--adapter", "--device", "--dtype"),
+        *(
+            "--prompt",
+            "--evaluate",
+            "--merge",
+            "--serve",
+            "--model",
+            "--adapter",
+            "--device",
+            "--dtype",
+        ),
         *("--tools", "--tool-env", "--tool-memory", "--tool-seconds", "--question-seconds"),
         *("--yes", "--out", "--json", "--deltas", "--free", "--constrain", "--call"),
         *(
@@ -885,10 +895,11 @@ def test_memory_that_runs_out_gives_code_1(
 
 def test_a_base_that_knows_some_tags_gets_only_the_others(base: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(base)
-    tokenizer.tag_ids = {**tokenizer.tag_ids, "<tools>": 7}
-    tokenizer._size = 2056
+    others = [tag for tag in tokenizer.tag_ids if tag != "<tools>"]
+    tokenizer.tag_ids = {"<tools>": 7} | {tag: 2048 + i for i, tag in enumerate(others)}
+    tokenizer._size = 2048 + len(others)
     model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
-    assert model.config.vocab_size == 2048 + 7
+    assert model.config.vocab_size == 2048 + len(others) == 2055
 
 
 def adapted(base: Path, adapter: Path) -> Gemma2:
@@ -1098,6 +1109,7 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
         ["--prompt", "x", "--constrain", "--json"],
         ["--prompt", "x", "--call", "required"],
         ["--constrain", "--evaluate", "x", "--call", "f"],
+        ["--constrain", "--serve", "0", "--call", "f"],
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(

@@ -226,7 +226,7 @@ def test_what_can_be_no_hub_id_is_a_missing_folder(name: str) -> None:
 
 
 def test_a_file_where_a_folder_is_expected(folder: Path) -> None:
-    with pytest.raises(ValueError, match="expected a folder with config.json .* got a file"):
+    with pytest.raises(ValueError, match="expected a folder with config.json .* got another file"):
         load_gemma2(folder / "config.json")
 
 

@@ -1,12 +1,16 @@
 """What a request may say: read as it was meant, or refused with the field and the reason."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving import TOKENIZER
 
+from agent.guides import CallRule
 from data.conversation import THINK_REQUEST
+from model.generate import Sampling
+from serve.completions import prepare
 from serve.errors import ApiError
 from serve.requests import Chat, conversation_of, read_chat
 
@@ -188,3 +192,27 @@ def test_turns_that_do_not_follow_one_another_are_refused(
 ) -> None:
     with pytest.raises(ApiError, match=told):
         turns(*messages, tools=[TOOL])
+
+
+def test_under_constrain_a_choice_forces_a_whole_call_or_is_refused() -> None:
+    pytest.importorskip("llguidance")
+    served: Any = SimpleNamespace(
+        tokenizers={"base": TOKENIZER},
+        base="base",
+        positions=2000,
+        max_new_tokens=200,
+        sampling=Sampling(),
+        rule=CallRule("constrained"),
+    )
+
+    def guide_of(**fields: Any) -> Any:
+        said = [{"role": "user", "content": "Hi"}]
+        body = {"model": "base", "messages": said, "tools": [TOOL], **fields}
+        return prepare(served, json.dumps(body).encode())[1].guide
+
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice, must, may in (("auto", 0, 1), ("none", 0, 0), ("required", 1, 1), (named, 1, 1)):
+        guide = guide_of(tool_choice=choice)
+        assert (guide.must_call, guide.may_call) == (must, may)
+    with pytest.raises(ApiError, match="a call takes [0-9]+ tokens, but there are 3"):
+        guide_of(tool_choice="required", max_tokens=3)

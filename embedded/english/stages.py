@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
+from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import text_document, word_document
 from embedded.english.generate.recipe import Recipe
 from embedded.english.generate.thoughts import Document
@@ -21,7 +22,8 @@ from embedded.generate.values import Source
 class Stage:
     """What one stage is trained on, how long and how fast.
 
-    mixture    shares of the documents: tools, the grammar of invented words, words, general text
+    mixture    shares of the documents: tools, the grammar of invented words, words, general text,
+               lists of definitions
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
     after      the stage whose weights it begins with, none for the first
     picks      weight of the tokens that choose a tool, 1 for the others that a model writes
@@ -31,7 +33,7 @@ class Stage:
     seed: int
     tokens: int
     recipe: Recipe
-    mixture: tuple[float, float, float, float]
+    mixture: tuple[float, ...]
     muon_rate: float
     adam_rate: float
     decay: bool
@@ -61,11 +63,19 @@ LAST = replace(
 )
 # The choice of a tool is what comes last, and a small part of the tokens.
 THIRD = replace(LAST, turns=(41, 24, 6, 12, 10, 25))
+# Many short choices from one short list: four times as many choices in a token.
+CHOOSE = replace(THIRD, turns=(14, 10, 3, 8, 4, 70), sizes=(2, 2, 3, 3, 4, 5), branches=40)
+# A choice that cannot be learnt by heart: a third of the lists are words and their definitions.
+DEFINED = replace(THIRD, branches=24)
+MEANINGS = (0.42, 0.02, 0.08, 0.08, 0.4)
 STAGES = (
     Stage("first", 0, 843_776, Recipe(FIRST_STYLES), (0.42, 0.1, 0.2, 0.28), 0.02, 3e-3, False),
     Stage("second", 1, 4_608_000, SECOND, (0.4, 0.06, 0.28, 0.26), 0.02, 3e-3, False, "first"),
     Stage("second-end", 2, 1_925_120, LAST, (0.55, 0.05, 0.2, 0.2), 0.02, 3e-3, True, "second"),
-    Stage("third", 3, 30_720_000, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
+    Stage("third", 3, 4_014_080, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
+    Stage("choose", 4, 6_144_000, CHOOSE, (0.8, 0.03, 0.1, 0.07), 0.02, 3e-3, False, "third", 3.0),
+    Stage("last", 5, 6_144_000, THIRD, (0.7, 0.03, 0.15, 0.12), 0.02, 3e-3, True, "choose", 3.0),
+    Stage("defined", 6, 20_480_000, DEFINED, MEANINGS, 0.02, 3e-3, False, "choose", 3.0),
 )
 
 
@@ -83,10 +93,14 @@ def documents(stage: Stage, seed: int | None = None) -> Iterator[Document]:
         Random(rng.random()), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3
     )
     while True:
-        kind = rng.choices(range(4), stage.mixture)[0]
+        kind = rng.choices(range(len(stage.mixture)), stage.mixture)[0]
         if kind == 0:
             yield tools_document(rng, stage.recipe)
         elif kind == 1:
             yield grammar_document(source)
+        elif kind == 2:
+            yield word_document(rng)
+        elif kind == 3:
+            yield text_document(rng)
         else:
-            yield word_document(rng) if kind == 2 else text_document(rng)
+            yield defined_document(rng, stage.recipe)

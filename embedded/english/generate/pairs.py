@@ -19,7 +19,9 @@ from embedded.english.generate.thoughts import (
     pick,
     turn,
 )
-from embedded.english.generate.turns import one_turn
+from embedded.english.generate.turns import ask_one, one_turn
+
+TRIES = 100  # for two wishes that differ
 
 
 def two_turn(page: Page) -> list[Segment]:
@@ -36,7 +38,7 @@ def ask_two(page: Page) -> Asked:
     pair = rng.sample(page.entries, 2) if rng.random() < 0.85 else [pick(page)] * 2
     clauses = rng.random() < 0.75 and all(any(core(t) for t in e.tool.requests) for e in pair)
     line, asking = _question_line(page, pair) if clauses else ({}, (False, False))
-    while True:
+    for _ in range(TRIES):
         first, second = (
             new_wish(rng, e.tool, page.recipe, clauses and not asks, asks)
             for e, asks in zip(pair, asking, strict=True)
@@ -46,6 +48,9 @@ def ask_two(page: Page) -> Asked:
         }
         if first.text != second.text and not (said and rng.random() < 0.9):
             break
+    else:
+        # One tool with one question that has no values: it cannot be asked in two ways
+        return ask_one(page)
     if not line and clauses:
         line = rng.choice(join_lines(page.recipe, asking=False))
     line = line or {"text": rng.choice(wordings("loose joins"))}

@@ -17,6 +17,7 @@ class Recipe:
     talk       files of small talk; `frames` and `joins` likewise
     held       whether the held-out lines of those are meant, for the gate
     turns      weights of the messages: one wish, two, talk, unfit, missing, only a choice or a list
+    branches   messages that are made for a list; what has no room in a pack is dropped
     """
 
     styles: tuple[str, ...]
@@ -30,3 +31,4 @@ class Recipe:
     joins: tuple[str, ...] = ("joins",)
     held: bool = False
     turns: tuple[int, ...] = (42, 25, 6, 11, 10, 6)
+    branches: int = 14

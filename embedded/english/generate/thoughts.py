@@ -56,7 +56,11 @@ class Asked:
 
 def opening(wish: Wish, lowered: bool) -> str:
     """The first words of a request as they are typed: where in the message the wish stands."""
-    text = wish.text.lower() if lowered else wish.text
+    return first_words(wish.text.lower() if lowered else wish.text)
+
+
+def first_words(text: str) -> str:
+    """Its first four words, without marks at their ends."""
     words = [w for w in re.split(r"\s+", text.strip()) if w][:4]
     return " ".join(words).strip(" .,:;!?\"'`(/-")
 

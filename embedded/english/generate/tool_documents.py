@@ -27,10 +27,10 @@ def new_page(rng: Random, recipe: Recipe, count: int) -> tuple[Page, Document]:
     return page, Document([(USER + list_text(rng, layout, entries), "page")])
 
 
-def tools_document(rng: Random, recipe: Recipe, branches: int = 14) -> Document:
+def tools_document(rng: Random, recipe: Recipe) -> Document:
     """A list of tools and more messages than a pack has room for."""
     page, document = new_page(rng, recipe, rng.choice(recipe.sizes))
-    document.branches = [rng.choices(TURNS, recipe.turns)[0](page) for _ in range(branches)]
+    document.branches = [rng.choices(TURNS, recipe.turns)[0](page) for _ in range(recipe.branches)]
     return document
 
 
