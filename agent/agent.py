@@ -213,9 +213,9 @@ class Agent:
         used = self.spent.reply_seconds + time.monotonic() - start
         if used > self.limits.reply_seconds:
             return f"writing took over {self.limits.reply_seconds:g} s; raise --reply-seconds"
+        loop = self.limits.loop
         # Calls that are alike are counted instead, and answered (MAX_CALLS, MAX_REPEATS)
-        is_text = self.tokenizer.control_ids.isdisjoint(ids[-self.limits.loop :])
-        if self.limits.loop and is_text and is_loop(ids, self.limits.loop):
+        if loop and self.tokenizer.control_ids.isdisjoint(ids[-loop:]) and is_loop(ids, loop):
             return "the model says one thing again and again; ask in other words"
         most = self.limits.question_tokens
         if most is not None and self.spent.tokens + len(ids) >= most:
