@@ -130,6 +130,8 @@ def test_a_server_answers_until_it_is_interrupted(write_adapter: Callable[..., P
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Tests that were started in the background would rightly have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
     try:
