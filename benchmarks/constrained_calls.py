@@ -18,12 +18,12 @@ import torch
 
 from agent.guides import CallRule, guide_for
 from agent.loading import EMBEDDED_MODEL
+from benchmarks.tiny_base import tiny_config
 from data.call_check import check_arguments
 from data.conversation import Conversation, Tool
 from data.dataset import load_conversations
 from data.reply import parse_reply
 from data.tokenizer import Tokenizer
-from model.config import Gemma2Config
 from model.generate import Sampling, generate
 from model.transformer import Gemma2
 
@@ -33,17 +33,7 @@ BATCH = 16
 def random_model(tokenizer: Tokenizer, seed: int = 0) -> Gemma2:
     """Two narrow layers for the tokenizer's vocabulary, as they are initialised."""
     torch.manual_seed(seed)
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-    )
-    return Gemma2(config).eval()
+    return Gemma2(tiny_config(len(tokenizer))).eval()
 
 
 def problems_of(ids: list[int], tokenizer: Tokenizer, tools: tuple[Tool, ...]) -> list[str]:

@@ -16,10 +16,7 @@ import matplotlib.figure  # noqa: F401  (here, and not in each of the forked pro
 import torch
 
 import train
-from data.tokenizer import Tokenizer
-from model.config import Gemma2Config
-from model.loader import save_gemma2
-from model.transformer import Gemma2
+from benchmarks.tiny_base import write_tiny_base
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 NUM_ROWS = 12
@@ -37,24 +34,7 @@ class SmallRun:
     def make_inputs(self) -> None:
         """Writes a base of random weights and the shortest embedded rows."""
         torch.set_num_threads(1)  # OpenMP's other threads do not survive a fork
-        base = self.folder / "base"
-        tokenizer = EMBEDDED / "weights"
-        torch.manual_seed(0)
-        config = Gemma2Config(
-            vocab_size=Tokenizer.from_pretrained(tokenizer).base_size,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            query_pre_attn_scalar=16,
-            sliding_window=16,
-            max_position_embeddings=1024,
-        )
-        save_gemma2(Gemma2(config), base)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (base / name).write_bytes((tokenizer / name).read_bytes())
+        write_tiny_base(self.folder / "base")
         with (EMBEDDED / "rows" / "train.jsonl").open(encoding="utf-8") as file:
             rows = sorted(file, key=len)[:NUM_ROWS]
         (self.folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")

@@ -97,7 +97,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     return ids.gather(1, picked)[:, 0]
 
 
-def _guided(
+def guided(
     logits: Tensor, id: int, guide: Guide, sampling: Sampling, generator: torch.Generator | None
 ) -> int:
     """The id that was chosen from logits (1, V) if the guide takes it, or else another one.
@@ -189,7 +189,7 @@ def decode(
         for place, row in enumerate(rows if guides else ()):
             guide = guides[row] if guides and row in running else None
             if guide is not None:
-                taken = _guided(logits[place : place + 1], new[row], guide, sampling, generator)
+                taken = guided(logits[place : place + 1], new[row], guide, sampling, generator)
                 if taken != new[row]:
                     ids[place] = new[row] = taken
         yield [new[row] if row in running else None for row in range(len(prompts))]

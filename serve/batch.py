@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora.rows import Adapters, Row
 from model.attention import KVCache
-from model.generate import Guide, Sampling, _guided, choose
+from model.generate import Guide, Sampling, choose, guided
 from model.transformer import Gemma2
 
 # Positions by which the cache grows: attention sees all of it, filled or not, so not too many.
@@ -176,7 +176,7 @@ class Batch:
             own = logits[place : place + 1]
             id = int(choose(own, request.sampling, generator))
             if request.guide is not None:
-                id = _guided(own, id, request.guide, request.sampling, generator)
+                id = guided(own, id, request.guide, request.sampling, generator)
             request.written.append(id)
             is_full = len(request.written) >= request.max_new_tokens
             written.append(Written(request, id, is_full or id in request.stop_ids))

@@ -1,16 +1,8 @@
 """What several test files build alike: a random base in a folder, rows, what a run leaves."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from data.tokenizer import Tokenizer
-from model.config import Gemma2Config
-from model.loader import save_gemma2
-from model.transformer import Gemma2
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
@@ -20,27 +12,6 @@ RUN_FILES = set(
 )
 TOOL = {"name": "get_time", "description": "the time", "parameters": {"city": "string"}}
 CITIES = "Oslo Rome Lima Cairo Quito Paris Delhi Tokyo Kyiv Bern Riga Accra".split()
-
-
-def random_base(folder: Path) -> Path:
-    """A checkpoint of two narrow layers with the embedded base's tokenizer: a step takes 50 ms."""
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(Tokenizer.from_pretrained(TOKENIZER)) - 8,  # without rows for the tags
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=16,
-        max_position_embeddings=1024,
-    )
-    save_gemma2(Gemma2(config), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, folder / name)
-    return folder
 
 
 def time_row(city: str) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import random_base, time_rows
+from builders import time_rows
 from torch import Tensor, nn
 
+import train
+from benchmarks.small_run import SmallRun
+from benchmarks.tiny_base import write_tiny_base
 from model.config import Gemma2Config
 from model.transformer import Gemma2
 
@@ -108,10 +111,26 @@ def relative() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random base that a program loads in no time."""
-    return random_base(tmp_path_factory.mktemp("base"))
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
 def small_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve rows of one call."""
     return time_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A run of four steps, with a checkpoint after each second one."""
+    small = SmallRun(tmp_path_factory.mktemp("small"), steps=4, save_every=2)
+    small.make_inputs()
+    return small
+
+
+@pytest.fixture(scope="session")
+def truth(small: SmallRun) -> Path:
+    """The folder of a run that was never stopped."""
+    folder = small.folder / "truth"
+    assert train.main(small.flags(folder)) == 0
+    return folder

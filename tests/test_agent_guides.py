@@ -20,7 +20,7 @@ from data.dataset import load_conversations
 from data.reply import parse_reply
 from data.tokenizer import Tokenizer
 from data.wire import FORMATS
-from model.generate import Sampling, _guided, choose
+from model.generate import Sampling, choose, guided
 
 ROWS = Path(evaluate.__file__).parents[1] / "embedded" / "rows" / "heldout.jsonl"
 
@@ -233,7 +233,7 @@ def test_a_refused_id_is_replaced_by_the_most_probable_that_is_allowed(temperatu
     counts = torch.zeros(6)
     for _ in range(2000):
         first = int(choose(logits, sampling, generator))
-        counts[_guided(logits, first, Odd(), sampling, generator)] += 1
+        counts[guided(logits, first, Odd(), sampling, generator)] += 1
     if not temperature:
         assert counts[3] == 2000
         return

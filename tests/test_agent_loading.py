@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import TOKENIZER, random_base
+from builders import TOKENIZER
 
 from agent.loading import load_base
+from benchmarks.tiny_base import write_tiny_base
 from data.tokenizer import Tokenizer
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
@@ -16,7 +17,7 @@ from model.transformer import Gemma2
 
 def base_of(folder: Path, size: int, seed: int = 3) -> Path:
     """A random base with `size` rows, beside the shipped tokenizer's files."""
-    random_base(folder)
+    write_tiny_base(folder)
     torch.manual_seed(seed)
     config = load_gemma2(folder).config
     save_gemma2(Gemma2(replace(config, vocab_size=size)), folder)

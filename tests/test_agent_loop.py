@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import random_base
 from test_agent_agent import CALL, MODEL, Box, Model, answered, spell
 from test_agent_agent import tokenizer as tokenizer
 from torch import Tensor
@@ -15,6 +14,7 @@ from agent.agent import Agent
 from agent.limits import Event, Limits, is_loop
 from agent.loading import load_model
 from agent.toolbox import ToolBox
+from benchmarks.tiny_base import write_tiny_base
 from data.tokenizer import Tokenizer
 from model.generate import Context, Sampling
 
@@ -44,7 +44,7 @@ def box(result: Any = "7") -> Any:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_base(tmp_path_factory.mktemp("base"))
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 import infer
 from agent import loading, merging
 from agent.merging import MergeReport
+from benchmarks.tiny_base import tiny_config
 from data.tokenizer import Tokenizer
 from lora.adapter import merge_adapter, save_adapter
 from lora.config import LoRAConfig
 from lora.inject import add_lora
 from lora.wrapped import add_delta_
-from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
@@ -29,18 +29,7 @@ WEIGHTS = loading.EMBEDDED_MODEL
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    config = Gemma2Config(
-        vocab_size=2048,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=512,
-        sliding_window=64,
-        query_pre_attn_scalar=16,
-    )
+    config = tiny_config(2048, max_position_embeddings=512, sliding_window=64)
     model = Gemma2(config)
     randomize(model)
     save_gemma2(model.to(torch.bfloat16), folder)

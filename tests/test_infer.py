@@ -22,13 +22,13 @@ import infer
 from agent import agent as loop
 from agent import evaluate, loading
 from agent.limits import Limits
+from benchmarks.tiny_base import tiny_config
 from data.chat import parse_reply
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter, save_adapter
 from lora.config import LoRAConfig
 from lora.inject import add_lora
-from model.config import Gemma2Config
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
@@ -81,19 +81,7 @@ def leave() -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    config = Gemma2Config(
-        vocab_size=2048,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=LIMIT,
-        sliding_window=64,
-        query_pre_attn_scalar=16,
-        eos_token_id=1,
-    )
+    config = tiny_config(2048, max_position_embeddings=LIMIT, sliding_window=64, eos_token_id=1)
     model = Gemma2(config)
     randomize(model)
     save_gemma2(model, folder)

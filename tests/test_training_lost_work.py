@@ -21,21 +21,6 @@ from training.ranks import Ranks
 State = Callable[[dict[str, Any]], Any]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    small = SmallRun(tmp_path_factory.mktemp("small"), steps=4, save_every=2)
-    small.make_inputs()
-    return small
-
-
-@pytest.fixture(scope="module")
-def truth(small: SmallRun) -> Path:
-    """The folder of a run that was never stopped."""
-    folder = small.folder / "truth"
-    assert train.main(small.flags(folder)) == 0
-    return folder
-
-
 @pytest.fixture
 def done(truth: Path, tmp_path: Path) -> Path:
     """A copy of it, to be spoiled."""

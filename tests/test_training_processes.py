@@ -8,27 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-import train
 from benchmarks.small_run import SmallRun, differences
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    small = SmallRun(tmp_path_factory.mktemp("small"), steps=4, save_every=2)
-    small.make_inputs()
-    return small
-
-
-@pytest.fixture(scope="module")
-def truth(small: SmallRun) -> Path:
-    folder = small.folder / "truth"
-    assert train.main(small.flags(folder)) == 0
-    return folder
 
 
 def start(small: SmallRun, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:

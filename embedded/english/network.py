@@ -4,28 +4,23 @@ First weights, tiles and compilation are those of `embedded.pretrain_model`.
 Shapes: B packs, T positions, D model width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from embedded.english.packs import Batch, branch_mask, tensors
+from embedded.pretrain_model import CONFIG as EARLIER
 from embedded.pretrain_model import TiledMasks, compute_dtype, new_model
-from model.config import Gemma2Config
 from model.loader import load_gemma2
 from model.transformer import Gemma2
 
-CONFIG = Gemma2Config(
+CONFIG = replace(
+    EARLIER,
     vocab_size=4096,
     hidden_size=320,
     intermediate_size=832,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_position_embeddings=2048,
     sliding_window=512,
-    query_pre_attn_scalar=64,
-    eos_token_id=(1, 5),  # <eos> and <end_of_turn>
 )
 
 

@@ -9,7 +9,7 @@ not; the held-out ones of two styles, and lines of talk, frames and joins, that 
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,13 +18,13 @@ from embedded.english.gate import HELD
 from embedded.english.generate.entries import Entry, choose_tools, new_entries
 from embedded.english.generate.pairs import ask_two
 from embedded.english.generate.recipe import Recipe
-from embedded.english.generate.sheets import Layout, Record, compact
+from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
 from embedded.english.stages import THIRD
+from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, write_rows
+from embedded.generate.layouts import compact
 
-Row = dict[str, Any]
-Message = dict[str, str]
 SYSTEMS = (
     "You can call functions.",
     "You are a helpful assistant with tools.",
@@ -35,31 +35,14 @@ SYSTEMS = (
 )
 NUM_TRAIN = 2000
 TRAIN_SHARES = {"one": 0.4, "two": 0.28, "none": 0.2, "missing": 0.12}
-# (tools seen in training, kind) -> rows
-HELDOUT_ROWS = {
-    (True, "one"): 60,
-    (False, "one"): 120,
-    (False, "two"): 60,
-    (False, "none"): 45,
-    (False, "missing"): 15,
-}
 TALK = 0.5  # of the messages for which nothing fits
 RESULTS = 0.4  # of the calls whose results are known
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
 
-@dataclass(frozen=True)
-class Size:
-    """How long a row gets: no further message after `enough` characters, never more than `most`."""
-
-    messages: tuple[int, ...]
-    enough: int
-    most: int
-
-
 # The list of tools is most of a row, and only what the model writes teaches: training rows go on.
-TRAIN_SIZE = Size(messages=(2, 3, 4, 5), enough=1500, most=2100)
-HELDOUT_SIZE = Size(messages=(1,), enough=0, most=1800)
+TRAIN_SIZE = Size(exchanges=(1, 2, 3, 4), enough=1500, most=2100)
+HELDOUT_SIZE = Size(exchanges=(0,), enough=0, most=1800)
 
 
 def call_record(name: str, values: Record) -> str:
@@ -162,7 +145,7 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
         if not _can_be(kind, page):
             continue
         messages = [{"role": "system", "content": system_text(page)}, *EXCHANGES[kind](page)]
-        for _ in range(rng.choice(size.messages) - 1):
+        for _ in range(rng.choice(size.exchanges)):
             if _length(messages) < size.enough:
                 drawn = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
                 messages += EXCHANGES[drawn if _can_be(drawn, page) else "one"](page)
@@ -198,14 +181,6 @@ def heldout_rows(seed: int) -> list[Row]:
             placed.append(((i + 0.5) / count, row))
     # Interleaved: any number of first rows has every kind in its share.
     return [row for _, row in sorted(placed, key=lambda item: item[0])]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """One JSON object per line."""
-    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(compact(row) + "\n" for row in rows)
-    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def main(argv: list[str] | None = None) -> None:

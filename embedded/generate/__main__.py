@@ -3,16 +3,7 @@
 import argparse
 from pathlib import Path
 
-from embedded.generate.calls import NUM_TRAIN, Row, heldout_rows, training_rows
-from embedded.generate.layouts import compact
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """One JSON object per line."""
-    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(compact(row) + "\n" for row in rows)
-    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
+from embedded.generate.calls import NUM_TRAIN, heldout_rows, training_rows, write_rows
 
 
 def main(argv: list[str] | None = None) -> None:

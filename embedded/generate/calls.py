@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from embedded.generate.documents import missing_text, result_turn, thought, unfit_request
@@ -208,3 +209,11 @@ def heldout_rows(seed: int, train_tools: list[Entry]) -> list[Row]:
             placed.append(((i + 0.5) / count, row))
     # Interleaved: any number of first rows has every kind in its share.
     return [row for _, row in sorted(placed, key=lambda item: item[0])]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """One JSON object per line."""
+    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(compact(row) + "\n" for row in rows)
+    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")

@@ -5,7 +5,6 @@ No layout has the course's own tags or its pair of keys for a call: those are wh
 teaches.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -13,12 +12,9 @@ from typing import Any
 
 from embedded.english.generate.corpus import Argument, Scalar, wordings
 from embedded.english.generate.entries import Entry
+from embedded.generate.layouts import compact
 
 Record = dict[str, Scalar]
-
-
-def compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

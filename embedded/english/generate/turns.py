@@ -10,7 +10,6 @@ from typing import Any
 from embedded.english.generate.corpus import Scalar, share, tools, wordings
 from embedded.english.generate.entries import Entry, overlaps, spoken, subject
 from embedded.english.generate.messages import SLOT, Wish, core, lacking_wish, new_wish, roughen
-from embedded.english.generate.sheets import compact
 from embedded.english.generate.thoughts import (
     FITS,
     LACKS,
@@ -30,6 +29,7 @@ from embedded.english.generate.thoughts import (
     typed,
 )
 from embedded.english.generate.values import like
+from embedded.generate.layouts import compact
 
 
 def one_turn(page: Page) -> list[Segment]:
