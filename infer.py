@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from agent.agent import Agent
 from agent.evaluate import evaluate_file
 from agent.flags import check_flags, limits_of, parse_args, rule_of
+from agent.guides import CallRule
 from agent.limits import Event
 from agent.loading import load_model
 from agent.merging import check_target, write_merged
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> bool:
         merge(args)
         return True
     if args.evaluate is not None:
-        evaluate(args)
+        evaluate(args, rule)
         return True
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("--prompt: expected a question, got nothing; leave the flag out to chat")
@@ -137,12 +138,10 @@ def chat(agent: Agent, screen: Screen) -> None:
                 screen.show(Event("error", str(error)))
 
 
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(args: argparse.Namespace, rule: CallRule) -> None:
     """Prints the accuracy on every reply of a file's rows as JSON; --out gets a line for each."""
     load = partial(load_model, args.model, args.adapter, device=args.device, dtype=args.dtype)
-    line, dropped = evaluate_file(
-        args.evaluate, load, args.max_new_tokens, args.out, rule=rule_of(args)
-    )
+    line, dropped = evaluate_file(args.evaluate, load, args.max_new_tokens, args.out, rule=rule)
     if dropped:
         errors.print(f"rows that cannot be read:\n{dropped}", soft_wrap=True)
     print(json.dumps(line))
@@ -152,8 +151,6 @@ def merge(args: argparse.Namespace) -> None:
     """Writes base and adapter as one plain model; says how well the merge went."""
     if not args.adapter:
         raise ValueError("--merge needs --adapter: there is nothing to merge into the base")
-    if args.tools:
-        raise ValueError("--tools: a merged folder holds no tools; leave it out beside --merge")
     check_target(args.merge)  # refused before a model is loaded
     # Merging adds in float32 and rounds once, to the base's own dtype. What is fastest here
     # says nothing about the programs that will read the folder.

@@ -151,7 +151,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
     precision, packs, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
     run_folder.refuse_base(output, folder)
-    base = BaseDigest(folder) if ranks.is_first else None
+    base = BaseDigest(folder) if ranks.is_first and not args.check else None
 
     # Rows -> conversations -> token ids with their mask -> packs.
     tokenizer = Tokenizer.from_pretrained(folder, args.format)

@@ -19,7 +19,6 @@ from agent.limits import (
     DECLINED,
     MAX_CALLS,
     MAX_REPEATS,
-    MAX_RESULT_CHARACTERS,
     NO_TOOLS,
     OUT_OF_TIME,
     REPEATED,
@@ -27,6 +26,7 @@ from agent.limits import (
     Event,
     Limits,
     Spent,
+    cut_result,
     is_loop,
 )
 from agent.toolbox import ToolBox
@@ -170,16 +170,12 @@ class Agent:
 
     def _decode(self, may_call: bool, again: bool) -> Iterator[int]:
         """The ids of the model's next turn, a stop id included, as it chooses them."""
-        tokenizer, wire = self.tokenizer, self.tokenizer.wire
-        tags = wire.reply_tags if may_call else wire.thinking.tags
-        allowed = {tokenizer.tag_ids[tag] for tag in tags}
-        # A model that could write <tool_response> would invent a result and believe it.
-        forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)
+        tokenizer = self.tokenizer
         sampling = dataclasses.replace(
             self.sampling,
             # One seed for the whole chat would draw the same numbers for every reply.
             seed=self.sampling.seed + self.num_replies,
-            forbidden=tuple(sorted(forbidden)),
+            forbidden=tokenizer.forbidden_ids(may_call),
         )
         most = min(self.positions - len(self.ids), self.limits.new_tokens)
         if self.limits.question_tokens is not None:
@@ -274,8 +270,7 @@ class Agent:
     def _as_text(self, result: Any, most: int) -> str:
         """A result as text of at most MAX_RESULT_CHARACTERS and about `most` tokens."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        # JSON can hold half a surrogate pair, which no tokenizer can encode; it becomes a "?".
-        kept = text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()
+        kept = cut_result(text)
         ids = self.tokenizer.encode(kept)
         if len(ids) > most:
             kept = self.tokenizer.decode(ids[:most])

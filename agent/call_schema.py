@@ -9,13 +9,13 @@ schema.
 import json
 from typing import Any
 
+from agent.limits import MAX_CALLS
 from data.call_check import PYTHON_TYPES, check_argument
 from data.wire import WireFormat
 
 # A number has to be finite, and of at most 64 digits (`data/lenient_json.py`).
 LARGEST = 10**15
 FREE_DEPTH = 3  # levels of a value of which the schema says nothing
-MAX_CALLS = 8  # in a list
 # As `data/wire.py` writes calls
 SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 KEPT = {

@@ -222,11 +222,7 @@ class CallGuide:
     def allowed(self) -> Sequence[int]:
         """The ids that may come; after a second refusal only the one that leads to the end."""
         if self.matcher is None:
-            every = range(len(self.grammar.tokenizer))
-            before = self.refusals
-            taken = [id for id in every if self._outside(id)]
-            self.refusals = before
-            return taken
+            return [id for id in range(len(self.grammar.tokenizer)) if self._outside(id)]
         if self.refusals > 1:
             return self.plan[:1]
         mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)

@@ -1,6 +1,7 @@
 """The flags of `infer.py`."""
 
 import argparse
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -115,6 +116,12 @@ def check_flags(args: argparse.Namespace) -> None:
         given = "--json" if args.json else "--call"
         raise ValueError(
             f"{given} does nothing beside --serve, whose requests decide; leave it out"
+        )
+    given_limits = dataclasses.replace(limits_of(args), new_tokens=Limits().new_tokens)
+    if args.serve is not None and given_limits != Limits():
+        raise ValueError(
+            "--rounds, --loop, --question-tokens, --question-seconds and --reply-seconds do "
+            "nothing beside --serve; leave them out"
         )
     if args.deltas and not args.json:
         raise ValueError("--deltas needs --json, whose objects it adds to; give both, or neither")

@@ -98,8 +98,8 @@ class CallRule:
     """What a call may be, and whether there has to be one.
 
     names: "offered" holds a call's names to the tools on offer, "constrained" all of it to their
-    schemas, "free" nothing. choice: "auto", "required", or the name of the tool that is to be
-    called; the last two need "constrained".
+    schemas, "free" nothing. choice: "auto", "none", "required", or the name of the tool that is to
+    be called; the last two need "constrained".
     """
 
     names: Literal["offered", "constrained", "free"] = "offered"

@@ -91,6 +91,14 @@ class Spent:
         return is_full or self.reply_seconds > limits.reply_seconds
 
 
+def cut_result(text: str) -> str:
+    """At most MAX_RESULT_CHARACTERS of a result's text, which a tokenizer can encode.
+
+    JSON can hold half a surrogate pair; it becomes a "?".
+    """
+    return text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()
+
+
 def is_loop(ids: Sequence[int], span: int) -> bool:
     """True if the last `span` ids are one short stretch, repeated."""
     if len(ids) < span:

@@ -65,7 +65,7 @@ def load_many(
     bases or formats, or one that is called as the base is.
     """
     named = [read_config(path).base_model for path in adapters.values()]
-    bases = {base} if base else {*named} or {EMBEDDED}
+    bases = [base] if base else named or [EMBEDDED]
     folders = {model_folder(name) for name in bases}
     if len(folders) > 1:
         raise ValueError(
@@ -77,7 +77,7 @@ def load_many(
     first = next(iter(own.values()), None)
     # Without an adapter there is no wording that training used, but the same tags
     plain = Tokenizer.from_pretrained(folder, first.format if first else None)
-    name = EMBEDDED if folder == EMBEDDED_MODEL else Path(bases.pop()).name
+    name = EMBEDDED if folder == EMBEDDED_MODEL else Path(bases[0]).resolve().name
     if name in own:
         raise ValueError(f"--adapter {name}: expected another name than the base's; rename it")
     for other, tokenizer in own.items():

@@ -19,7 +19,7 @@ from agent.evaluate import (
     reply_limit,
     score_calls,
 )
-from agent.guides import NameGuide
+from agent.guides import CallRule, guide_for
 from agent.limits import Event, Limits
 from agent.toolbox import ToolBox
 from data.chat import parse_reply
@@ -80,8 +80,10 @@ def measure_calls(
 
 def _is_offered(tokenizer: Tokenizer, row: Conversation, ids: Sequence[int]) -> bool:
     """True if all names in the calls of a reply are on offer."""
-    guide = NameGuide(tokenizer, row.tools)
-    for id in ids if row.tools else ():
+    guide = guide_for(tokenizer, row.tools, CallRule(), room=len(ids)) if row.tools else None
+    if guide is None:  # this wire format's names are not held
+        return True
+    for id in ids:
         if not guide.accepts(id):
             return False
         guide.advance(id)

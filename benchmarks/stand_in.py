@@ -3,9 +3,9 @@
     python -m benchmarks.stand_in --label NAME [--out benchmarks/results/stand_in.jsonl]
 
 The stand-in is a library of the CUDA runtime's names, preloaded, whose kernels are compiled and
-counted and do nothing; without it this prints why it skips. Real on it are launches, the host's
-time, registers and spills, compilations, and peaks of memory. A row is a run; the table of all rows
-of --out is written beside them.
+counted and do nothing; it is not in this repository, and without it this prints that it skips. Real
+on it are launches, the host's time, registers and spills, compilations, and peaks of memory. A row
+is a run; the table of all rows of --out is written beside them.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def in_process(part: str, args: argparse.Namespace, **environment: str) -> dict[
     """A part in a process of its own: another card, or an empty cache."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("packs", "length", "documents")]
     flags += [f"--dropout={args.dropout}", f"--rounds={args.rounds}", f"--passes={args.passes}"]
-    flags += [f"--part={part}"]
+    flags += [f"--checkpoint-activations={args.checkpoint_activations}", f"--part={part}"]
     command = [sys.executable, "-m", "benchmarks.stand_in", *flags]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment

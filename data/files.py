@@ -12,6 +12,7 @@ from common.hub import fetch
 from common.json_file import check_regular
 from data.lenient_json import LiteralError, shorten, unique_keys
 from data.parquet_file import read_parquet
+from data.reports import first_lines
 
 Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is refused as a row
 # The folder of the Berkeley leaderboard's answers, beside its questions
@@ -22,7 +23,6 @@ _ROW_KEYS = {"conversations", "messages", "question", "query", "chat", "prompt",
 PATTERNS = ["*.parquet", "*.jsonl", "*.ndjson", "*.json"]
 MAX_BYTES = 1 << 30  # of a file of text, which is read at once
 MAX_LINE = 64 << 20  # characters, far above a row's own bound
-_SHOWN = 5  # a broken file has as many problems as lines
 
 
 def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
@@ -120,8 +120,7 @@ def _read_lines(file: Path) -> Iterable[Row]:
             else:
                 broken.append(f"{place}: expected a JSON object, got {shorten(line)}")
     if broken:
-        more = f"\nand {len(broken) - _SHOWN} more broken lines" if len(broken) > _SHOWN else ""
-        raise ValueError("\n".join(broken[:_SHOWN]) + more + "\nrepair or remove them")
+        raise ValueError(first_lines(broken) + "\nrepair or remove them")
     return rows
 
 

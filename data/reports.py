@@ -45,6 +45,11 @@ class LoadReport:
             setattr(self, name, getattr(self, name) + value)
         return self
 
+    def add_held_out(self, other: "LoadReport") -> None:
+        """Add what reading the held-out rows lost. Their tools and calls are none that train."""
+        for name in ("rows", "dropped", "bad_calls", "dropped_for_calls"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 @dataclass
 class BuildReport:

@@ -21,7 +21,7 @@ from common.json_file import read_object, read_text, show
 from data.conversation import SHAPES, SystemPrompt
 from data.template import chat_template, response_template
 from data.tokenizer_file import check_config, parse_tokenizer
-from data.tokenizer_gguf import tokenizer_source
+from data.tokenizer_gguf import META, tokenizer_source
 from data.wire import FORMATS, HERMES, Piece, Tag
 
 NAMED = {
@@ -31,7 +31,6 @@ NAMED = {
     "start_of_turn_id": "<start_of_turn>",
     "end_of_turn_id": "<end_of_turn>",
 }
-META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 
 # Added tokens that are not special but ordinary text with one id: Gemma's runs of newlines and
 # spaces, its HTML tags; the third line has those that came with Gemma 3
@@ -202,6 +201,15 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Decode; control ids appear as their names."""
         return "".join(map(str, self.pieces(ids)))
+
+    def forbidden_ids(self, may_call: bool) -> tuple[int, ...]:
+        """The control tokens that a reply must not hold, ascending.
+
+        A model that could write <tool_response> would invent a result and believe it.
+        """
+        tags = self.wire.reply_tags if may_call else self.wire.thinking.tags
+        allowed = {self.tag_ids[tag] for tag in tags}
+        return tuple(sorted(self.control_ids - allowed - set(self.stop_ids)))
 
     def spelling(self, id: int) -> bytes | None:
         """The bytes that an id writes; None for a control id or one that there is not.

@@ -12,7 +12,7 @@ from typing import Any
 from common.gguf_file import GGUFFile
 from common.json_file import show
 
-META = "\u2581"
+META = "\u2581"  # what SentencePiece-style vocabularies write for a space
 # Types of pieces in GGUF; the others are unused and byte pieces.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 BYTE = 6

@@ -42,7 +42,7 @@ _KEYWORDS = {"type": (str, *_LIST), "anyOf": _LIST, "enum": _LIST}
 # XML tags".
 _TOOLS_BLOCK = re.compile(r"<tools>\s*(?=\[|\{\s*[\"'])")
 _MAX_BLOCKS = 16  # that many beginnings of a block are tried; a prompt has one
-_BETWEEN_TOOLS = re.compile(r"[ \t\r\n,]*")
+BETWEEN_TOOLS = re.compile(r"[ \t\r\n,]*")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def split_at_tools(text: str) -> tuple[str, tuple[Tool, ...] | None, str]:
                     raise ValueError(
                         f"expected a complete list of tools, got {got}; close every bracket"
                     )
-                gap = _BETWEEN_TOOLS.match(text, end)  # it matches the empty string too
+                gap = BETWEEN_TOOLS.match(text, end)  # it matches the empty string too
                 position = gap.end() if gap else end
             if not text.startswith("</tools>", position):
                 got = shorten(text[position:]) or "the end"

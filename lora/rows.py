@@ -39,7 +39,6 @@ class Grouping:
     """The rows of a batch put together by adapter; rows of the base are in no group."""
 
     used: tuple[int, ...]  # the adapters, ascending
-    size: int  # g, the most rows of one of them
     order: Tensor | None  # (u g,) rows of the batch; None where that is 0, 1, 2, ...
     scale: Tensor  # (u, g), 0 for what only fills a group up
 
@@ -113,4 +112,4 @@ def _group(chosen: Sequence[tuple[int, float]], device: torch.device) -> Groupin
     # Sorted rows in groups of one size need no order, and so no copy of x and y.
     is_sorted = order == list(range(len(chosen)))
     places = None if is_sorted else torch.tensor(order, device=device)
-    return Grouping(tuple(used), size, places, torch.tensor(scales, device=device))
+    return Grouping(tuple(used), places, torch.tensor(scales, device=device))

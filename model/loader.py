@@ -43,7 +43,7 @@ def checkpoint_folder(path_or_repo: str | Path) -> Path:
     return folder
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the single one, or those that the index names."""
     index = folder / INDEX
     # A folder may have both, from two saves; Transformers too prefers the single file.
@@ -115,7 +115,7 @@ def load_gemma2(
         file = GGUFFile(folder)
         headers, tensors = gguf.headers(file), gguf.tensors(file, dtype or torch.float32)
     else:
-        files = _checkpoint_files(folder)
+        files = checkpoint_files(folder)
         stored = read_headers(*files)
         headers = {own: header for name, header in stored.items() if (own := text_name(name))}
         tensors = _read_tensors(files, device)

@@ -93,11 +93,8 @@ def prepare(served: Served, body: bytes) -> tuple[Chat, Request, Answer]:
             "context_length_exceeded",
         )
     room = min(room, chat.max_new_tokens or served.max_new_tokens)
-    wire = tokenizer.wire
-    tags = wire.thinking.tags + (() if chat.choice == "none" else wire.call.tags)
-    allowed = {tokenizer.tag_ids[tag] for tag in tags}
-    forbidden = tokenizer.control_ids - allowed - set(tokenizer.stop_ids)
-    sampling = replace(served.sampling, **chat.sampling, forbidden=tuple(sorted(forbidden)))
+    forbidden = tokenizer.forbidden_ids(may_call=chat.choice != "none")
+    sampling = replace(served.sampling, **chat.sampling, forbidden=forbidden)
     adapter = None if chat.model == served.base else chat.model
     request = Request(
         prompt,
@@ -127,6 +124,8 @@ def _guide(
             return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
         except ValueError as error:
             raise ApiError(f"tools: {error}") from None
+    if chat.name is not None and rule.names == "free":
+        rule = replace(rule, names="offered")  # the client has named the tool
     inner = guide_for(tokenizer, offered, rule, room=room)
     # Half of the room is left for the call itself
     return MustCall(tokenizer, inner, thoughts=room // 2) if must_call else inner
@@ -144,9 +143,9 @@ async def deltas(ticket: Ticket, answer: Answer) -> AsyncIterator[dict[str, Any]
         yield delta
 
 
-def usage(ticket: Ticket) -> dict[str, int]:
+def usage(ticket: Ticket, answer: Answer) -> dict[str, int]:
     """Tokens read and written."""
-    prompt, reply = len(ticket.request.prompt), len(ticket.request.written)
+    prompt, reply = len(ticket.request.prompt), answer.num_ids
     return {
         "prompt_tokens": prompt,
         "completion_tokens": reply,
@@ -181,7 +180,7 @@ async def whole(
         "finish_reason": answer.finish_reason,
         "logprobs": None,
     }
-    return {**_head(chat, "chat.completion"), "choices": [choice], "usage": usage(ticket)}
+    return {**_head(chat, "chat.completion"), "choices": [choice], "usage": usage(ticket, answer)}
 
 
 async def stream(
@@ -204,7 +203,7 @@ async def stream(
         return
     yield chunk({}, answer.finish_reason)
     if chat.include_usage:
-        yield event({**head, "choices": [], "usage": usage(ticket)})
+        yield event({**head, "choices": [], "usage": usage(ticket, answer)})
     yield b"data: [DONE]\n\n"
 
 

@@ -5,6 +5,7 @@ the request's own, which `max_new_tokens` bounds.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -73,13 +74,13 @@ class Engine:
             self.changed.notify()
 
     def submit(self, request: Request) -> Ticket:
-        """Puts a request into the queue. Raises: ApiError where the queue is full."""
+        """Puts a request into the queue. Raises: ApiError where it is full or has ended."""
         ticket = Ticket(request)
         with self.changed:
-            # Those whose client has left are out of it at the latest before the next step
-            waiting = sum(not one.is_cancelled for one in self.waiting)
-            if waiting >= self.max_waiting:
-                raise too_busy(waiting)
+            if self.is_closed:
+                raise STOPPED
+            if len(self.waiting) >= self.max_waiting:
+                raise too_busy(len(self.waiting))
             self.waiting.append(ticket)
             self.changed.notify()
         return ticket
@@ -88,6 +89,8 @@ class Engine:
         """Frees what a request holds; one that is done already is no error."""
         with self.changed:
             ticket.is_cancelled = True
+            with contextlib.suppress(ValueError):  # it runs, or has ended
+                self.waiting.remove(ticket)
             self.changed.notify()
 
     def _run(self) -> None:
@@ -126,8 +129,6 @@ class Engine:
 
     def _next(self) -> Ticket | None:
         with self.changed:
-            while self.waiting and self.waiting[0].is_cancelled:
-                self.waiting.popleft()
             # In order: a long request that others overtook would wait for ever
             is_free = len(self.batch) < self.max_rows
             if self.waiting and is_free and self.batch.has_room(self.waiting[0].request):

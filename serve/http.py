@@ -54,7 +54,7 @@ class EventStream(Response):
             for task in (sending, leaving):
                 task.cancel()
                 # Whether it hung up or fell asleep: nobody is there to be told
-                with contextlib.suppress(asyncio.CancelledError, OSError, TimeoutError):
+                with contextlib.suppress(asyncio.CancelledError, OSError):
                     await task
 
     async def _send(self, send: Send) -> None:
@@ -71,21 +71,24 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+HOSTS = ("127.0.0.1", "localhost", "[::1]")  # names of this machine
+
+
 class OwnPagesOnly:
     """Refuses what another page in the same browser sends: by its origin, or by a borrowed name.
 
     The server listens on this machine alone, but a browser on it shows pages of anybody.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")):
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
             host, origin = headers.get(b"host", ""), headers.get(b"origin")
             # Without its port: a name that points here for a moment is no name of ours
-            is_ours = host.rpartition(":")[0] in self.hosts or host in self.hosts
+            is_ours = host.rpartition(":")[0] in HOSTS or host in HOSTS
             if not is_ours or origin not in (None, f"http://{host}"):
                 what = f"expected a request to this machine by its own page, got {origin or host}"
                 error = ApiError(what[:300], "foreign_origin", 403)

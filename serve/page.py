@@ -8,15 +8,14 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 
-from agent.agent import MAX_RESULT_CHARACTERS
+from agent.limits import cut_result
 from agent.toolbox import ToolBox
 from data.chat import render
-from data.lenient_json import load_json
 from data.tool_schema import as_shape, write_tool
 from serve.completions import Served, tokenizer_of
 from serve.errors import ApiError
 from serve.http import read_body
-from serve.requests import conversation_of, read_chat
+from serve.requests import conversation_of, read_chat, read_object
 
 
 class PageTools:
@@ -40,7 +39,7 @@ class PageTools:
         Raises: ApiError for a body that is no call, and for a tool that asks first without the
         word "approved".
         """
-        call = _object(await read_body(http))
+        call = read_object(await read_body(http))
         name, arguments = call.get("name"), call.get("arguments")
         if self.toolbox is None or not isinstance(name, str) or not isinstance(arguments, dict):
             raise ApiError("expected a name and arguments of a tool on offer, got another body")
@@ -54,8 +53,7 @@ class PageTools:
         with self.lock:
             result = self.toolbox.call(name, arguments)
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        # JSON can hold half a surrogate pair, which no tokenizer can encode; it becomes a "?"
-        return text[:MAX_RESULT_CHARACTERS].encode(errors="replace").decode()
+        return cut_result(text)
 
     async def tokens(self, http: HttpRequest) -> list[dict[str, Any]]:
         """A conversation's tokens and whether training would learn to write them.
@@ -83,13 +81,3 @@ class PageTools:
             if held:
                 found.append({"ids": held, "text": tokenizer.decode(held), "trained": is_trained})
         return found
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = load_json(body.decode())
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body: expected an object, got {error}", "invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError("the body: expected an object, got something else", "invalid_json")
-    return value

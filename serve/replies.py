@@ -66,11 +66,13 @@ class Answer:
         self.stops, self.one_call = StopTexts(stops), one_call
         self.call_tags = tokenizer.wire.call.tags
         self.num_calls, self.call_text, self.has_content = 0, "", False
+        self.num_ids = 0  # that were written, also those that a stop text keeps back
         self.is_over = False  # nothing more is to be written
         self.finish_reason = "stop"
 
     def feed(self, id: int) -> list[dict[str, Any]]:
         """The deltas that the next id brings."""
+        self.num_ids += 1
         return [] if self.is_over else self._deltas(self.stream.feed(id), is_closed=True)
 
     def end(self, *, is_cut: bool = False) -> list[dict[str, Any]]:

@@ -6,14 +6,14 @@ counts as an absent field, as OpenAI's own client means it.
 
 import dataclasses
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.cli import shorten
 from data.conversation import DEFAULT_PROMPT, THINK_REQUEST, Conversation, Tool
-from data.forms.chats import smolagents
+from data.forms.chats import CALLING, OBSERVATION, smolagents
 from data.lenient_json import load_json, read_text
 from data.schema import conversation_from
 from data.tokenizer import Tokenizer
@@ -25,9 +25,6 @@ MAX_STOPS, MAX_STOP = 4, 100  # stop texts, and characters of one
 SAMPLING = ("temperature", "top_p", "seed")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-# smolagents tells a model of its own calls, and of their results, in plain text
-_CALLING = "Calling tools:"
-_OBSERVATION = re.compile(r"\s*(?:Call id: .+\n)?Observation:")
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,7 @@ class Chat:
 
 def read_chat(body: bytes) -> Chat:
     """Reads a request. Raises: ApiError for whatever is not served, naming the field."""
-    try:
-        value = load_json(body.decode())
-    except (ValueError, RecursionError) as error:  # UTF-8's and JSON's errors are ValueErrors
-        raise ApiError(f"the body: expected one JSON object, got {error}", "invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(f"the body: expected an object, got {shorten(body.decode(), MAX_SHOWN)}")
-    given = {key: item for key, item in value.items() if item is not None}
+    given = {key: item for key, item in read_object(body).items() if item is not None}
     unknown = sorted(set(given) - set(FIELDS))
     if unknown:
         known = ", ".join(FIELDS)
@@ -70,11 +61,20 @@ def read_chat(body: bytes) -> Chat:
     chat: dict[str, Any] = {}
     for name, item in given.items():
         chat |= FIELDS[name](name, item)
-    if given.get("n", 1) != 1:
-        raise ApiError(f"n: expected 1, one reply a request, got {given['n']}")
     if chat.get("include_usage") and not chat.get("stream"):
         raise ApiError("stream_options: expected only beside stream: true, got it without")
     return _with_choice(chat)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises: ApiError for anything else."""
+    try:
+        value = load_json(body.decode())
+    except (ValueError, RecursionError) as error:  # UTF-8's and JSON's errors are ValueErrors
+        raise ApiError(f"the body: expected one JSON object, got {error}", "invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(f"the body: expected an object, got {shorten(body.decode(), MAX_SHOWN)}")
+    return value
 
 
 def _with_choice(chat: dict[str, Any]) -> Chat:
@@ -163,10 +163,16 @@ def _tools(name: str, value: Any) -> dict[str, Any]:
         except ValueError as error:
             raise ApiError(f"{name}: tool {number}: {error}") from None
     names = [tool.name for tool in tools]
-    twice = next((one for one in names if names.count(one) > 1), None)
+    twice = next((one for one, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise ApiError(f"{name}: expected different names, got {shorten(twice, MAX_SHOWN)} twice")
     return {"tools": tuple(tools)}
+
+
+def _one_reply(name: str, value: Any) -> dict[str, Any]:
+    if type(value) is not int or value != 1:
+        raise _expected(name, "1, one reply a request", value)
+    return {}
 
 
 def _tool_choice(name: str, value: Any) -> dict[str, Any]:
@@ -220,7 +226,7 @@ FIELDS: Mapping[str, Field] = {
     "seed": _whole(-(2**63), 2**63 - 1, "seed"),
     "stream": _flag("stream"),
     "stream_options": _stream_options,
-    "n": lambda name, value: {},  # checked where the others are known to be right
+    "n": _one_reply,
     "adapter_scale": _number(0, 4, "scale"),  # ours: 0 is the base, 1 the adapter as trained
 }
 
@@ -252,13 +258,13 @@ def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     spelt: list[dict[str, Any]] = []
     for message in messages:
         role, content, before = message["role"], message["content"], spelt[-1:]
-        if role == "assistant" and _CALLING in content and not message.get("tool_calls"):
-            said, _, calls = content.rpartition(_CALLING)
+        if role == "assistant" and CALLING in content and not message.get("tool_calls"):
+            said, _, calls = content.rpartition(CALLING)
             if said.strip():
                 spelt.append({**message, "content": said.strip()})
-            spelt.append({"role": "tool-call", "content": _CALLING + calls})
+            spelt.append({"role": "tool-call", "content": CALLING + calls})
         elif role == "user" and before and before[0]["role"] in ("tool-call", "tool-response"):
-            is_result = _OBSERVATION.match(content)
+            is_result = OBSERVATION.match(content)
             spelt.append({**message, "role": "tool-response" if is_result else "user"})
         else:
             spelt.append(message)

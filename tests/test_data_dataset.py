@@ -119,7 +119,7 @@ def test_a_hub_id_is_downloaded_as_a_data_set(
             LINES.encode() + b'\n{"conv\n[]\n',
             "a.jsonl:5: expected a JSON object, got '[]'",
         ),
-        ("a.jsonl", b"x\n" * 9, "and 4 more broken lines"),
+        ("a.jsonl", b"x\n" * 9, "and 4 more"),
         ("a.json", b"[1,\n2", "a.json:2: expected JSON"),
         ("a.json", b"[{}, 5]", "a.json:2: expected a JSON object, got '5'"),
         ("a.json", b'{"a": [], "b": []}', "expected an object with one list of rows, got 2 lists"),

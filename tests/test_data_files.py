@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from data import files
 from data.dataset import load_conversations
 from data.files import read_rows
+from data.forms.spellings import find_tools
 from data.lenient_json import MAX_ROW
 from data.schema import MAX_MESSAGES, parse_row
 from data.tool_calls import MAX_TOOLS
@@ -262,3 +264,11 @@ def test_a_footer_that_ends_pyarrow_is_one_sentence(tmp_path: Path) -> None:
             list(read_rows(tmp_path / "bad.parquet"))
         refused += 1
     assert refused
+
+
+def test_looking_for_tools_without_a_tag_takes_time_in_proportion_too() -> None:
+    begin = time.process_time()
+    for unit in ("{} ", "{", "[ ", "[{}] "):
+        assert find_tools(unit * 20_000) == []
+    assert time.process_time() - begin < 20  # a second here; hours where a run is read again
+    assert find_tools('Use [1] or {"name": "f"}, {"name": "g"}.') == [{"name": "f"}, {"name": "g"}]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from builders import TOKENIZER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_data_tokenizer import hostile
@@ -11,6 +12,7 @@ from data.conversation import ToolCall, ToolResult
 from data.functiongemma import ESCAPE, read_call, write_calls, write_result, write_tools
 from data.pieces import Piece, Tag
 from data.reply import read_pieces, split_text
+from data.tokenizer import Tokenizer
 from data.tool_calls import CallError, read_tool
 from data.wire import FUNCTIONGEMMA
 
@@ -156,3 +158,10 @@ def test_tags_and_ends() -> None:
 def test_no_reply_raises(body: list[Piece]) -> None:
     outcomes, _ = read_call(["call:f{", *body])
     assert len(outcomes) == 1
+
+
+def test_a_reply_may_hold_the_escapes_of_a_call() -> None:
+    tokenizer = Tokenizer.from_pretrained(TOKENIZER, "functiongemma")
+    escape = tokenizer.tag_ids["<escape>"]
+    assert escape not in tokenizer.forbidden_ids(may_call=True)
+    assert escape in tokenizer.forbidden_ids(may_call=False)

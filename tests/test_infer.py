@@ -21,7 +21,7 @@ from torch import Tensor
 import infer
 from agent import agent as loop
 from agent import evaluate, loading
-from agent.limits import Limits
+from agent.limits import MAX_RESULT_CHARACTERS, Limits
 from benchmarks.tiny_base import tiny_config
 from data.chat import parse_reply
 from data.schema import parse_row
@@ -302,10 +302,7 @@ def test_ten_megabytes_are_cut_to_what_fits(say: Say, ask: Ask) -> None:
     script = say(call("flood"), "long")
     code, events, _ = ask()
     assert code == 0 and "[cut: 10000000 characters]" in responses(events)[0]
-    assert (
-        len(script.prompts[1]) < LIMIT
-        and len(responses(events)[0]) < loop.MAX_RESULT_CHARACTERS + 50
-    )
+    assert len(script.prompts[1]) < LIMIT and len(responses(events)[0]) < MAX_RESULT_CHARACTERS + 50
 
 
 LIMITED = """

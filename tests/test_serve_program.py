@@ -101,6 +101,7 @@ def test_what_cannot_be_served_is_refused(
     assert "not allowed with" in refusal(capsys, "--serve", 0, "--prompt", "x")
     assert "at most 65,535" in refusal(capsys, "--serve", 70_000)
     assert "--json does nothing beside --serve" in refusal(capsys, "--serve", 0, "--json")
+    assert "nothing beside --serve" in refusal(capsys, "--serve", 0, "--rounds", 2)
     other = write_adapter("mistral", "mistral")
     mixed = ("--adapter", one, "--adapter", other, "--serve", 0)
     assert "--adapter mistral: expected the tags of one" in refusal(capsys, *mixed)

@@ -168,10 +168,19 @@ def test_a_file_of_its_own_is_held_out(start: Start, tmp_path: Path) -> None:
     held_out = write(tmp_path / "b.jsonl", *good_rows()[7:])
     flags = ("--dataset", rows, "--eval-dataset", held_out, "--eval-fraction", "0.5")
     code, folder, said = start(*flags)
-    assert code == 0 and "8 read" in said and "5 held out" in said
+    assert code == 0 and "13 read" in said and "5 held out" in said
     assert "warning: 1 rows of --eval-dataset are trained on too" in said
     assert metrics(folder)[0]["eval_loss"] > 0
     assert start("--dataset", rows, "--eval-dataset", "nowhere.jsonl", output="no")[0] == 2
+
+
+def test_rows_that_a_held_out_file_loses_are_named(start: Start, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", *good_rows(8))
+    held_out = write(tmp_path / "b.jsonl", *good_rows()[7:], {"messages": 5})
+    flags = ("--dataset", rows, "--eval-dataset", held_out, "--max-dropped", "0.5")
+    code, folder, said = start(*flags)
+    assert code == 0 and "b.jsonl:6" in said
+    assert "b.jsonl:6" in (folder / "dropped.jsonl").read_text()
 
 
 def test_the_best_evaluation_is_kept(

@@ -58,8 +58,9 @@ class StepBatches:
         # Dealt out one by one, so that ranks differ by at most one batch.
         size = self.micro_batch if self.shape is None else self.shape[0]
         groups = [list(packs[i : i + size]) for i in range(0, len(packs), size)]
-        # Filled up with empty packs: an epoch's last step would otherwise compile for itself.
-        groups = [[*group, *[[]] * (size - len(group))] for group in groups if self.shape] or groups
+        if self.shape:
+            # With empty packs: an epoch's last step would otherwise compile for itself.
+            groups = [[*group, *[[]] * (size - len(group))] for group in groups]
         mine = [self.collate(group) for group in groups[self.ranks.index :: self.ranks.count]]
         for _ in range(math.ceil(len(groups) / self.ranks.count) - len(mine)):
             idle = self.collate(groups[0])

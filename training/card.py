@@ -59,7 +59,7 @@ def write_card(folder: Path) -> None:
         "pipeline_tag": "text-generation",
         "license": "apache-2.0" if is_embedded else _licence(base),
         "datasets": [name for name in names if _is_on_hub(name)],
-        "tags": ["lora", "gemma2", "function-calling", "tool-use"],
+        "tags": ["lora", "gemma", "function-calling", "tool-use"],
     }
     # JSON is YAML too, and quotes what needs quotes
     head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items() if value)

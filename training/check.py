@@ -11,22 +11,24 @@ from rich.console import Console
 
 from data.masks import mask_text
 from lora.inject import trainable_parameters
+from training.opening import has_colour
 from training.run import Run
 
-STEPS = 3  # timed ones; one more goes in front, which compiles kernels and fills caches
-SLOWEST = 1  # the first timed step may still be slow
+STEPS = 3  # that are timed
+WARMUP = 1  # before them: it compiles kernels and fills caches
 
 
 def check(run: Run, step: Callable[[Run, int], dict[str, Any]], console: Console) -> None:
-    """Shows a second row (the report has shown the first), times steps, and says what is needed.
+    """Shows a second row (the opening has shown the first), times steps, and says what is needed.
 
     step: `train_step`, which takes the run and the step's number.
     """
-    # The last pack's last row is the shortest of all: it shows what the long first one hides.
-    shortest = run.data.batches.packs[-1][-1]
-    console.print(mask_text(shortest, run.data.tokenizer), soft_wrap=True)
-    lines = [step(run, number) for number in range(1, min(1 + STEPS, run.total_steps) + 1)]
-    timed = lines[SLOWEST:] or lines
+    rows = (row for pack in run.data.batches.packs for row in pack)
+    shortest = min(rows, key=lambda row: len(row.tokens))  # it shows what a long one hides
+    marked = not has_colour(console)
+    console.print(mask_text(shortest, run.data.tokenizer, marked=marked), soft_wrap=True)
+    lines = [step(run, number) for number in range(1, min(WARMUP + STEPS, run.total_steps) + 1)]
+    timed = lines[WARMUP:] or lines
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in timed) / len(timed)
     for sentence in describe_need(run, seconds, lines[-1]):
         console.print(sentence, soft_wrap=True, markup=False)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.gguf_file import is_gguf
-from common.json_file import read_object
 from data.chat import Example
-from model.loader import INDEX, SINGLE
+from model.loader import checkpoint_files
 
 
 def file_digest(path: Path) -> str:
@@ -65,7 +64,7 @@ class BaseDigest:
         try:
             files = _weight_files(self.folder)
             self._found = json_digest([(file.name, file_digest(file)) for file in files])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             self._error = str(error)  # the loader meets it too, and says it better
 
 
@@ -73,8 +72,4 @@ def _weight_files(folder: Path) -> list[Path]:
     """The files that the loader reads; `folder` may be a GGUF file, which has everything."""
     if is_gguf(folder):
         return [folder]
-    if (folder / SINGLE).is_file():
-        return [folder / "config.json", folder / SINGLE]
-    index = read_object(folder / INDEX)
-    names = sorted(set(index["weight_map"].values()))
-    return [folder / name for name in ("config.json", *names)]
+    return [folder / "config.json", *checkpoint_files(folder)]

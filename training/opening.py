@@ -151,19 +151,23 @@ def in_words(seconds: float) -> str:
 
 def show_conversation(run: Run, console: Console) -> None:
     """One conversation of the training rows, with what is learned in colour or between marks."""
-    # NO_COLOR, a dumb terminal and a pipe all have to do with marks.
-    has_colour = console.is_terminal and console.color_system is not None and not console.no_color
-    learned = Text("green" if has_colour else f"between {MARKS[0]} and {MARKS[1]}")
+    in_colour = has_colour(console)
+    learned = Text("green" if in_colour else f"between {MARKS[0]} and {MARKS[1]}")
     learned.stylize(TRAINED_STYLE)
     legend = Text.assemble(
         "\nOne of these conversations, up to its first answer. The model learns to write what is ",
         learned,
         "; the rest is ",
-        ("given" if has_colour else "given to it", GIVEN_STYLE),
+        ("given" if in_colour else "given to it", GIVEN_STYLE),
         ": the tools on offer, the question, and what a tool has returned.\n",
     )
     console.print(legend)
-    console.print(mask_text(run.data.sample, run.data.tokenizer, marked=not has_colour))
+    console.print(mask_text(run.data.sample, run.data.tokenizer, marked=not in_colour))
+
+
+def has_colour(console: Console) -> bool:
+    """False for NO_COLOR, a dumb terminal and a pipe, which all have to do with marks."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def describe_run(run: dict[str, Any]) -> list[str]:

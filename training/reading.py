@@ -70,7 +70,9 @@ def read_rows(args: argparse.Namespace) -> Rows:
     fraction = args.eval_fraction if names and not args.eval_dataset else 0.0
     train, held_out = split(rows, fraction, args.seed)
     if args.eval_dataset:
-        held_out = load_conversations(args.eval_dataset, **options)[0] + held_out
+        found, report = load_conversations(args.eval_dataset, **options)
+        held_out = found + held_out
+        reading.add_held_out(report)
     elif not names:
         held_out = load_conversations(EMBEDDED_ROWS / "heldout.jsonl")[0]
         questions = load_conversations(EMBEDDED_ROWS / "questions.jsonl")[0]

@@ -47,9 +47,9 @@ def describe_rest(run: Run, line: dict[str, Any]) -> list[str]:
     if per_step is None:
         return []
     # The last evaluation scores more rows; its losses take as long as these.
-    accuracy, every = line.get("tool_call_accuracy"), len(run.data.held_out[: run.args.eval_calls])
+    accuracy, scored = line.get("tool_call_accuracy"), len(run.data.held_out[: run.args.eval_calls])
     asides = len(run.data.questions) + len(run.data.shown)
-    share = (every + asides) / (accuracy["n"]["overall"] + asides) if accuracy else 1.0
+    share = (scored + asides) / (accuracy["n"]["overall"] + asides) if accuracy else 1.0
     last = line["eval_seconds"] * share
     return [
         f"this test took {in_words(line['eval_seconds'])}; {in_words(per_step * run.total_steps)} "
@@ -71,12 +71,15 @@ def has_broken(run: Run, line: dict[str, Any]) -> bool:
     """True after a step with which a run cannot go on or end, on whichever rank it shows.
 
     A loss is taken before its step moves the weights: without a look at these the last step's
-    damage would be saved as an adapter. A run whose every step a scaler has skipped has no state of
-    AdamW, and nothing to save.
+    damage would be saved as an adapter. A run whose every step a scaler has skipped has learned
+    nothing that could be saved.
     """
     norm = unsharded(torch.nn.utils.get_total_norm(trainable_parameters(run.model).values()))
     is_whole = math.isfinite(norm.item()) and is_sound(line)
-    is_idle = line["step"] == run.total_steps and not run.optimizer.state
+    # A skipped step leaves AdamW's counters at 0, or without any where it is not the fused one.
+    is_idle = line["step"] == run.total_steps and not any(
+        state["step"].item() for state in run.optimizer.state.values()
+    )
     return bool(run.ranks.total(torch.tensor(float(is_idle or not is_whole))))
 
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.forms.plain import PlainRow, tools_of
+from data.forms.plain import PlainRow, flat, tools_of
 from data.lenient_json import read_text, read_values, shorten
 
-_OBSERVATION = re.compile(
-    r"\s*(?:Call id: (.+)\n)?Observation:"
-)  # smolagents' words around a result
+# smolagents' words before calls, and around a result
+CALLING = "Calling tools:"
+OBSERVATION = re.compile(r"\s*(?:Call id: (.+)\n)?Observation:")
 
 
 def sharegpt(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
@@ -59,11 +59,11 @@ def smolagents(row: Mapping[str, Any], messages: list[Any]) -> PlainRow:
         if role in ("tool-call", "tool-response"):
             content = read_text(message.get("content"))
             if role == "tool-call":
-                values, _ = read_values(content.strip().removeprefix("Calling tools:"))
-                calls = [call for v in values for call in (v if isinstance(v, list) else [v])]
+                values, _ = read_values(content.strip().removeprefix(CALLING))
+                calls = flat(values)
                 message = {"role": "assistant", "content": "", "tool_calls": calls}
             else:
-                match = _OBSERVATION.match(content)
+                match = OBSERVATION.match(content)
                 text = content[match.end() :].strip() if match else content
                 label = match[1] if match else None
                 message = {"role": "tool", "content": text, "tool_call_id": label}

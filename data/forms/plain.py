@@ -60,6 +60,11 @@ def list_of(value: Any, column: str) -> list[Any]:
     return [value] if isinstance(value, Mapping) else list(value)
 
 
+def flat(values: list[Any]) -> list[Any]:
+    """Return the values, each list among them replaced by its items."""
+    return [item for v in values for item in (v if isinstance(v, list) else [v])]
+
+
 def explain_columns(row: Mapping[str, Any]) -> str:
     """Return why no form reads a row with these columns."""
     got = shorten(", ".join(map(str, row))) or "no key"

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.forms.chats import sharegpt
-from data.forms.plain import PlainRow, tools_of
+from data.forms.plain import PlainRow, flat, tools_of
 from data.lenient_json import find_end, read_values, shorten
 from data.roles import ROLES
+from data.tool_calls import BETWEEN_TOOLS
 
 # What gives such a text away, by the name that the table of forms has for it. A call in brackets is
 # the whole text: a name, which may hold spaces, and arguments.
@@ -24,6 +25,7 @@ _GLAIVE_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
 _GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 # Glaive puts JSON between single quotes, apostrophes in it and all
 _QUOTED_ARGUMENTS = re.compile(r"""["']arguments["']\s*:\s*'(?P<json>.*)'\s*\}\s*\Z""", re.DOTALL)
+_OPENING = re.compile(r"[\[{]")
 _NAME = re.compile(r"""["']name["']\s*:\s*["'](?P<name>[^"']+)["']""")
 _BRACKET_NAME = re.compile(r"[\s,]*([^()\[\]{}\"'=,]+?)\s*(?=\()")
 _ARGUMENT = re.compile(r"[\s,]*([\w.-]+)\s*=\s*")
@@ -82,9 +84,7 @@ def _respell(message: Any) -> Any:
         content, rest = text.split("<TOOLCALL>", 1)
         body, _, after = rest.partition("</TOOLCALL>")
         values, _ = read_values(body)
-        calls = [
-            call for value in values for call in (value if isinstance(value, list) else [value])
-        ]
+        calls = flat(values)
         content = f"{content.strip()}\n\n{after.strip()}".strip()
     elif MARKS.match(text) and text.strip().startswith("["):
         content, calls = "", read_bracket_calls(text)
@@ -150,24 +150,23 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def find_tools(text: str) -> list[Any]:
     """Return the tools that a system text lists without any tag: objects, or lists of objects."""
-    position = 0
-    while position < len(text):
-        starts = [
-            place for place in (text.find("[", position), text.find("{", position)) if place >= 0
-        ]
-        if not starts:
-            break
+    start = _OPENING.search(text)
+    while start:
         tools: list[Any] = []
-        position = start = min(starts)
+        position = start.start()
         # One list, or one object after the other
-        while text[start : start + 1] in ("[", "{") and (end := find_end(text, start)):
+        while text[position : position + 1] in ("[", "{") and (end := find_end(text, position)):
             try:
-                values, _ = read_values(text[start:end])
+                found = flat(read_values(text[position:end])[0])
             except ValueError:
                 break
-            tools += values[0] if isinstance(values[0], list) else values
-            start = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
-        if tools and all(isinstance(tool, Mapping) and "name" in tool for tool in tools):
+            if not all(isinstance(tool, Mapping) and "name" in tool for tool in found):
+                tools = []
+                break
+            tools += found
+            gap = BETWEEN_TOOLS.match(text, end)  # it matches the empty string too
+            position = gap.end() if gap else end
+        if tools:
             return tools
-        position += 1
+        start = _OPENING.search(text, start.end())
     return []

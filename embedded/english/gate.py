@@ -1,5 +1,4 @@
-"""Exact accuracy on messages of a kind, each after a list of its own or one that it does not share
-with sight.
+"""Exact accuracy on messages of a kind: a few share one list of tools, and none sees another.
 
 Teacher-forced: an answer whose every token is the most likely one is the answer that greedy
 decoding gives. The wish that a thought begins with and the wording of a sentence do not count;

@@ -12,10 +12,10 @@ import importlib
 import random
 import re
 from functools import cache
-from pathlib import Path
 
-POOLS = Path(__file__).parent / "pools"
-WORDNET = Path("/usr/share/wordnet")
+from embedded.english.generate.corpus import POOLS
+from embedded.english.generate.wordnet import WORDNET
+
 LOCALES = (
     "en_US en_GB en_IN en_NZ en_IE de_DE fr_FR es_ES es_MX it_IT pt_BR pt_PT nl_NL pl_PL sv_SE "
     "no_NO da_DK fi_FI cs_CZ hu_HU ro_RO tr_TR hr_HR sl_SI et_EE lt_LT lv_LV id_ID vi_VN en_PH "

@@ -1,9 +1,9 @@
 """Pretrains the next embedded base on plain English and writes it to runs/english.
 
 The shipped one in embedded/weights comes from `python -m embedded.pretrain` and is left alone.
-Recorded stages (stages.py) follow one another: warm-up and a constant rate, and in the last
-one a decay to zero (arXiv:2405.18392). Model, optimizers and checkpoints are those of
-`embedded.pretrain`.
+Recorded stages (stages.py), each from the weights of an earlier one: warm-up and a constant rate,
+and where a stage is marked `decay` a fall to zero (arXiv:2405.18392). Model, optimizers and
+checkpoints are those of `embedded.pretrain`.
 Shapes: B packs, T positions, D model width, N targets.
 """
 

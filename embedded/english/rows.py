@@ -22,7 +22,7 @@ from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
 from embedded.english.stages import THIRD
-from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, write_rows
+from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
 from embedded.generate.layouts import compact
 
 SYSTEMS = (
@@ -146,15 +146,11 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
             continue
         messages = [{"role": "system", "content": system_text(page)}, *EXCHANGES[kind](page)]
         for _ in range(rng.choice(size.exchanges)):
-            if _length(messages) < size.enough:
+            if length_of(messages) < size.enough:
                 drawn = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
                 messages += EXCHANGES[drawn if _can_be(drawn, page) else "one"](page)
-        if _length(messages) <= size.most:
+        if length_of(messages) <= size.most:
             return {"id": row_id, "kind": kind, "conversations": messages}
-
-
-def _length(messages: list[Message]) -> int:
-    return sum(len(message["content"]) for message in messages)
 
 
 TRAIN = replace(THIRD, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))

@@ -128,7 +128,7 @@ def exchange(
     return messages + (_observed(source, len(requests)) if source.chance(0.35) else [])
 
 
-def _length(messages: list[Message]) -> int:
+def length_of(messages: list[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
@@ -153,7 +153,7 @@ def _conversation(
         *exchange(source, kind, tools, chosen),
     ]
     for _ in range(0 if chosen else source.pick(size.exchanges)):
-        if _length(messages) < size.enough:
+        if length_of(messages) < size.enough:
             messages += exchange(source, _draw_kind(source, tools), tools)
     return messages
 
@@ -176,7 +176,7 @@ def new_row(
             tools = [tool for tool in tools if tool.verb != verb and tool.bare_noun != noun]
             tools.insert(source.rng.randint(0, len(tools)), chosen[0])
         messages = _conversation(source, kind, size, tools, chosen)
-        if _length(messages) <= size.most:
+        if length_of(messages) <= size.most:
             return {"id": row_id, "kind": kind, "conversations": mend(messages)}, tools
 
 

@@ -178,8 +178,10 @@ async function send(event) {
   try {
     await answer(question);
   } catch (error) {
-    fail(error.name === "AbortError" ? "stopped" : error.message);
-    field.value ||= question; // nothing that was typed is lost
+    if (error !== "new") {
+      fail(error.name === "AbortError" ? "stopped" : error.message);
+      field.value ||= question; // nothing that was typed is lost
+    }
   }
   for (const body of document.querySelectorAll(".writing")) body.classList.remove("writing");
   running = null;
@@ -256,7 +258,7 @@ async function load() {
 byId("form").addEventListener("submit", send);
 byId("stop").addEventListener("click", () => running?.abort());
 byId("new").addEventListener("click", () => {
-  running?.abort();
+  running?.abort("new");
   messages = [];
   byId("log").textContent = "";
   select("chat");
