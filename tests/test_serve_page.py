@@ -174,6 +174,22 @@ def test_a_reply_can_be_stopped_and_the_chat_begun_anew(
     assert "Ask something first." in page.inner_text("#ids")
 
 
+def test_a_question_may_come_before_the_models(browser: Any, served: tuple[Script, str]) -> None:
+    page = browser.new_page()
+
+    def later(route: Any) -> None:
+        page.wait_for_timeout(500)
+        route.continue_()
+
+    page.route("**/v1/models", later)
+    page.goto(served[1], wait_until="domcontentloaded")
+    page.fill("#question", "What is 17.5 times 23?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer, .error")
+    assert page.locator(".error").count() == 0
+    page.close()
+
+
 def test_every_control_has_a_name_and_is_reached_by_the_keyboard(page: Any) -> None:
     page.click("summary")
     names = "[...document.querySelectorAll('button, input, select, textarea')]"

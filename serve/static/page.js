@@ -176,6 +176,7 @@ async function send(event) {
   grow();
   append(element("p", "turn user", question));
   try {
+    await loaded; // a question may be sent before the models and tools have come
     await answer(question);
   } catch (error) {
     if (error !== "new") {
@@ -280,4 +281,5 @@ for (const name of ["chat", "tokens"]) {
     byId(`tab-${other}`).focus();
   });
 }
-load().catch((error) => fail(error.message));
+const loaded = load();
+loaded.catch((error) => fail(error.message));
