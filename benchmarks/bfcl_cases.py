@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Case:
     due: Due
     change: str = PLAIN
 
+    @property
+    def text(self) -> str:
+        """What the user asks at the end."""
+        return next(turn.content for turn in reversed(self.row.messages) if turn.role == "user")
+
     def question(self, wording: SystemPrompt) -> Conversation:
         """What the model is asked, with the tools in the wording and shape that it was trained on.
 
@@ -62,6 +68,14 @@ def data_folder() -> Path:
             "bfcl_eval: expected the Berkeley leaderboard's package, got none; " + INSTALL
         )
     return Path(folders[0]) / "data"
+
+
+def package_version() -> str | None:
+    """The version of the leaderboard's package, as far as it was installed."""
+    try:
+        return metadata.version("bfcl-eval")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def load_cases(folder: Path, category: str) -> list[Case]:

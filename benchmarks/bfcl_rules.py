@@ -38,7 +38,7 @@ def find_problem(
     """
     if len(calls) != len(truth):
         return f"expected {len(truth)} calls, got {len(calls)}"
-    by_name = {function["name"]: function for function in reversed(functions)}
+    by_name = {function["name"]: function for function in functions}
     if "parallel" not in category:
         ((name, accepted),) = truth[0].items()
         # The simple categories never look at the name under which the answer is filed.
