@@ -5,6 +5,7 @@ Separate from `train_step` because it is the only file that needs the two librar
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,13 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
 class Peer:
     """Transformers + PEFT. Its attention takes documents as additive masks."""
 
-    def __init__(self, ours: Gemma2, args: argparse.Namespace, keeps_float32: bool) -> None:
+    def __init__(
+        self,
+        ours: Gemma2,
+        args: argparse.Namespace,
+        keeps_float32: bool,
+        token_ids: Sequence[int] = (),
+    ) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,11 +60,14 @@ class Peer:
         base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
         _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        linears = [m for m in ours.modules() if isinstance(m, LoRALinear)]
         lora = LoraConfig(
             r=args.rank,
-            lora_alpha=4 * args.rank,
+            lora_alpha=linears[0].scaling * args.rank,
             lora_dropout=args.dropout,
             target_modules=targets,
+            # Rows of the embedding that train; the head is tied to it.
+            trainable_token_indices={"embed_tokens": list(token_ids)} if token_ids else None,
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(base, lora, autocast_adapter_dtype=keeps_float32)
