@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from agent.foreign import check_template
+from common.constants import EMBEDDED_MODEL as EMBEDDED_MODEL  # importable from here too
 from common.device import pick_device, pick_precision
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
@@ -17,7 +18,6 @@ from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
 EMBEDDED = "embedded"  # the shipped base in an adapter that was uploaded, or written long ago
-EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:

@@ -41,7 +41,8 @@ Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
 def show(run: Run, trials: Trials, console: Console) -> None:
     """Replies before and after, the table, and the trials, each with its mark.
 
-    Only on the first rank; the model of a sharded run answers on all ranks or none.
+    Only on the first rank; the model of a sharded run answers on all ranks or none. With --quiet
+    only the best evaluation's line.
     """
     lines = read_metrics(run.output)
     parts: list[Callable[[], None]] = [
@@ -52,6 +53,8 @@ def show(run: Run, trials: Trials, console: Console) -> None:
     has_asked = any(line.get("shown") for line in lines)
     if has_asked and run.ranks.is_first and not run.args.shard:
         parts.append(lambda: show_trials(trials, console))
+    if run.args.quiet:
+        parts = [lambda: show_best(run, console)]
     for part in parts:
         # Whatever goes wrong here, the adapter is saved: it costs what would have been shown.
         try:

@@ -106,6 +106,7 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
     """Appends one line of metrics; prints what an evaluation found."""
     if run.ranks.is_first:
         append_metrics(run.output, line)
+    run.logger.log(line)
     for sentence in [*describe_evaluation(line), *describe_rest(run, line)]:
         console.print(sentence, soft_wrap=not console.is_terminal)
 

@@ -18,6 +18,7 @@ from model.loss import find_supervised, supervised_loss
 from model.transformer import Gemma2
 from training.batches import StepBatches
 from training.digests import BaseDigest
+from training.loggers import Logger
 from training.ranks import Ranks
 
 
@@ -74,6 +75,7 @@ class Run:
     scaler: torch.amp.GradScaler  # passes everything through unless the precision is fp16
     precision: Precision
     base: BaseDigest | None  # of the frozen weights, on the rank that writes
+    logger: Logger  # where metrics go besides metrics.jsonl
 
     @property
     def device(self) -> torch.device:
