@@ -49,7 +49,7 @@ def load_model(
         base = read_config(adapter).base_model
     folder = model_folder(base)  # downloads nothing where the name is a folder
     tokenizer = read_tokenizer(folder, adapter)
-    model = _load_plain(folder, tokenizer, device, dtype)
+    model = load_plain(folder, tokenizer, device, dtype)
     if adapter:
         load_adapter(model, adapter)
     return model.eval(), tokenizer
@@ -86,7 +86,7 @@ def load_many(
                 f"--adapter {other}: expected the tags of {next(iter(own))}, "
                 f"{plain.format}, at the same ids, got other ones; serve it by itself"
             )
-    model = _load_plain(folder, plain, device, dtype)
+    model = load_plain(folder, plain, device, dtype)
     return model.eval(), add_adapters(model, dict(adapters)), {name: plain, **own}
 
 
@@ -104,7 +104,7 @@ def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def _load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
+def load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
     """A base in the dtype that a flag means for it."""
     where, weights = pick_device(device), None
     if dtype is not None:
