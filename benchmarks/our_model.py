@@ -21,11 +21,29 @@ from model.loss import supervised_loss
 from model.transformer import Gemma2
 from train import make_optimizer
 
-# The embedded base, a small model with Gemma's vocabulary, and Gemma-2-2B.
+# The embedded base, a small model with Gemma's vocabulary, Gemma-2-2B, and Gemma 3's 270M; each
+# vocabulary has room for the eight tags.
 CONFIGS = {
     "tiny": Gemma2Config(2056, 256, 640, 6, 4, 2, 64, sliding_window=256, query_pre_attn_scalar=64),
     "100m": Gemma2Config(256_008, 320, 1280, 12, 4, 2, 64, query_pre_attn_scalar=64),
     "2b": Gemma2Config(256_008),
+    "270m": Gemma2Config(
+        262_152,
+        640,
+        2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=32768,
+        rope_theta=1e6,
+        sliding_window=512,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        eos_token_id=1,
+        model_type="gemma3_text",
+        rope_local_base_freq=1e4,
+        sliding_window_pattern=6,
+    ),
 }
 
 

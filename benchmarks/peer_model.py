@@ -1,11 +1,13 @@
-"""Transformers' Gemma-2 with PEFT's LoRA, on the weights and low-rank factors of one of our models.
+"""Transformers' Gemma-2 or 3 with PEFT's LoRA, on the weights and factors of one of our models.
 
 Separate from `train_step` because it is the only file that needs the two libraries.
 """
 
 import argparse
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,33 +32,42 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
 
 
 class Peer:
-    """Transformers + PEFT. Its attention is eager and takes documents as additive masks."""
+    """Transformers + PEFT. Its attention takes documents as additive masks."""
 
-    def __init__(self, ours: Gemma2, args: argparse.Namespace, keeps_float32: bool) -> None:
+    def __init__(
+        self,
+        ours: Gemma2,
+        args: argparse.Namespace,
+        keeps_float32: bool,
+        token_ids: Sequence[int] = (),
+    ) -> None:
         from peft import LoraConfig, get_peft_model
-        from transformers import Gemma2Config, Gemma2ForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        values: dict[str, Any] = asdict(ours.config)
-        # config.json's lists are tuples in our frozen class.
-        values |= {k: list(v) for k, v in values.items() if isinstance(v, tuple)}
-        # Eager attention applies the softcap and takes any mask.
-        values |= {"attention_bias": False, "attn_implementation": "eager", "use_cache": False}
-        config = Gemma2Config(**values)
+        # Both families have one way in: the file that our own checkpoints carry.
+        with tempfile.TemporaryDirectory() as folder:
+            ours.config.to_json(Path(folder) / "config.json")
+            config = AutoConfig.from_pretrained(folder, use_cache=False)
+        # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
+        attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
         # assign=True: both sides share one copy of the frozen weights.
         with torch.device("meta"):
-            base = Gemma2ForCausalLM(config)
+            base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         base.load_state_dict(weights, strict=False, assign=True)
         base.tie_weights()
         base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
         _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        linears = [m for m in ours.modules() if isinstance(m, LoRALinear)]
         lora = LoraConfig(
             r=args.rank,
-            lora_alpha=4 * args.rank,
+            lora_alpha=linears[0].scaling * args.rank,
             lora_dropout=args.dropout,
             target_modules=targets,
+            # Rows of the embedding that train; the head is tied to it.
+            trainable_token_indices={"embed_tokens": list(token_ids)} if token_ids else None,
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(base, lora, autocast_adapter_dtype=keeps_float32)

@@ -1,6 +1,7 @@
 """The whole step against Transformers + PEFT: the benchmark's own check of losses and gradients."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks import train_step
+from benchmarks.our_model import CONFIGS
+from model.config import REQUIRED
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -15,7 +18,14 @@ pytest.importorskip("peft")
 SMALL = "--config tiny --device cpu --dtype fp32 --no-peak".split()
 
 
-def test_both_sides_have_one_loss_before_they_are_timed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_both_sides_have_one_loss_before_they_are_timed(
+    family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if family == "gemma3":  # the 270M's kinds of layers at the tiny model's size
+        sizes = asdict(replace(CONFIGS["tiny"], sliding_window=20))
+        small = {name: sizes[name] for name in (*REQUIRED, "sliding_window")}
+        monkeypatch.setitem(CONFIGS, "tiny", replace(CONFIGS["270m"], **small))
     out = tmp_path / "rows.jsonl"
     flags = [*SMALL, *"--length 96 --packs 2 --documents 3 --rounds 1 --out".split(), str(out)]
     assert train_step.main(flags) == 0
