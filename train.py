@@ -316,7 +316,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
             finale.show(run, partial(try_out, run.model, run.data.tokenizer, SHOWN), console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    console.say(report.describe_end(output))
+    console.say(report.describe_end(output, args.dataset))
     return 0
 
 
