@@ -300,6 +300,23 @@ def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
     assert "right    this is the call" in lines[1] and "wrong    due: f(x=1)" in lines[2]
 
 
+@pytest.mark.parametrize("has_results", [True, False])
+def test_the_adapter_is_tried_where_its_rows_hold_results(
+    tmp_path: Path, has_results: bool
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "shown": [1]}\n', encoding="utf-8")
+    run: Any = SimpleNamespace(
+        output=tmp_path,
+        args=SimpleNamespace(shard=False, quiet=False),
+        ranks=SimpleNamespace(is_first=True),
+        data=SimpleNamespace(has_results=has_results),
+    )
+    console = screen()
+    finale.show(run, lambda: iter([(Trial("Q?", ()), [])]), console)
+    said = text_of(console)
+    assert ("question Q?" in said) == has_results != ("hold no results" in said)
+
+
 def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     n = {"overall": 4, "seen": 3, "unseen": 0, "no_call": 1, "parallel": 0}
     before = {
