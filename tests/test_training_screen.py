@@ -55,10 +55,17 @@ def start(
     monkeypatch.setattr(evaluate, "SHORTEST_LIMIT", 24)
     monkeypatch.setattr(evaluate, "REPLY_MARGIN", -400)
     monkeypatch.setattr(trial, "MAX_NEW_TOKENS", 24)
+    # And one with a result, without which the adapter would not be tried.
+    rows = tmp_path / "rows.jsonl"
+    embedded = (EMBEDDED_ROWS / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    results = sorted((line for line in embedded if "tool_response" in line), key=len)
+    rows.write_text(
+        small_rows.read_text(encoding="utf-8") + "\n".join([*results[:4], ""]), encoding="utf-8"
+    )
 
     def run(*flags: str) -> tuple[int, Path, str]:
         folder = tmp_path / "out"
-        paths = ["--model", small_base, "--dataset", small_rows, "--output", folder]
+        paths = ["--model", small_base, "--dataset", rows, "--output", folder]
         small = "--device cpu --max-length 512 --max-steps 1 --accumulate 1 --eval-calls 2"
         code = train.main([str(flag) for flag in (*paths, *small.split(), *flags)])
         return code, folder, capsys.readouterr().out
@@ -80,7 +87,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
         said.index(word)
         for word in (
             f"between {MARKS[0]} and {MARKS[1]}",
-            f"{MARKS[0]}<think>I need the time.",
+            f"{MARKS[0]}<think>",
             "this test took",
             "step 1/1",
             "before and after ─",
