@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from agent.foreign import check_template
+from common.constants import EMBEDDED_MODEL as EMBEDDED_MODEL  # importable from here too
 from common.device import pick_device, pick_precision
+from common.products import choose_products
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
 from lora.many import add_adapters
@@ -17,7 +19,6 @@ from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
 EMBEDDED = "embedded"  # the shipped base in an adapter that was uploaded, or written long ago
-EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:
@@ -107,6 +108,7 @@ def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
 def load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
     """A base in the dtype that a flag means for it."""
     where, weights = pick_device(device), None
+    choose_products(dtype or "bf16", where)
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
         # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from common.cli import USER_ERRORS
 from common.json_file import read_object
 from training.checkpoint import COUNTERS, PREVIOUS, TENSORS, mend, read_counters, settle
 from training.lock import LOCK, Lock
+from training.loggers import EVENTS
 from training.ranks import Ranks
 from training.settings import LATER_DEFAULTS, LENGTH, fingerprint
 
@@ -204,6 +205,11 @@ def clear_run(folder: Path) -> None:
             (folder / BEST / name).unlink(missing_ok=True)
         with suppress(OSError):
             (folder / BEST).rmdir()  # one that holds something else stays
+    if not (folder / EVENTS).is_symlink():
+        for path in (folder / EVENTS).glob("events.out.tfevents.*"):
+            path.unlink()
+        with suppress(OSError):
+            (folder / EVENTS).rmdir()
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
@@ -267,13 +273,16 @@ def keep_metrics_until(folder: Path, step: int) -> bool:
     return any(line["step"] == step for line in kept)
 
 
-def versions() -> dict[str, str | None]:
-    """Python, the platform, and each package that can change a result; null where not installed."""
+def versions(others: Sequence[str] = ()) -> dict[str, str | None]:
+    """Python, the platform, and each package that can change a result; null where not installed.
+
+    `others` are packages of the caller's that can change its own.
+    """
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
