@@ -127,7 +127,7 @@ def draw(out: Path) -> None:
 
 
 def write_report(out: Path) -> None:
-    """DIR/table.md and DIR/steps.png; the table of docs/results.md too, if the card is a real one."""
+    """DIR/table.md and DIR/steps.png; if the card is a real one, docs/results.md's table too."""
     text = table(out)
     (out / "table.md").write_text(text, encoding="utf-8")
     draw(out)

@@ -96,7 +96,7 @@ def test_every_picture_is_drawn_and_shown() -> None:
 
 def test_the_reading_order_names_files_that_exist_and_no_core_file_is_missing() -> None:
     part = README.read_text("utf-8").split("## Reading order")[1].split("\n## ")[0]
-    names = re.findall(r"[\w/]+\.(?:py|md)\b|\b\w+/\w+/", part)
+    names = re.findall(r"[\w/-]+\.(?:py|md)\b|\b\w+/\w+/", part)
     for name in names:
         assert (ROOT / name).exists(), name
     core = "train.py infer.py agent/agent.py data/chat.py data/tokenizer.py data/packing.py"
@@ -133,7 +133,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         for word, before in zip(words[3:], words[2:], strict=False):
             known = word in ("-n", "--parity-rows") or before in ("-n", "--parity-rows")
             assert known or (ROOT / word).exists(), word
-    elif words[:2] == ["python", "-m"]:
+    elif words[:2] == ["python", "-m"] and words[2].partition(".")[0] not in FOREIGN:
         monkeypatch.setattr("sys.argv", words[2:])
         with pytest.raises(Parsed):
             runpy.run_module(words[2], run_name="__main__")
@@ -149,7 +149,8 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         named = [w for w in words[2:] if not w.startswith(("-", "http"))]
         assert set(named) <= extras | PACKAGES | {"."}, named
     else:
-        assert words[0] in FOREIGN or words[1] in FOREIGN, words
+        names = {word.partition(".")[0] if "." in word else word for word in words[:3]}
+        assert not FOREIGN.isdisjoint({*names, *words[:3]}), words
 
 
 @each_page
@@ -201,7 +202,10 @@ def test_what_serving_says_was_tried_has_a_row() -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=page_name)
 def test_the_python_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "import peft" in page.read_text("utf-8") or "from peft" in page.read_text("utf-8"):
         pytest.importorskip("peft")
@@ -213,7 +217,8 @@ def test_the_python_of_a_page_runs(
     for number, body in enumerate(blocks(page, "python"), start=1):
         exec(compile(body, f"{page.name}, block {number}", "exec"), names)
     if page == README:
-        assert float(names["loss"] / names["count"]) < 3  # it has learned something
+        losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+        assert len(losses) == 8 and losses[-1] < 0.7 * losses[0]  # it has learned something
         assert (tmp_path / "runs" / "fifteen" / "adapter_model.safetensors").is_file()
 
 
@@ -326,7 +331,6 @@ MEASURED: dict[str, Callable[[], str]] = {
     "a step of": lambda: f"{ratios('2b', '98cc64e')[0]:.2f} x faster",
     "its peak": memory_of_theirs,
     "the same of 100 M": lambda: f"{ratios('100m', '50e16e3')[1]:.2f} x faster",
-    "the same of the embedded": lambda: f"{ratios('tiny', '50e16e3')[0]:.2f} x faster",
     "adapter of": lambda: f"{4 * trained_numbers() / 1e6:.0f} MB",
     "logits against": lambda: parity("logits"),
     "outputs against": lambda: parity("outputs"),

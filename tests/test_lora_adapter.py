@@ -126,9 +126,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return tokens, targets
 
 
-def assert_equal(
-    ours: Gemma2, theirs: Any, parity: Callable[[str, Tensor, Tensor], float]
-) -> None:
+def assert_equal(ours: Gemma2, theirs: Any, parity: Callable[[str, Tensor, Tensor], float]) -> None:
     """Logits within 1e-5, and the gradient of every trained tensor within 1e-4, name by name."""
     tokens, targets = batch()
     logits = theirs(tokens).logits
