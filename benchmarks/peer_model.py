@@ -7,7 +7,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,9 @@ class Peer:
         args: argparse.Namespace,
         keeps_float32: bool,
         token_ids: Sequence[int] = (),
+        how: str = "",
     ) -> None:
+        """how: "compiled" compiles each block, "flex" attends by FlexAttention (on CUDA alone)."""
         from peft import LoraConfig, get_peft_model
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -50,6 +52,9 @@ class Peer:
             config = AutoConfig.from_pretrained(folder, use_cache=False)
         # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
         attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
+        self.uses_flex = how == "flex"
+        if self.uses_flex:
+            attention = "flex_attention"
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
         # assign=True: both sides share one copy of the frozen weights.
@@ -75,6 +80,9 @@ class Peer:
         if args.checkpoint_activations != "none":
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
+        if how == "compiled":
+            for layer in base.model.layers:
+                layer.compile()
         self.window = ours.config.sliding_window
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=0.0, weight_decay=0.1)
 
@@ -89,9 +97,14 @@ class Peer:
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The additive masks (B, 1, T, T) of the two kinds of layers."""
-        found = {}
+    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+        """The additive masks (B, 1, T, T) of the two kinds of layers, or their block masks."""
+        if self.uses_flex:
+            from model.attention_flex import FlexAttention
+
+            ours = FlexAttention.of(batch.documents, self.window, batch.tokens.device)
+            return {"full_attention": ours.full, "sliding_attention": ours.sliding}
+        found: dict[str, Any] = {}
         for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
             positions = batch.positions
             documents = batch.documents.to(positions.device)

@@ -15,6 +15,7 @@ import train
 from benchmarks.small_run import SmallRun
 from benchmarks.timing import write_rows
 from benchmarks.tiny_base import write_tiny_base
+from common.products import use_products
 from model.config import Gemma2Config
 from model.transformer import Gemma2
 
@@ -62,6 +63,7 @@ def _few_threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    use_products("bf16")  # what a program in an earlier test has chosen
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:

@@ -116,7 +116,9 @@ def describe_end(output: Path, dataset: list[str] | None) -> str:
 
     dataset: the run's own rows, whose tools nobody knows here; None for the embedded ones.
     """
-    question = '--tools embedded/shown/tools.py --prompt "Divide 126 euros among 4 people."'
+    question = (
+        '--tools embedded/shown/tools.py --prompt "Divide a cost of 126 euros among 4 people."'
+    )
     if dataset:
         question = "--tools FILE.py, a file whose functions are the tools that your rows are about"
     return (
