@@ -204,7 +204,7 @@ def draw_passes(path: Path) -> None:
     left.set_yticks(range(len(names)), [words for words, _ in LAYOUTS.values()], fontsize=9.5)
     left.set(xlabel="bytes a token, beyond the frozen linears (counted)")
     left.set_xlim(0, 1.2 * left.get_xlim()[1])
-    left.legend(loc="lower right", fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
     right.axvline(1, color="black", lw=0.8)
     right.set(xlabel="time, the frozen linears alone = 1 (measured)", xlim=(0.9, 1.65))
     left.invert_yaxis()
