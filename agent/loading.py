@@ -8,6 +8,7 @@ import torch
 from agent.foreign import check_template
 from common.constants import EMBEDDED_MODEL as EMBEDDED_MODEL  # importable from here too
 from common.device import pick_device, pick_precision
+from common.products import choose_products
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
 from lora.many import add_adapters
@@ -49,7 +50,7 @@ def load_model(
         base = read_config(adapter).base_model
     folder = model_folder(base)  # downloads nothing where the name is a folder
     tokenizer = read_tokenizer(folder, adapter)
-    model = _load_plain(folder, tokenizer, device, dtype)
+    model = load_plain(folder, tokenizer, device, dtype)
     if adapter:
         load_adapter(model, adapter)
     return model.eval(), tokenizer
@@ -86,7 +87,7 @@ def load_many(
                 f"--adapter {other}: expected the tags of {next(iter(own))}, "
                 f"{plain.format}, at the same ids, got other ones; serve it by itself"
             )
-    model = _load_plain(folder, plain, device, dtype)
+    model = load_plain(folder, plain, device, dtype)
     return model.eval(), add_adapters(model, dict(adapters)), {name: plain, **own}
 
 
@@ -104,9 +105,10 @@ def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def _load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
+def load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
     """A base in the dtype that a flag means for it."""
     where, weights = pick_device(device), None
+    choose_products(dtype or "bf16", where)
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
         # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.

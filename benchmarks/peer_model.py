@@ -1,10 +1,12 @@
-"""Transformers' Gemma-2 with PEFT's LoRA, on the weights and low-rank factors of one of our models.
+"""Transformers' Gemma-2 or 3 with PEFT's LoRA, on the weights and factors of one of our models.
 
 Separate from `train_step` because it is the only file that needs the two libraries.
 """
 
 import argparse
-from dataclasses import asdict
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,33 +32,47 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
 
 
 class Peer:
-    """Transformers + PEFT. Its attention is eager and takes documents as additive masks."""
+    """Transformers + PEFT. Its attention takes documents as additive masks."""
 
-    def __init__(self, ours: Gemma2, args: argparse.Namespace, keeps_float32: bool) -> None:
+    def __init__(
+        self,
+        ours: Gemma2,
+        args: argparse.Namespace,
+        keeps_float32: bool,
+        token_ids: Sequence[int] = (),
+        how: str = "",
+    ) -> None:
+        """how: "compiled" compiles each block, "flex" attends by FlexAttention (on CUDA alone)."""
         from peft import LoraConfig, get_peft_model
-        from transformers import Gemma2Config, Gemma2ForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        values: dict[str, Any] = asdict(ours.config)
-        # config.json's lists are tuples in our frozen class.
-        values |= {k: list(v) for k, v in values.items() if isinstance(v, tuple)}
-        # Eager attention applies the softcap and takes any mask.
-        values |= {"attention_bias": False, "attn_implementation": "eager", "use_cache": False}
-        config = Gemma2Config(**values)
+        # Both families have one way in: the file that our own checkpoints carry.
+        with tempfile.TemporaryDirectory() as folder:
+            ours.config.to_json(Path(folder) / "config.json")
+            config = AutoConfig.from_pretrained(folder, use_cache=False)
+        # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
+        attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
+        self.uses_flex = how == "flex"
+        if self.uses_flex:
+            attention = "flex_attention"
         weights = shared_weights(ours)
         device = weights["model.norm.weight"].device
         # assign=True: both sides share one copy of the frozen weights.
         with torch.device("meta"):
-            base = Gemma2ForCausalLM(config)
+            base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         base.load_state_dict(weights, strict=False, assign=True)
         base.tie_weights()
         base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
         _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        linears = [m for m in ours.modules() if isinstance(m, LoRALinear)]
         lora = LoraConfig(
             r=args.rank,
-            lora_alpha=4 * args.rank,
+            lora_alpha=linears[0].scaling * args.rank,
             lora_dropout=args.dropout,
             target_modules=targets,
+            # Rows of the embedding that train; the head is tied to it.
+            trainable_token_indices={"embed_tokens": list(token_ids)} if token_ids else None,
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(base, lora, autocast_adapter_dtype=keeps_float32)
@@ -64,6 +80,9 @@ class Peer:
         if args.checkpoint_activations != "none":
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
+        if how == "compiled":
+            for layer in base.model.layers:
+                layer.compile()
         self.window = ours.config.sliding_window
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=0.0, weight_decay=0.1)
 
@@ -78,9 +97,14 @@ class Peer:
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The additive masks (B, 1, T, T) of the two kinds of layers."""
-        found = {}
+    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+        """The additive masks (B, 1, T, T) of the two kinds of layers, or their block masks."""
+        if self.uses_flex:
+            from model.attention_flex import FlexAttention
+
+            ours = FlexAttention.of(batch.documents, self.window, batch.tokens.device)
+            return {"full_attention": ours.full, "sliding_attention": ours.sliding}
+        found: dict[str, Any] = {}
         for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
             positions = batch.positions
             documents = batch.documents.to(positions.device)
