@@ -7,7 +7,7 @@ Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -48,9 +48,13 @@ def fused(function: Callable[P, R], sizes_vary: bool | None = None) -> Callable[
 
 def _can_compile(x: Tensor) -> bool:
     """True for activations (B, T, ...) with T > 1, so not in decoding, on a GPU with Triton."""
-    if not x.is_cuda or x.dim() < 2 or x.shape[1] < 2:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (7, 0)
+    return x.is_cuda and x.dim() >= 2 and x.shape[1] >= 2 and _has_triton(x.device)
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    # Cached: asked before every pass, it would cost a fifth of what the pass costs the host.
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 @fused
