@@ -42,7 +42,7 @@ from lora.embedding import ROWS_NAME
 from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
 from model.recompute import CHECKPOINTING
-from training import card, finale, opening, report, run_folder, saving, settings
+from training import card, finale, loggers, opening, recipe, report, run_folder, saving, settings
 from training import ranks as processes  # of torchrun; --rank is LoRA's
 from training.best import keep_best
 from training.check import check
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--micro-batch", type=int_at_least(1), help="packs of a forward pass, if not chosen")
     add("--accumulate", type=int_at_least(1), help="forward passes of an optimizer step")
     add("--epochs", type=float_in(1e-9, 1e6), help="times that every row is seen")
-    add("--max-steps", type=int_at_least(1), help="stop there, whatever --epochs says")
+    add("--max-steps", type=int_at_least(1), help="stop there; default: --epochs decides")
     add("--lr", type=float_in(0, 1e3), help="peak learning rate")
     add("--row-lr-scale", type=float_in(0, 1e6), help="rate of the new tokens' rows, times --lr")
     add("--warmup", type=float_in(0, 1), default=0.1, help="share of the steps")
@@ -95,15 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     again = "recomputed in backward: selective, norms and gated products; full, whole blocks"
     add("--checkpoint-activations", choices=("auto", *CHECKPOINTING), default="auto", help=again)
     add("--shard", action="store_true", help="with torchrun: slice the weights (FSDP2), not DDP")
-
-    add = parser.add_argument_group("the run's folder").add_argument
-    add("--output", help="default: runs/<time>")
-    add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
-    add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--check", action="store_true", help="read, count, time a few steps; train nothing")
-    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    add("--push", metavar="OWNER/NAME", help="hub repository that gets the adapter at the end")
-    return settings.with_defaults(parser.parse_args(argv), EMBEDDED)
+    settings.add_folder_flags(parser)
+    return settings.with_defaults(recipe.parse(parser, argv), EMBEDDED)
 
 
 # ------------------------------------------------------------------------- optimizer and schedule
@@ -181,6 +174,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         precision=precision,
         base=base,
+        logger=loggers.start(args, ranks, output, console.say),
     )
     start, line = saving.begin(run, console.say)
     opening.introduce(run, counts, choices, console)
@@ -307,6 +301,7 @@ def train(run: Run, start: int, line: Line | None) -> None:
 def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     """The whole run on this rank; returns the exit code. Only the first rank prints."""
     console.quiet, args.ranks = not ranks.is_first, ranks.count
+    console.is_plain = args.quiet  # no bars
     output: Path | None = None
     try:
         card.check_push(args.push, ranks)
@@ -315,12 +310,13 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
             return 0
         with interrupts(), run_folder.opened(args, ranks, console.say) as output:
             run, start, line = build(args, ranks, output)
-            train(run, start, line)
+            with run.logger:
+                train(run, start, line)
             card.push(output, args.push, ranks, console.say)
             finale.show(run, partial(try_out, run.model, run.data.tokenizer, SHOWN), console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    console.say(report.describe_end(output))
+    console.say(report.describe_end(output, args.dataset))
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from agent.foreign import check_template
+from common.constants import EMBEDDED_MODEL as EMBEDDED_MODEL  # importable from here too
 from common.device import pick_device, pick_precision
 from common.products import choose_products
 from data.tokenizer import NAMED, Tokenizer
@@ -18,7 +19,6 @@ from model.loader import checkpoint_folder, load_gemma2
 from model.transformer import Gemma2
 
 EMBEDDED = "embedded"  # the shipped base in an adapter that was uploaded, or written long ago
-EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def model_folder(name: str | Path | None) -> Path:
@@ -50,7 +50,7 @@ def load_model(
         base = read_config(adapter).base_model
     folder = model_folder(base)  # downloads nothing where the name is a folder
     tokenizer = read_tokenizer(folder, adapter)
-    model = _load_plain(folder, tokenizer, device, dtype)
+    model = load_plain(folder, tokenizer, device, dtype)
     if adapter:
         load_adapter(model, adapter)
     return model.eval(), tokenizer
@@ -87,7 +87,7 @@ def load_many(
                 f"--adapter {other}: expected the tags of {next(iter(own))}, "
                 f"{plain.format}, at the same ids, got other ones; serve it by itself"
             )
-    model = _load_plain(folder, plain, device, dtype)
+    model = load_plain(folder, plain, device, dtype)
     return model.eval(), add_adapters(model, dict(adapters)), {name: plain, **own}
 
 
@@ -105,7 +105,7 @@ def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def _load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
+def load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
     """A base in the dtype that a flag means for it."""
     where, weights = pick_device(device), None
     choose_products(dtype or "bf16", where)

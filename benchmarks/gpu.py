@@ -5,7 +5,8 @@
 Each part is a process of its own with a limit of its own, and its rows are written as they come: a
 part that dies, or that runs out of time, costs only what it had not written. DIR/parts.jsonl says
 what has been done; a later call with the same DIR goes on from there. At the end of each call
-DIR/table.md and the pictures are made from the rows that exist, and on a real card README's table.
+DIR/table.md and the pictures are made from the rows that exist, and on a real card
+the table of docs/results.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 START, STOP = "<!-- gpu table, written by benchmarks.gpu -->", "<!-- end of the gpu table -->"
 
 
@@ -144,14 +144,14 @@ def draw(out: Path) -> None:
 
 
 def write_report(out: Path) -> None:
-    """DIR/table.md and DIR/steps.png; README's table too, if the card is a real one."""
+    """DIR/table.md and DIR/steps.png; if the card is a real one, docs/results.md's table too."""
     text = table(out)
     (out / "table.md").write_text(text, encoding="utf-8")
     draw(out)
     print(text)
-    readme = README.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     # The stand-in for a card measures nothing that belongs there.
-    if START in readme and not text.startswith("| on Fake"):
-        head, _, rest = readme.partition(START)
+    if START in page and not text.startswith("| on Fake"):
+        head, _, rest = page.partition(START)
         tail = rest.partition(STOP)[2]
-        README.write_text(f"{head}{START}\n{text}{STOP}{tail}", encoding="utf-8")
+        PAGE.write_text(f"{head}{START}\n{text}{STOP}{tail}", encoding="utf-8")

@@ -76,10 +76,12 @@ class Parser(argparse.ArgumentParser):
             return ShowDefaults(prog, defaults or {})
 
         super().__init__(description=description, formatter_class=formatter)
+        self.where = ""  # the file that the flags are read from, as "FILE: "
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(2, printable(f"{self.prog}: {shorten(message)}; see --help\n"))
+        message = f"{self.where}{shorten(message)}"
+        self.exit(2, printable(f"{self.prog}: {message}; see --help\n"))
 
 
 def shorten(message: str, most: int = 400) -> str:

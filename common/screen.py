@@ -87,6 +87,11 @@ class Stream(io.TextIOBase):
             os.close(null)
 
 
+def has_colour(console: Console) -> bool:
+    """False for NO_COLOR, a dumb terminal and a pipe, which all have to do with marks."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 class Screen(Console):
     """A console for text of any origin.
 
@@ -94,9 +99,16 @@ class Screen(Console):
     the program runs costs the text, not the program.
     """
 
+    is_plain = False  # True: nothing that only a terminal is for, as a log wants it
+
     def __init__(self, is_error: bool = False) -> None:
         stream = Stream(is_error)
         super().__init__(file=stream, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+
+    @property
+    def is_terminal(self) -> bool:
+        """False where `is_plain` says so, too."""
+        return not self.is_plain and super().is_terminal
 
     def say(self, sentence: str) -> None:
         """Prints a sentence, whose lines the terminal breaks: it can be copied, and searched."""

@@ -87,7 +87,7 @@ def augment(
     for place, row in enumerate(rows):
         rng = random.Random(f"augment {seed} {place}")  # a string: no other draw has its numbers
         draws = {kind: rng.random() for kind in SHARES}  # all of them, whatever kinds are asked for
-        for kind, change in _CHANGES.items():
+        for kind, change in CHANGES.items():
             if draws[kind] < shares.get(kind, 0.0) and row.tools:
                 after = change(row, others, rng)
                 counts[kind] += after is not None
@@ -252,9 +252,10 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
+# Row, tools of other rows, generator -> the changed row; None where the kind cannot be applied
 Change = Callable[[Conversation, Sequence[Tool], random.Random], Conversation | None]
 # In this order: what is asked for must be decided while the names still have a meaning
-_CHANGES: dict[str, Change] = {
+CHANGES: dict[str, Change] = {
     "none": _remove_tool,
     "missing": _remove_value,
     "near": _add_near,

@@ -12,6 +12,18 @@ TRAINED_STYLE, GIVEN_STYLE = "bold green", "dim"
 MARKS = ("[+", "+]")  # around what is trained, where there is no colour
 
 
+def legend(marked: bool) -> Text:
+    """What the two styles of `mask_text` mean, in one sentence."""
+    learned = f"between {MARKS[0]} and {MARKS[1]}" if marked else "green"
+    return Text.assemble(
+        "The model learns to write what is ",
+        (learned, TRAINED_STYLE),
+        "; the rest is ",
+        ("given to it" if marked else "given", GIVEN_STYLE),
+        ": the tools on offer, the question, and what a tool has returned.",
+    )
+
+
 def mask_text(example: Example, tokenizer: Tokenizer, *, marked: bool = False) -> Text:
     """Return the example as text: bold green what the model learns to write, dim what is given.
 

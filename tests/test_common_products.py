@@ -103,7 +103,8 @@ def everything(model: Gemma2, targets: Tensor) -> list[Tensor]:
     tokens = torch.arange(3, 3 + targets.numel()).view(targets.shape)
     loss, _ = supervised_loss(model, model.hidden(tokens), targets)
     loss.backward()
-    return [loss.detach(), *(p.grad for p in trainable_parameters(model).values())]  # type: ignore[misc]
+    grads = [p.grad for p in trainable_parameters(model).values()]
+    return [loss.detach(), *(grad for grad in grads if grad is not None)]
 
 
 def is_rounded_once(ours: Tensor, truth: Tensor) -> bool:

@@ -36,7 +36,7 @@ ORDER = {
     "data": """conversation lenient_json tool_schema tool_calls pieces
                functiongemma wire template_functiongemma template tokenizer_file
                tokenizer_gguf tokenizer reply_reader reply chat masks api_calls roles forms schema
-               call_check parquet_file reports files dataset augment packing""".split(),
+               call_check parquet_file reports files dataset augment packing show""".split(),
     "lora": """config reference steps kernels implementations wrapped layer ops embedding inject
                adapter rows many""".split(),
 }

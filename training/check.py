@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from common.screen import has_colour
 from data.masks import mask_text
 from lora.inject import trainable_parameters
-from training.opening import has_colour
 from training.run import Run
 
 STEPS = 3  # that are timed
@@ -26,7 +26,8 @@ def check(run: Run, step: Callable[[Run, int], dict[str, Any]], console: Console
     rows = (row for pack in run.data.batches.packs for row in pack)
     shortest = min(rows, key=lambda row: len(row.tokens))  # it shows what a long one hides
     marked = not has_colour(console)
-    console.print(mask_text(shortest, run.data.tokenizer, marked=marked), soft_wrap=True)
+    if not run.args.quiet:
+        console.print(mask_text(shortest, run.data.tokenizer, marked=marked), soft_wrap=True)
     lines = [step(run, number) for number in range(1, min(WARMUP + STEPS, run.total_steps) + 1)]
     timed = lines[WARMUP:] or lines
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in timed) / len(timed)

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from common.atomic import write_text
 from common.device import describe, rng_state, set_rng_state
-from data.masks import GIVEN_STYLE, MARKS, TRAINED_STYLE, mask_text
+from common.screen import has_colour
+from data.masks import legend, mask_text
 from lora.inject import trainable_parameters
 from training.run import Run, StepLoss
 from training.run_folder import DROPPED, RUN, git_commit, versions, write_json
@@ -52,7 +53,8 @@ def introduce(
             write_text(run.output / DROPPED, "".join(lines))
     _say(console, describe_rows(content), "bold")
     _say(console, describe_time(content), "bold")
-    show_conversation(run, console)
+    if not run.args.quiet:
+        show_conversation(run, console)
     for sentence in describe_run(content):
         _say(console, sentence, "dim")
     for sentence in describe_losses(content):
@@ -151,23 +153,10 @@ def in_words(seconds: float) -> str:
 
 def show_conversation(run: Run, console: Console) -> None:
     """One conversation of the training rows, with what is learned in colour or between marks."""
-    in_colour = has_colour(console)
-    learned = Text("green" if in_colour else f"between {MARKS[0]} and {MARKS[1]}")
-    learned.stylize(TRAINED_STYLE)
-    legend = Text.assemble(
-        "\nOne of these conversations, up to its first answer. The model learns to write what is ",
-        learned,
-        "; the rest is ",
-        ("given" if in_colour else "given to it", GIVEN_STYLE),
-        ": the tools on offer, the question, and what a tool has returned.\n",
-    )
-    console.print(legend)
-    console.print(mask_text(run.data.sample, run.data.tokenizer, marked=not in_colour))
-
-
-def has_colour(console: Console) -> bool:
-    """False for NO_COLOR, a dumb terminal and a pipe, which all have to do with marks."""
-    return console.is_terminal and console.color_system is not None and not console.no_color
+    marked = not has_colour(console)
+    title = "\nOne of these conversations, up to its first answer. "
+    console.print(Text.assemble(title, legend(marked), "\n"))
+    console.print(mask_text(run.data.sample, run.data.tokenizer, marked=marked))
 
 
 def describe_run(run: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from model.loss import find_supervised, supervised_loss
 from model.transformer import Gemma2
 from training.batches import StepBatches
 from training.digests import BaseDigest
+from training.loggers import Logger
 from training.ranks import Ranks
 
 
@@ -33,6 +34,7 @@ class Data:
     shown: dict[str, Conversation]  # by kind: a question whose reply is shown before and after
     sample: Example  # what the screen shows of the training rows
     seen_tools: set[str]  # names that training offers or calls
+    has_results: bool  # whether training shows what a tool returned, and the answer to it
     digest: str  # of all rows, as they were rendered
 
 
@@ -74,6 +76,7 @@ class Run:
     scaler: torch.amp.GradScaler  # passes everything through unless the precision is fp16
     precision: Precision
     base: BaseDigest | None  # of the frozen weights, on the rank that writes
+    logger: Logger  # where metrics go besides metrics.jsonl
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from common.cli import USER_ERRORS
 from common.json_file import read_object
 from training.checkpoint import COUNTERS, PREVIOUS, TENSORS, mend, read_counters, settle
 from training.lock import LOCK, Lock
+from training.loggers import EVENTS
 from training.ranks import Ranks
 from training.settings import LATER_DEFAULTS, LENGTH, fingerprint
 
@@ -204,6 +205,11 @@ def clear_run(folder: Path) -> None:
             (folder / BEST / name).unlink(missing_ok=True)
         with suppress(OSError):
             (folder / BEST).rmdir()  # one that holds something else stays
+    if not (folder / EVENTS).is_symlink():
+        for path in (folder / EVENTS).glob("events.out.tfevents.*"):
+            path.unlink()
+        with suppress(OSError):
+            (folder / EVENTS).rmdir()
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

@@ -146,6 +146,7 @@ def _take_up_files(run: Run, step: int, line: dict[str, Any] | None) -> dict[str
         missing = json.dumps(line)
         if step < run.total_steps:  # the run was made longer: its old end is a step like others
             run_folder.append_metrics(run.output, line)
+            run.logger.log(line)
             missing = ""
     # A stop may have come between the checkpoint and the adapter, or a disk been full.
     publish(run)

@@ -12,6 +12,7 @@ from data.augment import SHARES, read_shares
 from data.chat import TRAINED
 from data.dataset import BAD_CALLS, OVERLONG
 from lora.config import LoRAConfig, parse_targets
+from training.loggers import LOGGERS, check_library
 
 # Defaults that depend on the model: (the course's, the embedded base's). The small base learns at a
 # twenty times higher rate, without dropout: it sees no row twice, so it cannot learn one by heart.
@@ -50,12 +51,13 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows; see data/examples/README.md").add_argument
     rows = "JSONL, JSON or Parquet file or hub id, also several; default: the embedded rows"
     add("--dataset", action="append", metavar="NAME[=WEIGHT]", help=rows)
-    add("--eval-dataset", metavar="NAME", help="rows to hold out, in place of --eval-fraction")
+    held_out = "rows to hold out, in place of --eval-fraction; default: none"
+    add("--eval-dataset", metavar="NAME", help=held_out)
     add("--eval-fraction", type=float_in(0, 1), default=0.1, help="share of --dataset held out")
     add("--max-dropped", type=float_in(0), default=0.05, help="share of unreadable rows")
     add("--bad-calls", choices=BAD_CALLS, default="keep", help="calls that do not fit their tools")
     changes = "KIND[=SHARE],...: rows changed at random, kinds all or some of " + ", ".join(SHARES)
-    add("--augment", metavar="KINDS", help=changes)
+    add("--augment", metavar="KINDS", help=f"{changes}; default: none")
     add("--overlong", choices=OVERLONG, default="drop", help="rows over --max-length")
     add("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what")
 
@@ -63,6 +65,26 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval-every", type=int_at_least(0), default=0, help="steps; 0: only at start and end")
     add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
     add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
+
+
+def add_folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what a run writes, where it goes on, and what it says."""
+    add = parser.add_argument_group("the run's folder").add_argument
+    add("--output", help="default: runs/<time>")
+    add("--save-every", type=int_at_least(0), default=100, help="steps; 0: only at the end")
+    add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--check", action="store_true", help="read, count, time a few steps; train nothing")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    pushed = "hub repository that gets the adapter at the end; default: none"
+    add("--push", metavar="OWNER/NAME", help=pushed)
+
+    add = parser.add_argument_group("flags from a file, and what is said").add_argument
+    recipe = "TOML file of flags by their names; the command line wins; default: none"
+    add("--config", metavar="FILE", help=recipe)
+    logged = "sends metrics there too (an extra of this package); metrics.jsonl has them always"
+    add("--logger", choices=LOGGERS, help=f"{logged}; default: none")
+    quiet = "only the lines that a log wants: no bars, no conversation, no replies"
+    add("--quiet", action="store_true", help=quiet)
 
 
 def describe_defaults() -> dict[str, str]:
@@ -81,7 +103,9 @@ def with_defaults(args: argparse.Namespace, embedded: str) -> argparse.Namespace
 
     Raises: ValueError for an unknown --device, or flags that do not go together.
     """
-    read_shares(args.augment)  # refused before anything is read
+    # Refused before anything is read.
+    read_shares(args.augment)
+    check_library(args.logger)
     args.model = None if args.model == embedded else args.model
     if args.check and (args.resume or args.overwrite):
         raise ValueError("--check trains nothing; leave --resume and --overwrite out")
