@@ -109,7 +109,7 @@ def step(
 
 
 COURSE = "python train.py --config recipes/course.toml"
-RUN: Row = {"name": "run"}
+RUN: Row = {"name": "whole_run"}
 REAL = RUN | {"model": "google/gemma-2-2b-it"}
 TABLES = [
     Table(

@@ -48,7 +48,10 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     if not lines:
         raise ValueError(f"{run}: expected a run with scored evaluations, got none; train it first")
     seed = record["arguments"]["seed"]
-    return [{"name": "run", "seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts} for line in lines]
+    return [
+        {"name": "whole_run", "seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts}
+        for line in lines
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
