@@ -1,7 +1,9 @@
 """The evaluations of a run of `train.py` as rows, for the tables and pictures of the pages.
 
-    python train.py --eval-every 33 --output runs/default
+    python train.py --output runs/default
     python -m benchmarks.run_rows runs/default --out benchmarks/results/default_run.jsonl
+    python train.py --eval-every 33 --output runs/curve
+    python -m benchmarks.run_rows runs/curve --name curve --out FILE.jsonl
 
 Device, versions and commit are those that the run wrote down, not those of this program.
 """
@@ -26,7 +28,7 @@ KEPT = (
 )
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
+def rows_of(run: Path, name: str = "whole_run") -> list[dict[str, Any]]:
     """A row for each evaluation. Raises: FileNotFoundError, ValueError for what is no run."""
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
     facts = {
@@ -36,12 +38,22 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         "versions": record["versions"],
         "commit": record["git_commit"],
         "total_steps": record["total_steps"],
+        "model": record["arguments"]["model"],
+        "adapt": record["arguments"]["adapt"],
     }
-    lines = [line for line in read_metrics(run) if line.get("tool_call_accuracy")]
+    every = read_metrics(run)
+    # Of steps and evaluations; reading and loading are not among them.
+    seconds = sum(line.get("eval_seconds") or 0.0 for line in every)
+    seconds += sum(x["tokens"] / x["tokens_per_second"] for x in every if "tokens" in x)
+    facts["seconds"] = round(seconds, 1)
+    lines = [line for line in every if line.get("tool_call_accuracy")]
     if not lines:
         raise ValueError(f"{run}: expected a run with scored evaluations, got none; train it first")
     seed = record["arguments"]["seed"]
-    return [{"seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts} for line in lines]
+    return [
+        {"name": name, "seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts}
+        for line in lines
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,9 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to write anew")
+    name = "of the rows; docs/expected-results.md tells those of whole_run, the default"
+    parser.add_argument("--name", choices=("whole_run", "curve"), default="whole_run", help=name)
     args = parser.parse_args(argv)
     try:
-        rows = [row for run in args.runs for row in rows_of(run)]
+        rows = [row for run in args.runs for row in rows_of(run, args.name)]
     except (ValueError, OSError) as error:
         print(f"run_rows: {error}", file=sys.stderr)
         return 2
