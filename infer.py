@@ -1,6 +1,6 @@
 """Runs a model and its adapter as an agent: it thinks, calls tools, reads the results, answers.
 
-    python infer.py --adapter runs/NAME --tools agent/example_tools.py --prompt "17.5 times 23?"
+    python infer.py --adapter runs/NAME --tools embedded/shown/tools.py --prompt TEXT
     python infer.py --adapter runs/NAME --evaluate rows.jsonl
     python infer.py --adapter runs/NAME --merge merged/
     python infer.py --adapter NAME=runs/NAME --adapter OTHER=runs/OTHER --serve

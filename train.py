@@ -41,7 +41,6 @@ from lora.config import LINEARS
 from lora.embedding import ROWS_NAME
 from lora.implementations import IMPLEMENTATIONS
 from lora.inject import add_lora, trainable_parameters
-from model.config import Gemma2Config
 from model.recompute import CHECKPOINTING
 from training import card, finale, loggers, opening, recipe, report, run_folder, saving, settings
 from training import ranks as processes  # of torchrun; --rank is LoRA's
@@ -142,7 +141,7 @@ def build(args: argparse.Namespace, ranks: Ranks, output: Path) -> tuple[Run, in
     # What "auto" means on this machine, before anything large is read.
     devices.seed_everything(args.seed)
     device, folder = devices.pick_device(ranks.device(args.device)), model_folder(args.model)
-    precision, packs, choices = choose(args, Gemma2Config.from_json(folder), device, ranks.count)
+    precision, packs, choices = choose(args, folder, device, ranks=ranks, output=output)
     run_folder.refuse_base(output, folder)
     base = BaseDigest(folder) if ranks.is_first and not args.check else None
 
@@ -317,7 +316,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
             finale.show(run, partial(try_out, run.model, run.data.tokenizer, SHOWN), console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    console.say(report.describe_end(output))
+    console.say(report.describe_end(output, args.dataset))
     return 0
 
 

@@ -3,6 +3,7 @@
     python infer.py --adapter runs/NAME --tools agent/example_tools.py
 
 Every public function becomes a tool: its type hints make the schema, its docstring the description.
+The embedded rows hold tools of these names; those of `embedded/shown/tools.py` are in none of them.
 """
 
 from datetime import date

@@ -8,6 +8,7 @@ import torch
 from agent.foreign import check_template
 from common.constants import EMBEDDED_MODEL as EMBEDDED_MODEL  # importable from here too
 from common.device import pick_device, pick_precision
+from common.products import choose_products
 from data.tokenizer import NAMED, Tokenizer
 from lora.adapter import load_adapter, read_config
 from lora.many import add_adapters
@@ -107,6 +108,7 @@ def read_tokenizer(folder: Path, adapter: Path | None) -> Tokenizer:
 def load_plain(folder: Path, tokenizer: Tokenizer, device: str, dtype: str | None) -> Gemma2:
     """A base in the dtype that a flag means for it."""
     where, weights = pick_device(device), None
+    choose_products(dtype or "bf16", where)
     if dtype is not None:
         size = Gemma2Config.from_json(folder).num_parameters
         # On a CPU a small model is loaded in fp32, so the size is needed before any weight is read.

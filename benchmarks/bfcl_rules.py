@@ -17,7 +17,7 @@ from typing import Any
 from data.conversation import ToolCall
 
 # "any" is a string: the leaderboard writes the other values of such arguments as text.
-TYPES: dict[str, type] = {
+TYPES: dict[str, Any] = {
     **{"string": str, "integer": int, "float": float, "boolean": bool},
     **{"array": list, "tuple": list, "dict": dict, "any": str},
 }
@@ -48,11 +48,11 @@ def find_problem(
     for due in truth:
         ((name, accepted),) = due.items()
         # The first that fits, for good: the package tries no other assignment.
-        fits = (call for call in left if not _call_problem(call, by_name[name], accepted))
-        found = next(fits, None)
-        if found is None:
+        fits = (not _call_problem(call, by_name[name], accepted) for call in left)
+        place = next((place for place, is_fit in enumerate(fits) if is_fit), None)
+        if place is None:
             return f"no call fits the expected {name}"
-        left = [call for call in left if call is not found]
+        del left[place]
     return None
 
 

@@ -50,7 +50,9 @@ COUNT, RANK = 4, 16  # adapters
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
-def write_ours(model: Gemma2, adapters: Any | None, prompts: list[list[int]], tokens: int) -> Times:
+def write_ours(
+    model: Gemma2, adapters: Adapters | None, now: Clock, prompts: list[list[int]], tokens: int
+) -> Times:
     if adapters is not None:
         names = adapters.names
         adapters.use([Row(names[row % len(names)]) for row in range(len(prompts))])

@@ -4,13 +4,14 @@ Shapes: B packs, T tokens of a pack.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.make_checkpoint import random_tensor
-from benchmarks.timing import Clock
+from benchmarks.timing import Clock, take_turns
 from common.device import DTYPES, pick_device
 from data.chat import Example
 from data.packing import Batch, collate
@@ -118,3 +119,33 @@ def random_batch(args: argparse.Namespace, config: Gemma2Config) -> Batch:
     return replace(
         batch, tokens=batch.tokens.to(device), positions=batch.positions.to(device)
     )  # (B, T) each
+
+
+def floor_seconds(args: argparse.Namespace, config: Gemma2Config, batch: Batch) -> float:
+    """Time of the frozen products alone, at the rate of the fastest large product on this device.
+
+    Forward and backward through W take 4 operations per weight and token (no gradient of W itself);
+    the head is needed at supervised positions only.
+    """
+    device, dtypes = batch.tokens.device, {DTYPES[args.dtype]}
+    if device.type == "cpu":  # which may multiply float32 faster than 16 bits
+        dtypes.add(torch.float32)
+    rows = min(batch.tokens.numel(), 8192)
+
+    def product(dtype: torch.dtype) -> Callable[[], dict[str, float]]:
+        x, weight = (torch.randn(n, 2304, device=device).to(dtype) for n in (rows, 9216))
+
+        def run() -> dict[str, float]:
+            clock = Clock(device)
+            x @ weight.T
+            clock.lap("s")
+            return clock.seconds()
+
+        return run
+
+    found = take_turns({str(dtype): product(dtype) for dtype in dtypes}, 10)
+    rate = 2 * rows * 2304 * 9216 / min(min(seconds["s"]) for seconds in found.values())
+    table = config.vocab_size * config.hidden_size
+    blocks = 4 * (config.num_parameters - table) * batch.tokens.numel()
+    head = 4 * table * batch.num_supervised
+    return (blocks + head) / rate

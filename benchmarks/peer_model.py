@@ -30,7 +30,7 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
     }
 
 
-def transformers_model(ours: Gemma2, *, use_cache: bool) -> Any:
+def transformers_model(ours: Gemma2, *, use_cache: bool, attention: str | None = None) -> Any:
     """Transformers' model of the same configuration around our weights, which it shares."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,8 +40,9 @@ def transformers_model(ours: Gemma2, *, use_cache: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         ours.config.to_json(Path(folder) / "config.json")
         config = AutoConfig.from_pretrained(folder, use_cache=use_cache)
-    # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
-    attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
+    if attention is None:
+        # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
+        attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
     # assign=True: both sides share one copy of the frozen weights.
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -61,10 +62,14 @@ class Peer:
         args: argparse.Namespace,
         keeps_float32: bool,
         token_ids: Sequence[int] = (),
+        how: str = "",
     ) -> None:
+        """how: "compiled" compiles each block, "flex" attends by FlexAttention (on CUDA alone)."""
         from peft import LoraConfig, get_peft_model
 
-        base = transformers_model(ours, use_cache=False)
+        self.uses_flex = how == "flex"
+        attention = "flex_attention" if self.uses_flex else None
+        base = transformers_model(ours, use_cache=False, attention=attention)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         linears = [m for m in ours.modules() if isinstance(m, LoRALinear)]
         lora = LoraConfig(
@@ -81,6 +86,9 @@ class Peer:
         if args.checkpoint_activations != "none":
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
+        if how == "compiled":
+            for layer in base.model.layers:
+                layer.compile()
         self.window = ours.config.sliding_window
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=0.0, weight_decay=0.1)
 
@@ -95,9 +103,14 @@ class Peer:
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The additive masks (B, 1, T, T) of the two kinds of layers."""
-        found = {}
+    def masks(self, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+        """The additive masks (B, 1, T, T) of the two kinds of layers, or their block masks."""
+        if self.uses_flex:
+            from model.attention_flex import FlexAttention
+
+            ours = FlexAttention.of(batch.documents, self.window, batch.tokens.device)
+            return {"full_attention": ours.full, "sliding_attention": ours.sliding}
+        found: dict[str, Any] = {}
         for kind, window in (("full_attention", None), ("sliding_attention", self.window)):
             positions = batch.positions
             documents = batch.documents.to(positions.device)

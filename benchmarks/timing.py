@@ -20,6 +20,7 @@ from training.run_folder import git_commit, versions
 
 R = TypeVar("R")
 
+PEERS = ("transformers", "peft", "accelerate")  # whose versions a row has too
 WARM_UP = 2
 GPU_WARM_UP = 10  # compiling is over after two, but a card's clocks rise later
 
@@ -160,7 +161,7 @@ def kept_bytes(run: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
 def write_rows(path: Path, rows: list[dict[str, Any]], device: torch.device) -> None:
     """Appends one JSON line per row, with device, versions and commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = {"device": describe(device), "versions": versions(), "commit": git_commit()}
+    common = {"device": describe(device), "versions": versions(PEERS), "commit": git_commit()}
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row | common) + "\n")

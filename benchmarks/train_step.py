@@ -1,8 +1,9 @@
 """One optimizer step, ours against Transformers + PEFT, on the same weights and packed batch.
 
     python -m benchmarks.train_step [--config 2b] [--device cpu] [--length 512] [--breakdown]
+    python -m benchmarks.train_step --attribute    # what LoRA, attention, loss and norms bring each
 
-Both get LoRA on the seven linears and the same low-rank factors; their losses are compared without
+All get LoRA on the seven linears and the same low-rank factors; their losses are compared without
 dropout before anything is timed. Peaks of memory come from one fresh process for each. One JSON
 line per row goes to --out, as soon as there is one; a way that dies, as one that runs out of
 memory, has a row that says so and stops no other.
@@ -21,26 +22,35 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.our_model import CONFIGS, Ours, random_batch
+from benchmarks.our_model import CONFIGS, Ours, floor_seconds, random_batch
 from benchmarks.peer_model import Peer
+from benchmarks.plain_forms import PARTS, PlainForms
 from benchmarks.timing import GPU_WARM_UP, Clock, attempt, quantiles, take_turns, write_rows
 from common.device import DTYPES, describe, peak_memory_bytes, pick_device
+from common.products import choose_products, use_products, used_products
 from data.packing import Batch
 from lora.implementations import IMPLEMENTATIONS
-from model.config import Gemma2Config
 
-NAMES = ("ours", "peft", "peft_16bit")
+# Ours with one part in its plain form, or all; PEFT with its own float32 adapters, then in 16 bits.
+PLAIN = {f"plain_{part}": (part,) for part in PARTS} | {"plain": PARTS}
+PEERS = ("peft", "peft_16bit", "peft_16bit_compiled", "peft_16bit_flex")
+NAMES = ("ours", *PLAIN, *PEERS)
 PHASES = ("forward", "loss", "backward", "optimizer", "step")
+Way = Ours | PlainForms | Peer
 console = Console(width=140)
 
 
-def build(name: str, args: argparse.Namespace) -> Ours | Peer:
-    """One of NAMES. The peer gets the weights of one of our models."""
-    ours = Ours(args)
-    return ours if name == "ours" else Peer(ours.model, args, keeps_float32=name == "peft")
+def build(name: str, ours: Ours, args: argparse.Namespace) -> Way:
+    """One of NAMES, on the weights of `ours`."""
+    if name == "ours":
+        return ours
+    if name in PLAIN:
+        return PlainForms(ours, PLAIN[name])
+    keeps_float32 = name == "peft"  # as PEFT does by default
+    return Peer(ours.model, args, keeps_float32, how=name.removeprefix("peft_16bit").strip("_"))
 
 
-def step(way: Ours | Peer, batch: Batch) -> dict[str, float]:
+def step(way: Way, batch: Batch) -> dict[str, float]:
     """One optimizer step; the seconds of its phases. The peer's forward pass includes its loss."""
     clock = Clock(batch.tokens.device)
     loss = way.loss(batch, clock)
@@ -55,7 +65,7 @@ def step(way: Ours | Peer, batch: Batch) -> dict[str, float]:
     return seconds | {"step": sum(seconds.values())}
 
 
-def loss_and_norm(way: Ours | Peer, batch: Batch) -> tuple[float, float]:
+def loss_and_norm(way: Way, batch: Batch) -> tuple[float, float]:
     """The loss and the norm of its gradient, without dropout: two ways draw different masks."""
     way.model.eval()
     try:
@@ -69,7 +79,7 @@ def loss_and_norm(way: Ours | Peer, batch: Batch) -> tuple[float, float]:
 
 
 def check_equal(
-    ways: dict[str, Ours | Peer],
+    ways: dict[str, Way],
     batch: Batch,
     dtype: torch.dtype,
     on_death: Callable[[str, str], None],
@@ -95,33 +105,10 @@ def check_equal(
     return {name: loss for name, (loss, _) in losses.items()}
 
 
-def floor_seconds(args: argparse.Namespace, config: Gemma2Config, batch: Batch) -> float:
-    """Time of the frozen products alone, at the rate of one large product on this device.
-
-    Forward and backward through W take 4 operations per weight and token (no gradient of W itself);
-    the head is needed at supervised positions only.
-    """
-    device, dtype = batch.tokens.device, DTYPES[args.dtype]
-    rows = min(batch.tokens.numel(), 8192)
-    x, weight = (torch.randn(n, 2304, device=device).to(dtype) for n in (rows, 9216))
-
-    def product() -> dict[str, float]:
-        clock = Clock(device)
-        x @ weight.T
-        clock.lap("s")
-        return clock.seconds()
-
-    seconds = take_turns({"product": product}, 10)
-    rate = 2 * rows * 2304 * 9216 / min(seconds["product"]["s"])
-    table = config.vocab_size * config.hidden_size
-    blocks = 4 * (config.num_parameters - table) * batch.tokens.numel()
-    head = 4 * table * batch.num_supervised
-    return (blocks + head) / rate
-
-
 def peak_of(name: str, argv: Sequence[str]) -> int:
     """Peak bytes of two steps in a process of their own: resident on a CPU, allocated on a GPU."""
     command = [sys.executable, "-m", "benchmarks.train_step", *argv, "--peak-of", name]
+    command += ["--products", used_products()]  # not timed again
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
@@ -137,7 +124,7 @@ def measure(
     what: dict[str, Any] = {name: getattr(args, name) for name in ("config", "packs", "length")}
     what |= {"documents": args.documents, "supervised": batch.num_supervised, "dtype": args.dtype}
     what |= {"checkpointing": args.checkpoint_activations, "rank": args.rank}
-    what["dropout"] = args.dropout
+    what |= {"dropout": args.dropout, "products": used_products(), "lora_impl": args.lora_impl}
 
     def died(name: str, error: str) -> None:
         out_of_memory = {"out_of_memory": "OutOfMemoryError" in error, "error": error}
@@ -150,10 +137,8 @@ def measure(
         if error:
             died(name, error)
     ours = Ours(args)
-    ways: dict[str, Ours | Peer] = {}
-    for name in (name for name in args.only if args.no_peak or peaks[name] is not None):
-        is_peft = name == "peft"  # as it is by default: float32 adapters
-        ways[name] = ours if name == "ours" else Peer(ours.model, args, keeps_float32=is_peft)
+    alive = [name for name in args.only if args.no_peak or peaks[name] is not None]
+    ways = {name: build(name, ours, args) for name in alive}
     losses = check_equal(ways, batch, DTYPES[args.dtype], died)
     steps: dict[str, Callable[[], dict[str, float]]] = {
         name: partial(step, way, batch) for name, way in ways.items()
@@ -168,6 +153,18 @@ def measure(
         row |= {"loss": losses[name], "ms": phases} | quantiles(found["step"])
         row |= {"tokens_per_second": batch.tokens.numel() / seconds, "of_floor": floor / seconds}
         keep(row | {"peak_bytes": peaks[name]})
+    if args.attribute and {"ours", *PLAIN} <= set(times):
+        keep({"name": "attribution", "impl": "ours"} | what | attribution(times))
+
+
+def attribution(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """What a step saves by each part: its median with that part in its plain form, less ours.
+
+    Parts overlap, as where the processor's cache is what they save: the sum need not be the whole.
+    """
+    medians = {name: quantiles(found["step"])["p50_ms"] for name, found in times.items()}
+    saved = {part: medians[f"plain_{part}"] - medians["ours"] for part in PARTS}
+    return {"p50_ms": medians, "saved_ms": saved | {"all": medians["plain"] - medians["ours"]}}
 
 
 def show(rows: list[dict[str, Any]], device: torch.device) -> None:
@@ -175,7 +172,10 @@ def show(rows: list[dict[str, Any]], device: torch.device) -> None:
     for row in rows:
         if "error" in row:
             console.print(f"{row['impl']}: {row['error']}", style="red", markup=False)
-    rows = [row for row in rows if "error" not in row]
+        for part, saved in row.get("saved_ms", {}).items():
+            share = saved / row["p50_ms"]["plain"]
+            console.print(f"{part}: saves {saved:.0f} ms, {share:.0%} of the step in plain forms")
+    rows = [row for row in rows if "ms" in row]
     if not rows:
         return
     first = rows[0]
@@ -230,6 +230,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--rank", type=int, default=16, help="alpha is four times as large")
     add("--dropout", type=float, default=0.05, help="of LoRA")
     add("--lora-impl", choices=IMPLEMENTATIONS, default="auto", help="of our side")
+    products = "what a CPU multiplies bf16 in; auto times both"
+    add("--products", choices=("auto", "bf16", "fp32"), default="auto", help=products)
     modes = ("none", "selective", "full")
     recompute = "the peer recomputes whole blocks for selective as for full"
     add("--checkpoint-activations", choices=modes, default="none", help=recompute)
@@ -237,12 +239,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument_group("measuring").add_argument
     add("--rounds", type=int, default=3, help="timed rounds")
     names = f"comma-separated, out of {', '.join(NAMES)}"
-    add("--only", type=lambda text: text.split(","), default=list(NAMES[:2]), help=names)
+    add("--only", type=lambda text: text.split(","), help=f"{names}; default: ours,peft")
+    add("--attribute", action="store_true", help="ours with each part in its plain form, and PEFT")
     add("--no-peak", action="store_true", help="skip memory, which takes a process for each")
     add("--breakdown", action="store_true", help="only print where the time of our step goes")
     add("--peak-of", choices=NAMES, help=argparse.SUPPRESS)
     add("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)
+    usual = ["ours", *PLAIN, "peft", "peft_16bit"] if args.attribute else ["ours", "peft"]
+    args.only = args.only or usual
+    if set(args.only) & set(PLAIN) and args.checkpoint_activations != "none":
+        parser.error("--checkpoint-activations: plain forms are taken in the forward pass alone")
     if unknown := set(args.only) - set(NAMES):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     if min(args.packs, args.rounds, args.rank) < 1:
@@ -262,10 +269,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"train_step: {error}", file=sys.stderr)
         return 2
+    if args.products == "auto":
+        choose_products("auto" if args.dtype == "bf16" else args.dtype, device)
+    else:
+        use_products(args.products)
     if args.breakdown:
         breakdown(args)
     elif args.peak_of:
-        way, batch = build(args.peak_of, args), random_batch(args, CONFIGS[args.config])
+        way, batch = build(args.peak_of, Ours(args), args), random_batch(args, CONFIGS[args.config])
         way.model.train()
         for _ in range(2):
             step(way, batch)

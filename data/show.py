@@ -28,7 +28,10 @@ from data.wire import FORMATS
 
 WIDTH = 100  # characters of a line of a page or an image
 MAX_LINES = 600  # of an image, which would be taller than any program shows
-FONT_POINTS, ADVANCE, LEADING = 9.0, 0.602, 1.35  # DejaVu Sans Mono's, in parts of the font's size
+# A character of DejaVu Sans Mono is 0.602 of the font's size wide. Drawn, it is a whole number of
+# pixels: with any other size the pieces of a line would drift away from their columns.
+DPI, PIXELS, LEADING = 150, 11, 1.35
+FONT_POINTS = PIXELS / 0.60205 * 72 / DPI
 TRAINED_INK, GIVEN_INK = "#0a7d32", "#6b7280"  # both legible on white
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>What the model learns to write</title>
@@ -78,7 +81,7 @@ def draw(texts: Sequence[Text], path: Path) -> None:
             f"--png: expected at most {MAX_LINES} lines, got {len(lines)}; show fewer rows with "
             "--first or --row, or write a page with --html"
         )
-    advance, height = FONT_POINTS * ADVANCE / 72, FONT_POINTS * LEADING / 72  # inches
+    advance, height = PIXELS / DPI, FONT_POINTS * LEADING / 72  # inches
     size = (WIDTH + 4) * advance, (len(lines) + 2) * height
     figure = Figure(figsize=size, facecolor="white")
     for number, line in enumerate(lines, start=1):
@@ -101,7 +104,7 @@ def draw(texts: Sequence[Text], path: Path) -> None:
                 parse_math=False,
             )
             column += segment.cell_length
-    replace_file(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+    replace_file(path, lambda partial: figure.savefig(partial, dpi=DPI, format="png"))
 
 
 def _paper() -> Console:
@@ -112,7 +115,7 @@ def _paper() -> Console:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser((__doc__ or "").partition("`: ")[2].partition("\n")[0])
+    parser = Parser("Draws conversations as training sees them, with what is learned in colour.")
     parser.prog = "python -m data.show"
     parser.add_argument("file", metavar="FILE", help="rows: a file, a folder or a hub id")
     which = parser.add_mutually_exclusive_group()
@@ -122,7 +125,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model = "folder or hub id whose tokenizer is used; default: the embedded base"
     parser.add_argument("--model", default=str(EMBEDDED_MODEL), help=model)
     parser.add_argument("--format", choices=FORMATS, help="default: the model's own, or hermes")
-    parser.add_argument("--train-on", choices=tuple(TRAINED), default="assistant", help="loss on")
+    parser.add_argument(
+        "--train-on", choices=tuple(TRAINED), default="assistant", help="loss on what"
+    )
     page, image = "write a page, too; default: none", "write an image, too; default: none"
     parser.add_argument("--html", type=Path, metavar="OUT", help=page)
     parser.add_argument("--png", type=Path, metavar="OUT", help=image)

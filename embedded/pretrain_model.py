@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.device import has_fast_matmul
+from common.products import has_fast_matmul
 from embedded.generate.batches import Batch
 from model import attention, layers
 from model.attention import attend, attention_mask

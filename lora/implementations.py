@@ -8,7 +8,6 @@ import os
 
 import torch
 
-from common.device import has_fast_matmul
 from lora.kernels.tiles import supported
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
@@ -51,12 +50,6 @@ def _automatic(
         return "reference", "float64 is only for checks"
     if has_triton:
         return "triton", triton_reason
-    # The fused way multiplies in x's own dtype, which such a CPU does hundreds of times slower than
-    # float32; the reference takes the low-rank path in float32 and leaves the frozen product to the
-    # model's own linear layer.
-    if device.type == "cpu" and not has_fast_matmul(torch.empty(0, dtype=dtype)):
-        name = str(dtype).removeprefix("torch.")
-        return "reference", f"this CPU does not multiply {name} in hardware"
     return "torch", f"fused in plain PyTorch: {triton_reason}"
 
 

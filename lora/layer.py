@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from common.products import add_product_, product, product_dtype
 from lora import steps as plain_steps
 from lora.implementations import resolve_impl
 from lora.reference import lora_linear_reference
@@ -203,8 +204,10 @@ class _Fused(torch.autograd.Function):
         count, steps = len(call.scalings), _steps(call.impl)
         weights, b = matrices[:count], matrices[count:]
         ranks = tuple(matrix.shape[1] for matrix in b)
-        s = steps.shrink(x, a, _per_rank(call.scalings, ranks, x.device), call.p, seed)  # (M, R)
-        outputs = [x @ weight.T for weight in weights]
+        # Float32 where a CPU is slow in x's dtype: one copy for the group, and none is kept.
+        wide = x.to(product_dtype(x))
+        s = steps.shrink(wide, a, _per_rank(call.scalings, ranks, x.device), call.p, seed)  # (M, R)
+        outputs = [product(wide, weight) for weight in weights]
         for y, matrix, part in zip(outputs, b, s.split(ranks, dim=1), strict=True):
             if matrix.shape[1]:
                 # In place, before autograd sees y: a copy of M x N would cost as much as the whole
@@ -213,7 +216,7 @@ class _Fused(torch.autograd.Function):
         ctx.call, ctx.ranks = call, ranks
         # x as it came, not dropped out and not in float32: the mask is made again from its seed.
         ctx.save_for_backward(x, a, seed, s, *matrices)
-        return tuple(outputs)
+        return tuple(y.to(x.dtype) for y in outputs)
 
     @staticmethod
     @once_differentiable
@@ -221,6 +224,8 @@ class _Fused(torch.autograd.Function):
         x, a, seed, s, *matrices = ctx.saved_tensors
         call, steps = ctx.call, _steps(ctx.call.impl)
         weights, b = matrices[: len(dys)], matrices[len(dys) :]
+        dtype = s.dtype  # that of the forward's products
+        dys, wide = tuple(dy.to(dtype) for dy in dys), x.to(dtype)
         ds = torch.empty_like(s)  # (M, R), written part by part
         db: list[Tensor | None] = [None] * len(dys)
         pairs = zip(s.split(ctx.ranks, dim=1), ds.split(ctx.ranks, dim=1), strict=True)
@@ -230,7 +235,8 @@ class _Fused(torch.autograd.Function):
                 _, db[i] = steps.expand_backward(dy, matrix, s_part, scaling, ds_part)
         # The first layer's x wants no gradient, which saves its N x K product.
         dx = _frozen_grad(dys, weights) if ctx.needs_input_grad[0] else None
-        da = steps.shrink_backward_(dx, ds, x, a, call.p, seed)
+        da = steps.shrink_backward_(dx, ds, wide, a, call.p, seed)
+        dx = None if dx is None else dx.to(x.dtype)
         return dx, da, None, None, *(None for _ in weights), *db
 
 
@@ -260,7 +266,8 @@ def _per_rank(scalings: tuple[float, ...], ranks: tuple[int, ...], device: torch
 def _frozen_grad(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """sum_i dy_i W_i (M, K), the later products added in place."""
     # No sum of separate products: each would need one more M x K matrix and a pass over it.
-    dx = dys[0] @ weights[0]
-    for dy, weight in zip(dys[1:], weights[1:], strict=True):
-        dx.addmm_(dy, weight)
+    dx = None
+    for dy, weight in zip(dys, weights, strict=True):
+        dx = add_product_(dx, dy, weight)
+    assert dx is not None
     return dx

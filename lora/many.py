@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.device import has_fast_matmul
+from common.products import has_fast_matmul
 from common.tensor_file import read_headers
 from lora.adapter import BASE_COPIES, WEIGHTS, load_adapter, read_config
 from lora.config import EMBEDDING, HEAD
@@ -48,7 +48,7 @@ class ManyLinear(nn.Module):
         weight = base.weight
         self.base, self.adapters = base, adapters
         self.impl, _ = resolve_impl("auto", weight.device, weight.dtype)
-        # A CPU without 16-bit products takes the low-rank path in float32, as one adapter does.
+        # A CPU without fast 16-bit products takes the low-rank path in float32, as elsewhere.
         dtype = weight.dtype if has_fast_matmul(weight) else torch.float32
         self.rank = max(layer.lora_A.shape[0] for layer in factors if layer is not None)
         # Smaller ranks are filled up with zeros, which add nothing.

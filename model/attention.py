@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.device import has_fast_matmul
+from common.products import has_fast_matmul
 from model.config import Gemma2Config
 from model.fused import softcap
 

@@ -41,11 +41,11 @@ Span = tuple[int, int, int]  # row of the batch, start, stop
 class TiledAttention:
     """Causal attention inside documents: `spans`, in one of which each position lies.
 
-    `upcast`: products in float32, where the device has no fast ones in the queries' dtype.
+    `dtype` is that of the products, by default the queries'.
     """
 
     spans: list[Span]
-    upcast: bool = False
+    dtype: torch.dtype | None = None
 
     def __call__(
         self,
@@ -61,7 +61,7 @@ class TiledAttention:
 
         Differentiable once.
         """
-        rule = _Rule(window, scale, cap, torch.float32 if self.upcast else query.dtype)
+        rule = _Rule(window, scale, cap, self.dtype or query.dtype)
         mixed: Tensor = _TiledAttention.apply(query, keys, values, self.spans, rule)
         return mixed
 

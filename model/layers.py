@@ -14,15 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.device import has_fast_matmul
+from common.products import add_product_, has_fast_matmul, product
 from model.attention import Attend, KVCache
 from model.config import Gemma2Config
 from model.fused import FP16_SHRINK, RMSNorm, geglu, rotate
 from model.recompute import recomputed
 
-# Rows of a weight upcast at a time: bounds the float32 copy of the 256,000-row head to 75 MB at
-# D = 2304.
-UPCAST_ROWS = 8192
 # Below this many rows of x a 16-bit product is a memory-bound matrix-vector product that PyTorch
 # does well everywhere.
 UPCAST_MIN_ROWS = 32
@@ -88,7 +85,7 @@ def _one_row(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _UpcastLinear(torch.autograd.Function):
-    """y = x W^T for a frozen 16-bit W on a CPU without 16-bit products: in float32, W by slices.
+    """y = x W^T for a frozen 16-bit W on a CPU without fast 16-bit products: in float32.
 
     dx = dy W. Nothing in float32 is saved; W gets no gradient.
     """
@@ -96,20 +93,17 @@ class _UpcastLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        wide = x.float()
-        parts = [(wide @ part.float().T).to(x.dtype) for part in weight.split(UPCAST_ROWS)]
         # No view: callers may write into the result, which autograd forbids for views made in here.
-        return torch.cat(parts, dim=-1)
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        y.flatten(0, -2).copy_(product(x.float().flatten(0, -2), weight))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        dy = grads[0].reshape(-1, weight.shape[0])  # (B * T, N)
-        dx = torch.zeros(dy.shape[0], weight.shape[1], dtype=torch.float32)
-        slices = zip(weight.split(UPCAST_ROWS), dy.split(UPCAST_ROWS, dim=1), strict=True)
-        for weight_part, dy_part in slices:
-            dx.addmm_(dy_part.float(), weight_part.float())
-        return dx.to(dy.dtype).view(*grads[0].shape[:-1], weight.shape[1]), None
+        dy = grads[0].reshape(-1, weight.shape[0])  # (M, N)
+        dx = add_product_(None, dy.float(), weight).to(dy.dtype)
+        return dx.view(*grads[0].shape[:-1], weight.shape[1]), None
 
 
 def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:

@@ -4,7 +4,8 @@ Gemma-2's head has 256,000 rows: at 1,500 tokens float32 logits are 1.5 GB, and 
 three of them (raw, capped, softmax). Here the gradient is taken in the forward pass and only (n, D)
 is kept, in one of two ways:
 
-- a frozen head in float32 or bfloat16: by blocks of the vocabulary, each read once (`sweep.py`);
+- a frozen head that is not multiplied in float16: by blocks of the vocabulary, each read once
+  (`sweep.py`);
 - any other head: by chunks of rows with all their logits (`_ByRows`).
 
 Shapes: B batch, T positions, D model width, V vocabulary, n supervised positions, c rows of a
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from common.constants import IGNORED
-from common.device import has_fast_matmul, send
+from common.device import send
+from common.products import product_dtype
 from model.fused import tanh_
 from model.layers import TokenHead
 from model.sweep import LARGEST_CAP, FrozenHead, Options, Sweep
@@ -92,7 +94,7 @@ def _can_sweep(weight: Tensor, cap: float | None, hidden: Tensor) -> bool:
         return False
     # Numerators up to exp(2 cap) fit into bfloat16, whose exponents are float32's, but not into
     # float16.
-    return hidden.dtype in (torch.float32, torch.bfloat16) and has_fast_matmul(hidden)
+    return product_dtype(hidden) in (torch.float32, torch.bfloat16)
 
 
 def chunk_loss_(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.device import send
+from common.products import product_dtype
 from model.fused import fused
 
 # Bytes of float32 logits of a block. On a CPU every pass over them should find them in the cache;
@@ -54,8 +55,13 @@ class FrozenHead:
     weight: Tensor
     ids: tuple[int, ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the products with it."""
+        return product_dtype(self.weight)
+
     def blocks(self, rows: Tensor | None, size: int) -> Iterator[Block]:
-        """The weight with the trained rows in place, `size` rows at a time."""
+        """The weight with the trained rows in place, `size` rows at a time, as it is multiplied."""
         for start in range(0, self.weight.shape[0], size):
             block = self.weight[start : start + size]
             local = [(k, i - start) for k, i in enumerate(self.ids) if start <= i < start + size]
@@ -63,7 +69,7 @@ class FrozenHead:
                 block = block.clone()  # the base's weight itself must stay as it is
                 k, i = (send(torch.tensor(part), block.device) for part in zip(*local, strict=True))
                 block.index_copy_(0, i, rows[k].to(block.dtype))
-            yield Block(start, block, local)
+            yield Block(start, block.to(self.dtype), local)
 
     def rows_of(self, targets: Tensor, rows: Tensor | None) -> Tensor:
         """The row of each target (c,), as `blocks` has it: (c, D), float32."""
@@ -115,14 +121,16 @@ class Sweep(torch.autograd.Function):
         return None, None, None, d_hidden, d_rows[0] if d_rows else None
 
 
-def _start(h: Tensor, head: FrozenHead) -> tuple[int, list[Tensor]]:
-    """Columns of a block, and zeros for: R (c, 1), the target's own value (c, 1), both gradients.
+def _start(h: Tensor, head: FrozenHead) -> tuple[Tensor, int, list[Tensor]]:
+    """h as it is multiplied, columns of a block, and what starts at zero.
 
-    The gradients are that of h (c, D), and the numerators of the trained rows alone (c, n_ids).
+    That is R (c, 1), the target's own value (c, 1), and both gradients: that of h (c, D), and the
+    numerators of the trained rows alone (c, n_ids).
     """
     widths = (1, 1, h.shape[1], len(head.ids))
     size = max(1, BLOCK_BYTES[h.device.type] // (4 * h.shape[0]))
-    return size, [torch.zeros(h.shape[0], width, device=h.device) for width in widths]
+    zeros = [torch.zeros(h.shape[0], width, device=h.device) for width in widths]
+    return h.to(head.dtype), size, zeros
 
 
 def _take_own_(values: Tensor, e: Tensor, places: Tensor, without: float) -> Tensor:
@@ -200,11 +208,11 @@ def _sweep_capped(
     """
     cap = options.cap
     assert cap is not None  # `Sweep`
-    size, (rest, picked, gradient, columns) = _start(h, head)
+    wide, size, (rest, picked, gradient, columns) = _start(h, head)
     make_pass = _capped_kernel if h.is_cuda else _capped_pass_
     run = make_pass(cap, options.needs_grad)
     for block in head.blocks(rows, size):
-        e, sums, own = run(h @ block.weight.T, targets[:, None] - block.start)
+        e, sums, own = run(wide @ block.weight.T, targets[:, None] - block.start)
         rest += sums
         picked += own
         if e is not None:
@@ -260,14 +268,14 @@ def _sweep_uncapped(
         loss = log(1 + exp(t))
         dh   = sigmoid(t) (sum_(v != x) e_v W_v / R - W_x)
     """
-    size, (rest, own, gradient, columns) = _start(h, head)
+    wide, size, (rest, own, gradient, columns) = _start(h, head)
     run = _uncapped_kernel if h.is_cuda else _uncapped_pass_
     # Not -inf: the difference of two of them would be NaN.
     largest = torch.full_like(rest, torch.finfo(torch.float32).min)
     for block in head.blocks(rows, size):
         before = largest
         places = targets[:, None] - block.start
-        e, sums, own_here, largest = run(h @ block.weight.T, places, before)
+        e, sums, own_here, largest = run(wide @ block.weight.T, places, before)
         own += own_here
         shrink = (before - largest).exp_()
         rest.mul_(shrink).add_(sums)

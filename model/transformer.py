@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.device import has_fast_matmul
+from common.products import product_dtype
 from model.attention import Attend, KVCache, MaskedAttention, attention_mask
 from model.attention_tiles import TiledAttention, document_spans
 from model.config import Gemma2Config
@@ -152,8 +152,8 @@ class Decoder(nn.Module):
         if cache is None or is_whole:
             if cache is not None:  # a prompt sees only itself, so its keys are the visible ones
                 cache.reserve(length, visible=length)
-            upcast = not has_fast_matmul(self.norm.weight)
-            return TiledAttention(document_spans(documents, batch, length), upcast)
+            spans = document_spans(documents, batch, length)
+            return TiledAttention(spans, product_dtype(self.norm.weight))
         # Decoding. An entry's index is its position: the masks hide what a row has not written.
         cache.reserve(int(positions.max()) + 1 if end is None else end)
         keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)

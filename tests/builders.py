@@ -4,6 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from agent.loading import load_base
+from data.tokenizer import Tokenizer
+from lora.adapter import save_adapter
+from lora.config import LoRAConfig
+from lora.inject import add_lora
+
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "embedded" / "weights"
 RUN_FILES = set(
@@ -33,6 +41,25 @@ def time_rows(folder: Path) -> Path:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(time_row(city)) + "\n" for city in CITIES), encoding="utf-8")
     return path
+
+
+def make_adapter(base: Path, folder: Path, rank: int = 4) -> Path:
+    """An adapter of random weights with the tags' rows, and its tokenizer beside it."""
+    tokenizer = Tokenizer.from_pretrained(base)
+    model = load_base(base, tokenizer, torch.device("cpu"), torch.float32)
+    config = LoRAConfig(
+        rank=rank,
+        alpha=8,
+        token_ids=tuple(sorted(tokenizer.tag_ids.values())),
+        base_model=str(base),
+    )
+    add_lora(model, config)
+    for seed, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+        generator = torch.Generator().manual_seed(seed)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    save_adapter(model, folder, config)
+    tokenizer.save(folder)
+    return folder
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

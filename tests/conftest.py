@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import train
 from benchmarks.small_run import SmallRun
+from benchmarks.timing import write_rows
 from benchmarks.tiny_base import write_tiny_base
+from common.products import use_products
 from model.config import Gemma2Config
 from model.transformer import Gemma2
 
@@ -61,6 +63,7 @@ def _few_threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    use_products("bf16")  # what a program in an earlier test has chosen
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
@@ -106,6 +109,44 @@ def relative() -> Callable[[Tensor, Tensor], float]:
     return lambda ours, truth: (
         (ours.double() - truth.double()).abs().max() / truth.double().abs().max()
     ).item()
+
+
+@pytest.fixture
+def parity(
+    relative: Callable[[Tensor, Tensor], float], request: pytest.FixtureRequest
+) -> Callable[[str, Tensor, Tensor], float]:
+    """parity(name, ours, truth): as `relative`; the worst of each name is printed at the end."""
+
+    def measure(name: str, ours: Tensor, truth: Tensor) -> float:
+        error = relative(ours, truth)
+        request.node.user_properties.append(("parity", [name, error]))
+        return error
+
+    return measure
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-rows", metavar="FILE", help="write the parity figures as rows")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints how far from Transformers and PEFT the worst figure of each kind is."""
+    errors: dict[str, list[float]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == "parity":
+                errors.setdefault(value[0], []).append(value[1])
+    rows = [
+        {"name": "parity", "what": name, "worst": max(found), "comparisons": len(found)}
+        for name, found in sorted(errors.items())
+    ]
+    for row in rows:
+        text = f"parity: {row['what']}: {row['worst']:.1e}, the worst of {row['comparisons']}"
+        terminalreporter.write_line(text)
+    path = config.getoption("--parity-rows")
+    if path and rows:
+        Path(path).unlink(missing_ok=True)
+        write_rows(Path(path), rows, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

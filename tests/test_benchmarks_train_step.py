@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import train_step
-from benchmarks.our_model import CONFIGS
+from benchmarks.our_model import CONFIGS, Ours, random_batch
+from benchmarks.plain_forms import PlainForms
 from model.config import REQUIRED
 
 pytest.importorskip("transformers")
@@ -77,3 +78,53 @@ def rows_of(folder: Path, flags: str, expected_code: int) -> list[dict[str, Any]
     out = folder / "rows.jsonl"
     assert train_step.main([*SMALL, *flags.split(), "--out", str(out)]) == expected_code
     return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_plain_forms_compute_the_same_and_are_what_they_say(tmp_path: Path) -> None:
+    """Each part in its plain form: the same loss and gradient norm, and no fused form of it."""
+    rows = rows_of(tmp_path, "--attribute --length 64 --documents 2 --rounds 1", expected_code=0)
+    steps = {row["impl"]: row for row in rows if row["name"] == "train_step"}
+    assert list(steps) == ["ours", *train_step.PLAIN, "peft", "peft_16bit"]
+    for row in steps.values():
+        assert row["loss"] == pytest.approx(steps["ours"]["loss"], rel=1e-5)
+    (found,) = (row for row in rows if row["name"] == "attribution")
+    medians = {name: row["p50_ms"] for name, row in steps.items()}
+    for part in train_step.PARTS:
+        assert found["saved_ms"][part] == medians[f"plain_{part}"] - medians["ours"]
+    assert found["saved_ms"]["all"] == medians["plain"] - medians["ours"]
+    for row in rows:  # what can change a ratio
+        assert {"torch", "transformers", "peft"} <= set(row["versions"]), row["name"]
+        assert row["products"] in ("bf16", "fp32") and row["lora_impl"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("part", "node"),
+    [
+        ("lora", "_FusedBackward"),
+        ("attention", "_TiledAttentionBackward"),
+        ("loss", "SweepBackward"),
+        ("norms", "_RMSNormBackward"),
+    ],
+)
+def test_a_part_in_its_plain_form_leaves_the_others_alone(part: str, node: str) -> None:
+    args = train_step.parse_args([*SMALL, "--length", "32"])
+    ours, batch = Ours(args), random_batch(args, CONFIGS["tiny"])
+    whole = graph_of(ours.loss(batch))
+    plain = graph_of(PlainForms(ours, (part,)).loss(batch))
+    fused = {"_FusedBackward", "_TiledAttentionBackward", "SweepBackward", "_RMSNormBackward"}
+    assert fused <= whole and fused - plain == {node}
+    assert graph_of(ours.loss(batch)) == whole  # as it was
+
+
+def graph_of(loss: torch.Tensor) -> set[str]:
+    """The names of all functions that a loss is differentiated through."""
+    found, open_ends = set(), [loss.grad_fn]
+    seen = set()
+    while open_ends:
+        function = open_ends.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        found.add(function.name())
+        open_ends += [following for following, _ in function.next_functions]
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_adapter
 from conftest import randomize
 from torch import Tensor
 
@@ -26,9 +27,7 @@ from benchmarks.tiny_base import tiny_config
 from data.chat import parse_reply
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
-from lora.adapter import load_adapter, save_adapter
-from lora.config import LoRAConfig
-from lora.inject import add_lora
+from lora.adapter import load_adapter
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
@@ -93,24 +92,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(base, tmp_path_factory.mktemp("adapter"))
-
-
-def make_adapter(base: Path, folder: Path, rank: int = 4) -> Path:
-    tokenizer = Tokenizer.from_pretrained(base)
-    model = loading.load_base(base, tokenizer, torch.device("cpu"), torch.float32)
-    config = LoRAConfig(
-        rank=rank,
-        alpha=8,
-        token_ids=tuple(sorted(tokenizer.tag_ids.values())),
-        base_model=str(base),
-    )
-    add_lora(model, config)
-    for seed, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
-        generator = torch.Generator().manual_seed(seed)
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    save_adapter(model, folder, config)
-    tokenizer.save(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import model.attention_tiles as module
-from common.device import has_fast_matmul
+from common.products import product_dtype
 from model.attention import attend, attention_mask
 from model.attention_tiles import TiledAttention, document_spans, tiles
 
@@ -35,7 +35,7 @@ def dense(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tens
 
 def tiled(qkv: list[Tensor], window: int | None, cap: float | None) -> list[Tensor]:
     query, keys, values = qkv
-    tiled = TiledAttention(document_spans(DOCUMENTS, B, T), upcast=not has_fast_matmul(query))
+    tiled = TiledAttention(document_spans(DOCUMENTS, B, T), product_dtype(query))
     return with_gradients(tiled(query, keys, values, window=window, scale=0.3, cap=cap), qkv)
 
 

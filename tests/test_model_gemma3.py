@@ -102,7 +102,7 @@ def random_config(seed: int) -> Gemma2Config:
 @pytest.mark.parametrize("seed", range(24))
 def test_a_random_configuration_has_the_logits_of_transformers(
     randomized: Callable[[nn.Module], None],
-    relative: Callable[[Tensor, Tensor], float],
+    parity: Callable[[str, Tensor, Tensor], float],
     tmp_path: Path,
     seed: int,
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_random_configuration_has_the_logits_of_transformers(
     again = load_gemma2(tmp_path / "theirs")
     with torch.no_grad():
         truth = theirs(tokens).logits
-        assert relative(ours(tokens), truth) < 1e-5
+        assert parity("logits against Transformers, float32", ours(tokens), truth) < 1e-5
         assert torch.equal(again(tokens), ours(tokens))
     kept = {name: value for name, value in vars(config).items() if not name.endswith("_id")}
     kept.pop("sliding_window_pattern")  # where no layer is full, any larger pattern is the same

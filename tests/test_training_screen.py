@@ -55,10 +55,17 @@ def start(
     monkeypatch.setattr(evaluate, "SHORTEST_LIMIT", 24)
     monkeypatch.setattr(evaluate, "REPLY_MARGIN", -400)
     monkeypatch.setattr(trial, "MAX_NEW_TOKENS", 24)
+    # And one with a result, without which the adapter would not be tried.
+    rows = tmp_path / "rows.jsonl"
+    embedded = (EMBEDDED_ROWS / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    results = sorted((line for line in embedded if "tool_response" in line), key=len)
+    rows.write_text(
+        small_rows.read_text(encoding="utf-8") + "\n".join([*results[:4], ""]), encoding="utf-8"
+    )
 
     def run(*flags: str) -> tuple[int, Path, str]:
         folder = tmp_path / "out"
-        paths = ["--model", small_base, "--dataset", small_rows, "--output", folder]
+        paths = ["--model", small_base, "--dataset", rows, "--output", folder]
         small = "--device cpu --max-length 512 --max-steps 1 --accumulate 1 --eval-calls 2"
         code = train.main([str(flag) for flag in (*paths, *small.split(), *flags)])
         return code, folder, capsys.readouterr().out
@@ -80,7 +87,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
         said.index(word)
         for word in (
             f"between {MARKS[0]} and {MARKS[1]}",
-            f"{MARKS[0]}<think>I need the time.",
+            f"{MARKS[0]}<think>",
             "this test took",
             "step 1/1",
             "before and after ─",
@@ -298,6 +305,23 @@ def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
         and "... and so on: it repeats itself" in lines[1]
     )
     assert "right    this is the call" in lines[1] and "wrong    due: f(x=1)" in lines[2]
+
+
+@pytest.mark.parametrize("has_results", [True, False])
+def test_the_adapter_is_tried_where_its_rows_hold_results(
+    tmp_path: Path, has_results: bool
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "shown": [1]}\n', encoding="utf-8")
+    run: Any = SimpleNamespace(
+        output=tmp_path,
+        args=SimpleNamespace(shard=False, quiet=False),
+        ranks=SimpleNamespace(is_first=True),
+        data=SimpleNamespace(has_results=has_results),
+    )
+    console = screen()
+    finale.show(run, lambda: iter([(Trial("Q?", ()), [])]), console)
+    said = text_of(console)
+    assert ("question Q?" in said) == has_results != ("hold no results" in said)
 
 
 def test_the_table_has_a_column_for_each_way_of_asking() -> None:

@@ -26,6 +26,7 @@ SHA256 = "sha256"  # entry of state.json: of the tensors' file, and of all other
 OLD = ".old"  # ends the name of the checkpoint that is being replaced
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's names for its state of one parameter
 KINDS = {"step": int, "scaler": dict, "fingerprint": dict, "precision": str, "total_steps": int}
+KINDS |= {"products": str}
 ANEW = "start again with --overwrite"
 
 
@@ -144,6 +145,17 @@ def read_counters(directory: Path) -> dict[str, Any]:
     content = _read_json(path)
     content.pop(SHA256, None)
     return content
+
+
+def products_of(directory: Path) -> str:
+    """What the run whose checkpoint this is multiplied bf16 in on a CPU: bf16 or fp32.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    name = read_counters(directory).get("products", "bf16")  # before there was a choice
+    if name not in ("bf16", "fp32"):
+        raise ValueError(f"{directory / COUNTERS}: expected products bf16 or fp32, got {name!r}")
+    return str(name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

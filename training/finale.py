@@ -33,6 +33,11 @@ KINDS = {
 # What a verdict means where no call is due: the same word would puzzle.
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
 
+NO_RESULTS = (
+    "The rows hold no results of tools, so answering from one was not learned; the adapter was not "
+    "tried with real tools."
+)
+
 
 # Questions (`agent.trial.Trial`), each with the events (`agent.limits.Event`) of its answer.
 Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
@@ -52,7 +57,11 @@ def show(run: Run, trials: Trials, console: Console) -> None:
     ]
     has_asked = any(line.get("shown") for line in lines)
     if has_asked and run.ranks.is_first and not run.args.shard:
-        parts.append(lambda: show_trials(trials, console))
+        # Who has never seen a result cannot answer from one: its calls were shown above.
+        if run.data.has_results:
+            parts.append(lambda: show_trials(trials, console))
+        else:
+            parts.append(lambda: console.print(NO_RESULTS))
     if run.args.quiet:
         parts = [lambda: show_best(run, console)]
     for part in parts:

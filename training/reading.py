@@ -144,6 +144,7 @@ def read_data(
         shown=read_shown(prompt, seen_tools),
         sample=render(pick_conversation(rows), tokenizer, train_on),
         seen_tools=seen_tools,
+        has_results=any(message.role == "tool" for row in rows for message in row.messages),
         digest=rows_digest([*examples, *measured]),
     )
     counts: dict[str, Any] = {"reading": found.reading.as_dict(), "rendering": rendering.as_dict()}

@@ -34,6 +34,7 @@ class Data:
     shown: dict[str, Conversation]  # by kind: a question whose reply is shown before and after
     sample: Example  # what the screen shows of the training rows
     seen_tools: set[str]  # names that training offers or calls
+    has_results: bool  # whether training shows what a tool returned, and the answer to it
     digest: str  # of all rows, as they were rendered
 
 

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -273,13 +273,16 @@ def keep_metrics_until(folder: Path, step: int) -> bool:
     return any(line["step"] == step for line in kept)
 
 
-def versions() -> dict[str, str | None]:
-    """Python, the platform, and each package that can change a result; null where not installed."""
+def versions(others: Sequence[str] = ()) -> dict[str, str | None]:
+    """Python, the platform, and each package that can change a result; null where not installed.
+
+    `others` are packages of the caller's that can change its own.
+    """
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

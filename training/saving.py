@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from common.device import rng_state, set_rng_state
+from common.products import used_products
 from lora.adapter import save_adapter
 from training import checkpoint, run_folder
 from training.card import write_card
@@ -35,6 +36,7 @@ def save(run: Run, step: int, line: dict[str, Any]) -> None:
             "total_steps": run.total_steps,
             "scaler": run.scaler.state_dict(),
             "precision": run.precision.name,
+            "products": used_products(),
             "fingerprint": fingerprint(run.args),
             "rows": run.data.digest,
             "base": run.base.result() if run.base else None,

@@ -1,0 +1,67 @@
+"""The evaluations of a run of `train.py` as rows, for the tables and pictures of the pages.
+
+    python train.py --eval-every 33 --output runs/default
+    python -m benchmarks.default_run runs/default --out benchmarks/results/default_run.jsonl
+
+Device, versions and commit are those that the run wrote down, not those of this program.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.atomic import write_text
+from training.run_folder import RUN, read_metrics
+
+KEPT = (
+    "step",
+    "eval_loss",
+    "tool_call_accuracy",
+    "questions_accuracy",
+    "free",
+    "shown",
+    "peak_memory_bytes",
+)
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """A row for each evaluation. Raises: FileNotFoundError, ValueError for what is no run."""
+    record = json.loads((run / RUN).read_text(encoding="utf-8"))
+    facts = {
+        "trainable_parameters": record["trainable_parameters"],
+        "parameters": record["parameters"],
+        "device": record["device"],
+        "versions": record["versions"],
+        "commit": record["git_commit"],
+    }
+    lines = [line for line in read_metrics(run) if line.get("tool_call_accuracy")]
+    if not lines:
+        raise ValueError(f"{run}: expected a run with scored evaluations, got none; train it first")
+    seed = record["arguments"]["seed"]
+    return [
+        {"name": "default_run", "seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts}
+        for line in lines
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a folder that is no run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.default_run", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to write anew")
+    args = parser.parse_args(argv)
+    try:
+        rows = [row for run in args.runs for row in rows_of(run)]
+    except (ValueError, OSError) as error:
+        print(f"default_run: {error}", file=sys.stderr)
+        return 2
+    write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
