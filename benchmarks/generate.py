@@ -33,7 +33,7 @@ from common.device import DTYPES, pick_device, pick_precision
 from data.dataset import load_conversations
 from lora.adapter import load_adapter
 from lora.many import add_adapters
-from lora.rows import Row
+from lora.rows import Adapters, Row
 from model.generate import decode
 from model.loader import load_gemma2
 from model.transformer import Gemma2
