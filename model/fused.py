@@ -121,6 +121,8 @@ def rms_norm(
     Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is
     Gemma's.
     """
+    if not torch.is_grad_enabled():  # decoding: autograd's own bookkeeping costs as much again
+        return _norm(x, weight, residual, eps, dtype or weight.dtype)[0]
     y: Tensor = _RMSNorm.apply(x, weight, residual, eps, dtype or weight.dtype)
     return y
 
@@ -188,6 +190,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Source of the cast: Gemma's reference implementation.
     """
+    if not torch.is_grad_enabled():
+        return _rotated(x, cos, sin, 1.0)
     y: Tensor = _Rotation.apply(x, cos, sin)
     return y
 
@@ -218,6 +222,8 @@ class _GeGLU(torch.autograd.Function):
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu_tanh(gate) * up, (..., F). Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
+    if not torch.is_grad_enabled():
+        return _geglu(gate, up)
     y: Tensor = _GeGLU.apply(gate, up)
     return y
 
