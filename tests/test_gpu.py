@@ -186,7 +186,7 @@ def test_norms_rotations_and_gated_products_compile_to_what_they_say() -> None:
         weight = x.detach()[0, 0, 0]
         outs = {
             "norm": rms_norm(x, weight, eps=1e-6, residual=y),
-            "rotate": rotate(x, *(t.to(device) for t in tables)),
+            "rotate": rotate(x, x[:, :, :2], *(t.to(device) for t in tables))[0],
             "geglu": geglu(x, y),
         }
         upstream = up.detach()
