@@ -2,7 +2,7 @@
 
     python -m benchmarks.expected
 
-The rows are all of benchmarks/results/; `benchmarks.default_run` makes those of finished runs. A
+The rows are all of benchmarks/results/; `benchmarks.run_rows` makes those of finished runs. A
 line without a row says "not measured": nothing on the page is typed in by hand.
 """
 
@@ -109,7 +109,7 @@ def step(
 
 
 COURSE = "python train.py --config recipes/course.toml"
-RUN: Row = {"name": "default_run"}
+RUN: Row = {"name": "whole_run"}
 REAL = RUN | {"model": "google/gemma-2-2b-it"}
 TABLES = [
     Table(

@@ -71,7 +71,7 @@ def test_every_line_names_a_command_of_the_repository() -> None:
 
 def test_the_evaluations_of_runs_are_told_by_their_ends() -> None:
     calls = {"unseen": 0.5, "seen": 0.25, "n": {"unseen": 4, "seen": 4}}
-    run = {"name": "default_run", "commit": "a", "device": "cpu (x)", "tool_call_accuracy": calls}
+    run = {"name": "whole_run", "commit": "a", "device": "cpu (x)", "tool_call_accuracy": calls}
     rows = [
         run
         | {"seed": seed, "step": step, "eval_loss": 3.2 - step / 60 + seed / 10, "seconds": step}
