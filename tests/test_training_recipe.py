@@ -120,7 +120,7 @@ def test_the_courses_recipe_runs_and_a_run_goes_on_with_its_file(
 ) -> None:
     """On a random base, with what the file cannot know here given on the command line."""
     own = small.flags(tmp_path / "out", "--config", str(COURSE), "--max-steps", "1", "--quiet")
-    assert train.main(own) == 0
+    assert train.main(own) == 0 and train.console.is_plain
     content = json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]
     assert content["config"] == str(COURSE)
     assert (content["adapt"], content["alpha"]) == ("course", 64.0)
