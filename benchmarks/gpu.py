@@ -50,14 +50,20 @@ PARTS = (
     Part("flex", f"{TIMED} flex", 240),
     Part(
         "peers",
-        f"{STEP} --packs 4 --length 1024 --only ours,peft,peft_16bit --no-peak --out {{rows}}",
-        240,
+        f"{STEP} --packs 4 --length 1024 --no-peak --out {{rows}} "
+        "--only ours,peft,peft_16bit,peft_16bit_compiled,peft_16bit_flex",
+        300,
     ),
     Part(
         "block",
         "-m benchmarks.lora_linear --device cuda --shapes block --rows 2048,8192 --ranks "
         "16 --dropouts 0,0.05 --rounds 30 --out {rows}",
         360,
+    ),
+    Part(
+        "attribute",
+        f"{STEP} --packs 4 --length 1024 --attribute --no-peak --out {{rows}}",
+        200,
     ),
     Part("embedded", "train.py --device cuda --output {out}/embedded --overwrite", 300),
     Part(

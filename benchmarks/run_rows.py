@@ -36,12 +36,22 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         "versions": record["versions"],
         "commit": record["git_commit"],
         "total_steps": record["total_steps"],
+        "model": record["arguments"]["model"],
+        "adapt": record["arguments"]["adapt"],
     }
-    lines = [line for line in read_metrics(run) if line.get("tool_call_accuracy")]
+    every = read_metrics(run)
+    # Of steps and evaluations; reading and loading are not among them.
+    seconds = sum(line.get("eval_seconds") or 0.0 for line in every)
+    seconds += sum(x["tokens"] / x["tokens_per_second"] for x in every if "tokens" in x)
+    facts["seconds"] = round(seconds, 1)
+    lines = [line for line in every if line.get("tool_call_accuracy")]
     if not lines:
         raise ValueError(f"{run}: expected a run with scored evaluations, got none; train it first")
     seed = record["arguments"]["seed"]
-    return [{"seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts} for line in lines]
+    return [
+        {"name": "whole_run", "seed": seed, **{k: line[k] for k in KEPT if k in line}, **facts}
+        for line in lines
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -85,12 +85,16 @@ def test_the_table_is_made_of_the_rows(
         "step": [ours, dead],
         "block": [block | {"impl": n, "p50_ms": t} for n, t in (("frozen", 4.0), ("fused", 4.4))],
     }
+    saved = {"lora": 60.0, "loss": 20.0, "all": 90.0}
+    medians = {"p50_ms": {"plain": 250.0}, "saved_ms": saved}
+    rows["attribute"] = [ours, ROW | {"name": "attribution"} | medians]
     for name, lines in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     gpu_report.write_report(tmp_path)
     text = table(tmp_path)
     assert "ours | 160 ms, 51,200 tokens/s, peak 26.0 GB" in text
     assert "peft | out of memory" in text
+    assert "saved by | lora 60 ms (24%), loss 20 ms (8%), all 90 ms (36%)" in text
     assert "as a graph | frozen 4.00 ms = 1; fused 1.10" in text
     assert (tmp_path / "steps.png").stat().st_size > 1000
     is_real = not device.startswith("Fake")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,21 @@ def test_without_instructions_there_is_nothing_to_choose(monkeypatch: pytest.Mon
         assert chosen is not None and chosen.name == "fp32" and "hardware" in chosen.reason
     use_products("bf16")
     assert not has_fast_matmul(HALF)
+
+
+def test_a_busy_machine_is_timed_for_two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def slow(x: Tensor, weight: Tensor) -> Tensor:
+        calls.append(1)
+        return x
+
+    monkeypatch.setattr(products, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(products, "product", slow)
+    clock = SimpleNamespace(perf_counter=lambda: 0.6 * len(calls))
+    monkeypatch.setattr(products, "time", clock)
+    time_products()
+    assert len(calls) == 4  # two rounds of two
 
 
 def test_timing_draws_no_random_number() -> None:
