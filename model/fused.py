@@ -121,6 +121,8 @@ def rms_norm(
     Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is
     Gemma's.
     """
+    if not torch.is_grad_enabled():  # decoding: autograd's own bookkeeping costs as much again
+        return _norm(x, weight, residual, eps, dtype or weight.dtype)[0]
     y: Tensor = _RMSNorm.apply(x, weight, residual, eps, dtype or weight.dtype)
     return y
 
@@ -162,34 +164,46 @@ def rotary_tables(
     return angles.cos(), angles.sin()
 
 
-@fused
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)  # (B, T, H, d / 2) each
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos.to(x.dtype) + turned * (sin * sign).to(x.dtype)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+@fused
+def _rotated(
+    query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, sign: float
+) -> tuple[Tensor, Tensor]:
+    sin = sin * sign
+    return _turned(query, cos, sin), _turned(keys, cos, sin)
 
 
 class _Rotation(torch.autograd.Function):
     """A rotation by the positions' angles; its transpose is the rotation back. Saves the tables."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
+        return _rotated(query, keys, cos, sin, 1.0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, sin, -1.0), None, None
+        grad_query, grad_keys = grads
+        return *_rotated(grad_query, grad_keys, cos, sin, -1.0), None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding of x (B, T, H, d), with the float32 tables cast to x's dtype first.
+def rotate(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotary embedding of queries (B, T, H, d) and keys (B, T, Hkv, d).
 
-    Source of the cast: Gemma's reference implementation.
+    The float32 tables are cast to their dtype first. Both at once: on a card a pass costs the host
+    more than it costs the card. Source of the cast: Gemma's reference implementation.
     """
-    y: Tensor = _Rotation.apply(x, cos, sin)
-    return y
+    if not torch.is_grad_enabled():
+        return _rotated(query, keys, cos, sin, 1.0)
+    turned: tuple[Tensor, Tensor] = _Rotation.apply(query, keys, cos, sin)
+    return turned
 
 
 @fused
@@ -218,6 +232,8 @@ class _GeGLU(torch.autograd.Function):
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu_tanh(gate) * up, (..., F). Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
+    if not torch.is_grad_enabled():
+        return _geglu(gate, up)
     y: Tensor = _GeGLU.apply(gate, up)
     return y
 
