@@ -158,30 +158,18 @@ def repeats_key(text: bytes) -> bool:
 
 
 class CallGuide:
-    """Holds the calls of one reply to a grammar, and to the ids that are left for it.
+    """Holds the calls of one reply to a grammar, and to the ids that are left for it."""
 
-    choice: "auto" leaves it to the model whether to call, "required" makes it call, after a thought
-    at most, "none" keeps it from calling.
-    """
-
-    def __init__(self, grammar: CallGrammar, choice: str, room: int) -> None:
-        """Raises: ValueError if a call is required and there is no room for any."""
+    def __init__(self, grammar: CallGrammar, room: int, *, may_call: bool = True) -> None:
         self.grammar, self.vocabulary, self.left = grammar, grammar.vocabulary, room
-        self.must_call, self.may_call = choice == "required", choice != "none"
+        self.may_call = may_call
         self.matcher: Any = None  # None outside of calls
         self.text, self.plan = b"", list[int]()
         self._tried: tuple[int, list[int] | None] = (-1, None)  # an id and the plan after it
-        self.refusals, self.is_thinking, self.has_thought = 0, False, False
+        self.refusals, self.is_thinking = 0, False
         self.thinking = [
             grammar.tokenizer.tag_ids[tag] for tag in grammar.tokenizer.wire.thinking.tags
         ]
-        if self.must_call and not self._has_room(1):
-            least = len(grammar.start_plan) + 1
-            raise ValueError(f"a call takes {least} tokens, but there are {room}; allow for more")
-
-    def _has_room(self, more: int) -> bool:
-        """True if so many ids and the shortest call fit."""
-        return self.left >= more + len(self.grammar.start_plan)
 
     def accepts(self, id: int) -> bool:
         """True if this id may come next."""
@@ -190,15 +178,10 @@ class CallGuide:
         return is_good
 
     def _outside(self, id: int) -> bool:
-        if id == self.grammar.opening:
-            return self.may_call and not self.is_thinking and self._has_room(1)
-        if not self.must_call:
+        if id != self.grammar.opening:
             return True
-        if self.is_thinking:
-            is_close = id == self.thinking[1]
-            return is_close or (self.vocabulary.spelling(id) is not None and self._has_room(3))
-        begins = self.thinking[:1] == [id] and not self.has_thought
-        return begins and self._has_room(3)
+        has_room = self.left > len(self.grammar.start_plan)  # for this id and the shortest call
+        return self.may_call and not self.is_thinking and has_room
 
     def _inside(self, id: int) -> list[int] | None:
         """The plan after this id; None if it may not come."""
@@ -238,11 +221,10 @@ class CallGuide:
             self.matcher.consume_token(id)
             self.text += data
         elif self.matcher is not None:
-            self.matcher, self.must_call = None, False
+            self.matcher = None
         elif id == self.grammar.opening:
             self.matcher, self.text = self.grammar.start.deep_copy(), b""
             self.plan = self.grammar.start_plan
         elif id in self.thinking:
             self.is_thinking = id == self.thinking[0]
-            self.has_thought = True
         self.left, self.refusals, self._tried = self.left - 1, 0, (-1, None)

@@ -93,13 +93,60 @@ class Speaking:
             self.guide.advance(id)
 
 
+class MustCall:
+    """A reply that calls: it thinks or calls, and after its thought calls; then as `inner` says.
+
+    thoughts: ids that thinking may take before it is closed. Which of the two begins is the
+    model's choice, because one that has learned to think first calls worse without.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, inner: Guide | None, thoughts: int) -> None:
+        self.inner, self.left, self.vocabulary = inner, thoughts, vocabulary_of(tokenizer)
+        call, thinking = tokenizer.wire.call.tags, tokenizer.wire.thinking.tags
+        self.call, self.size = tokenizer.tag_ids[call[0]], len(tokenizer)
+        # A format without tags for thinking calls at once; so does a reply without room for both
+        can_think = bool(thinking) and thoughts >= 0
+        self.think = tokenizer.tag_ids[thinking[0]] if can_think else None
+        self.close = tokenizer.tag_ids[thinking[1]] if can_think else None
+        self.state = "begin"  # begin, thinking, thought, called
+
+    def accepts(self, id: int) -> bool:
+        """True if this id may come next."""
+        if self.state == "begin":
+            return id in (self.call, self.think)
+        if self.state == "thinking":
+            is_text = self.left > 0 and self.vocabulary.spelling(id) is not None
+            return id == self.close or is_text
+        if self.state == "thought":
+            return id == self.call
+        return self.inner is None or self.inner.accepts(id)
+
+    def allowed(self) -> Sequence[int]:
+        """Every id that `accepts` takes, or as `inner` says."""
+        if self.state == "called" and self.inner is not None:
+            return self.inner.allowed()
+        return [id for id in range(self.size) if self.accepts(id)]
+
+    def advance(self, id: int) -> None:
+        """Takes note of the id that was chosen."""
+        if id == self.call:
+            self.state = "called"
+        elif self.state == "begin":
+            self.state = "thinking"
+        elif self.state == "thinking":
+            self.left -= 1
+            self.state = "thought" if id == self.close else "thinking"
+        if self.inner is not None:
+            self.inner.advance(id)
+
+
 @dataclass(frozen=True)
 class CallRule:
     """What a call may be, and whether there has to be one.
 
     names: "offered" holds a call's names to the tools on offer, "constrained" all of it to their
     schemas, "free" nothing. choice: "auto", "none", "required", or the name of the tool that is to
-    be called; the last two need "constrained".
+    be called.
     """
 
     names: Literal["offered", "constrained", "free"] = "offered"
@@ -127,24 +174,34 @@ def guide_for(
 
     Raises: ValueError for a tool to be called that is not on offer, or no room for its call.
     """
+    must_call = bool(tools) and rule.choice not in ("auto", "none")
+    if must_call and rule.choice != "required":
+        named = [tool for tool in tools if tool.name == rule.choice]
+        if not named:
+            offered = ", ".join(tool.name for tool in tools)
+            raise ValueError(f"--call {rule.choice}: no such tool; the tools are {offered}")
+        tools = named
     guide: Guide | None = None
-    if tools and rule.names == "offered" and writes_json(tokenizer.wire):
+    thoughts = room // 2  # the other half is left for the call itself
+    if tools and rule.names == "constrained":
+        guide = _call_guide(tokenizer, tools, room, may_call=rule.choice != "none")
+        least = len(guide.grammar.start_plan) + 1
+        if must_call and room < least:
+            raise ValueError(f"a call takes {least} tokens, but there are {room}; allow for more")
+        thoughts = room - least - 2  # the tags of thinking
+    elif tools and rule.names == "offered" and writes_json(tokenizer.wire):
         guide = NameGuide(tokenizer, tools)
-    elif tools and rule.names == "constrained":
-        guide = _call_guide(tokenizer, tools, rule.choice, room)
+    if must_call:
+        guide = MustCall(tokenizer, guide, thoughts)
     return Speaking(tokenizer, guide) if must_speak else guide
 
 
-def _call_guide(tokenizer: Tokenizer, tools: Sequence[Tool], choice: str, room: int) -> CallGuide:
+def _call_guide(
+    tokenizer: Tokenizer, tools: Sequence[Tool], room: int, *, may_call: bool
+) -> CallGuide:
     if not writes_json(tokenizer.wire):
         raise ValueError(
             f"--constrain: calls of the format {tokenizer.format} are no JSON; leave it out"
         )
-    if choice not in ("auto", "required", "none"):
-        named = [tool for tool in tools if tool.name == choice]
-        if not named:
-            offered = ", ".join(tool.name for tool in tools)
-            raise ValueError(f"--call {choice}: no such tool; the tools are {offered}")
-        tools, choice = named, "required"
     shown = dump({tool.name: tool.parameters for tool in tools})
-    return CallGuide(_grammar(tokenizer, shown), choice, room)
+    return CallGuide(_grammar(tokenizer, shown), room, may_call=may_call)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.our_model import CONFIGS, random_model
+from benchmarks.our_model import CONFIGS, random_model, twin
 from benchmarks.timing import Clock, quantiles, take_turns, write_rows
 from common.device import DTYPES, describe, pick_device
 from lora import many
@@ -61,30 +61,31 @@ class Masked(ManyLinear):
             y[:, 0].addmm_(low, linear.b.flatten(0, 1))
 
 
-def write_adapters(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """As many random adapters as the run has, each with eight token rows, by name."""
-    config = CONFIGS[args.config]
-    ids = tuple(range(config.vocab_size - 8, config.vocab_size))
-    adapter = LoRAConfig(rank=args.rank, alpha=2 * args.rank, token_ids=ids)
-    for number in range(args.adapters):
-        model = random_model(config, torch.float32, torch.device("cpu"))
-        add_lora(model, adapter, seed=number)
+def write_adapters(model: Gemma2, folder: Path, *, count: int, rank: int) -> dict[str, Path]:
+    """Random adapters for a plain model, each with eight token rows, by name."""
+    size = model.config.vocab_size
+    config = LoRAConfig(rank=rank, alpha=2 * rank, token_ids=tuple(range(size - 8, size)))
+    for number in range(count):
+        carrier = twin(model)
+        add_lora(carrier, config, seed=number)
         generator = torch.Generator().manual_seed(number)
-        for name, p in model.named_parameters():
+        for name, p in carrier.named_parameters():
             if name.endswith("lora_B"):  # zeros would make every adapter the base
                 p.data.copy_(torch.randn(p.shape, generator=generator) * 0.01)
-        save_adapter(model, folder / str(number), adapter)
-    return {str(number): folder / str(number) for number in range(args.adapters)}
+        save_adapter(carrier, folder / str(number), config)
+    return {str(number): folder / str(number) for number in range(count)}
 
 
-def build(args: argparse.Namespace, folders: dict[str, Path]) -> dict[str, Gemma2]:
-    """A model for each way; those with several adapters have their `Adapters` as an attribute."""
-    config, device = CONFIGS[args.config], pick_device(args.device)
-    models = {name: random_model(config, DTYPES[args.dtype], device).eval() for name in args.only}
+def build(args: argparse.Namespace, model: Gemma2, folders: dict[str, Path]) -> dict[str, Gemma2]:
+    """A model for each way, all with the weights of `model`.
+
+    Those with several adapters have their `Adapters` as an attribute.
+    """
+    models = {name: twin(model) for name in args.only}
     for name, model in models.items():
         if name in ("merged", "one"):
             load_adapter(model, folders["0"])
-            if name == "merged":
+            if name == "merged":  # writes into the weights of all, whose values are noise
                 merge_adapter(model)
             continue
         kind = {"gathered": Gathered, "masked": Masked}.get(name, ManyLinear)
@@ -134,8 +135,10 @@ def cache_of(model: Gemma2, args: argparse.Namespace) -> KVCache:
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way."""
+    base = random_model(CONFIGS[args.config], DTYPES[args.dtype], pick_device(args.device))
     with tempfile.TemporaryDirectory() as folder:
-        models = build(args, write_adapters(args, Path(folder)))
+        written = write_adapters(base, Path(folder), count=args.adapters, rank=args.rank)
+        models = build(args, base, written)
     steps: dict[str, Callable[[], dict[str, float]]] = {
         name: partial(step, model, args, name == "fresh") for name, model in models.items()
     }

@@ -59,8 +59,8 @@ def measure(
     start = time.monotonic()
     for first in range(0, len(rows), BATCH):
         tools = [row.tools for row in rows[first : first + BATCH]]
-        plans = [guide_for(tokenizer, each, rule, room=5000) for each in tools]
-        least = max(len(guide.grammar.start_plan) + 1 for guide in plans)  # type: ignore[union-attr]
+        free = [guide_for(tokenizer, each, CallRule("constrained"), room=5000) for each in tools]
+        least = max(len(guide.grammar.start_plan) + 1 for guide in free)  # type: ignore[union-attr]
         room = least + drawn.choice([0, 1, 5, 20, 100])
         guides = [guide_for(tokenizer, each, rule, room=room) for each in tools]
         sampling = Sampling(temperature, seed=seed + first)

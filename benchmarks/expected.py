@@ -1,27 +1,24 @@
 """Writes docs/expected-results.md: what a run should give and take, from the rows of measurements.
 
-    python -m benchmarks.expected                     # the page, from benchmarks/results/**/*.jsonl
-    python -m benchmarks.expected --add runs/NAME     # first a row of a finished run, then the page
+    python -m benchmarks.expected
 
-A line without a row says "not measured": nothing on the page is typed in by hand.
+The rows are all of benchmarks/results/; `benchmarks.run_rows` makes those of finished runs. A
+line without a row says "not measured": nothing on the page is typed in by hand.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.atomic import write_text
 from common.cli import USER_ERRORS, Parser
-from common.json_file import read_object
-from training.run_folder import METRICS, RUN, read_metrics
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "expected-results.md"
-RUNS = "runs.jsonl"  # rows that --add writes
 NOT_MEASURED = "**not measured**"
 # By how a row's device is called; a card's name is its own.
 KINDS = {"CPU": "cpu", "NVIDIA GPU": "NVIDIA", "Mac": "mps"}
@@ -60,19 +57,31 @@ def tell_steps(rows: Sequence[Row]) -> str:
     text += f"{span([row['tokens_per_second'] for row in rows], ',.0f')} tokens/s"
     if peaks := [row["peak_bytes"] / 1e9 for row in rows if row.get("peak_bytes")]:
         text += f", peak {span(peaks, '.1f')} GB"
-    return text
+    return text + counted(rows)
 
 
 def tell_runs(rows: Sequence[Row]) -> str:
-    """Finished runs, of different seeds or versions."""
-    text = f"{span([row['seconds'] / 60 for row in rows], '.1f')} minutes; held-out loss "
-    text += f"{span([row['before']['eval_loss'] for row in rows], '.2f')} before, "
-    text += f"{span([row['after']['eval_loss'] for row in rows], '.2f')} after"
+    """The evaluations of finished runs, of different seeds or versions."""
+    runs: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        runs.setdefault((row["seed"], row["commit"]), []).append(row)
+    befores, afters = (
+        [end(found, key=lambda row: row["step"]) for found in runs.values()] for end in (min, max)
+    )
+    text = f"held-out loss {span([row['eval_loss'] for row in befores], '.2f')} before, "
+    text += f"{span([row['eval_loss'] for row in afters], '.2f')} after"
+    if minutes := [row["seconds"] / 60 for row in afters if row.get("seconds")]:
+        text = f"{span(minutes, '.1f')} minutes; {text}"
     for kind, words in CALLS.items():
-        scored = [row["after"].get("tool_call_accuracy") or {"n": {}} for row in rows]
-        if shares := [100 * score[kind] for score in scored if score["n"].get(kind)]:
+        scores = [row["tool_call_accuracy"] for row in afters]
+        if shares := [100 * score[kind] for score in scores if score["n"].get(kind)]:
             text += f"; {words} {span(shares, '.0f')}%"
-    return text
+    return text + counted(runs)
+
+
+def counted(measured: Sized) -> str:
+    """How many measurements a figure is of, where there are several."""
+    return f" ({len(measured)} measurements)" if len(measured) > 1 else ""
 
 
 CALLS = {
@@ -100,14 +109,15 @@ def step(
 
 
 COURSE = "python train.py --config recipes/course.toml"
-REAL = {"name": "run", "model": "google/gemma-2-2b-it"}
+RUN: Row = {"name": "whole_run"}
+REAL = RUN | {"model": "google/gemma-2-2b-it"}
 TABLES = [
     Table(
         "Whole runs",
         {"result": {}},
         tell_runs,
         [
-            Line("the embedded default", "python train.py", {"name": "run", "model": None}),
+            Line("the embedded default", "python train.py", RUN | {"model": None}),
             Line(
                 "Gemma-2-2B, the course's recipe",
                 f"{COURSE} --output runs/course",
@@ -157,7 +167,7 @@ def lines_of(table: Table, line: Line, rows: Sequence[Row]) -> Iterator[list[str
     """The cells for each device on which the line was measured, or for the kind where on none."""
 
     def has(row: Row, wanted: Row) -> bool:
-        return all(name in row and row[name] == value for name, value in wanted.items())
+        return all(row.get(name) == value for name, value in wanted.items())
 
     measured = [row for row in rows if has(row, line.wanted)]
     for kind in line.kinds:
@@ -167,8 +177,7 @@ def lines_of(table: Table, line: Line, rows: Sequence[Row]) -> Iterator[list[str
             cells = []
             for wanted in table.columns.values():
                 found = [row for row in measured if has(row, wanted | {"device": name})]
-                count = f" ({len(found)} measurements)" if len(found) > 1 else ""
-                cells.append(table.tell(found) + count if found else NOT_MEASURED)
+                cells.append(table.tell(found) if found else NOT_MEASURED)
             yield [line.what, name, *cells]
 
 
@@ -181,8 +190,8 @@ def page(rows: Sequence[Row]) -> str:
         found = [cells for line in table.lines for cells in lines_of(table, line, rows)]
         written = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *found)]
         parts.append("\n".join(written))
-        commands = [f"    {line.command}  # {line.what}" for line in table.lines]
-        parts.append("\n".join(commands))
+        commands = [f"{line.command}  # {line.what}" for line in table.lines]
+        parts.append("\n".join(["```bash", *commands, "```"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -200,44 +209,9 @@ right name and exactly the right values in every call, and none too many; names 
 offer. A step is the median of its rounds."""
 
 
-def row_of(folder: Path) -> Row:
-    """The row of a finished run. Raises: FileNotFoundError, ValueError for another folder."""
-    content, lines = read_object(folder / RUN), read_metrics(folder)
-    evaluated = [line for line in lines if line.get("eval_loss") is not None]
-    if len(evaluated) < 2 or lines[-1]["step"] < content["total_steps"]:
-        found = f"{len(evaluated)} evaluations, step {lines[-1]['step'] if lines else 0}"
-        raise ValueError(
-            f"{folder}: expected a finished run with evaluations before and after, got {found} of "
-            f"{content['total_steps']}; go on with it, see {METRICS}"
-        )
-    training = [line for line in lines if "tokens_per_second" in line]
-    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in training)
-    seconds += sum(line.get("eval_seconds", 0.0) for line in evaluated)
-    kept = ("eval_loss", "tool_call_accuracy", "questions_accuracy", "free")
-    before, after = (
-        {k: line[k] for k in kept if k in line} for line in evaluated[:: len(evaluated) - 1]
-    )
-    names = ("model", "dataset", "adapt", "rank", "seed")
-    return {
-        "name": "run",
-        **{name: content["arguments"][name] for name in names},
-        "dtype": content["choices"]["precision"][0],
-        "steps": content["total_steps"],
-        "seconds": round(seconds, 1),  # of steps and evaluations; loading is not among them
-        "before": before,
-        "after": after,
-        "peak_bytes": max(line["peak_memory_bytes"] or 0 for line in training) or None,
-        "device": content["device"],
-        "versions": content["versions"],
-        "commit": content["git_commit"],
-    }
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Writes docs/expected-results.md from the rows of measurements.")
     parser.prog = "python -m benchmarks.expected"
-    added = "a finished run's folder, whose row is kept first; default: none"
-    parser.add_argument("--add", type=Path, metavar="RUN", help=added)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
     return parser.parse_args(argv)
@@ -247,10 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a wrong input."""
     args = parse_args(argv)
     try:
-        if args.add:
-            row = row_of(args.add)
-            with (args.results / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
         write_text(args.page, page(read_rows(args.results)))
     except (*USER_ERRORS, OSError) as error:
         print(f"expected: {error}", file=sys.stderr)

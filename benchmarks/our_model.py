@@ -90,6 +90,17 @@ def random_model(config: Gemma2Config, dtype: torch.dtype, device: torch.device)
     return model
 
 
+def twin(model: Gemma2) -> Gemma2:
+    """A plain model around the weights of another one, which it shares."""
+    with torch.device("meta"):
+        other = Gemma2(model.config)
+    for name, p in model.named_parameters():
+        parent, _, leaf = name.rpartition(".")
+        setattr(other.get_submodule(parent), leaf, torch.nn.Parameter(p.detach(), False))
+    other.tie()
+    return other.eval()
+
+
 def random_batch(args: argparse.Namespace, config: Gemma2Config) -> Batch:
     """Packs of random tokens in which the last `share` of every document is supervised.
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.device import DTYPES
 from data.packing import Batch
 from lora.layer import LoRALinear
 from model.attention import attention_mask
@@ -31,6 +30,29 @@ def shared_weights(model: Gemma2) -> dict[str, Tensor]:
     }
 
 
+def transformers_model(ours: Gemma2, *, use_cache: bool, attention: str | None = None) -> Any:
+    """Transformers' model of the same configuration around our weights, which it shares."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = shared_weights(ours)
+    norm = weights["model.norm.weight"]
+    # Both families have one way in: the file that our own checkpoints carry.
+    with tempfile.TemporaryDirectory() as folder:
+        ours.config.to_json(Path(folder) / "config.json")
+        config = AutoConfig.from_pretrained(folder, use_cache=use_cache)
+    if attention is None:
+        # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
+        attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
+    # assign=True: both sides share one copy of the frozen weights.
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    base.load_state_dict(weights, strict=False, assign=True)
+    base.tie_weights()
+    base.model.rotary_emb = type(base.model.rotary_emb)(config).to(norm.device)
+    _fill_buffers(base, config.hidden_size, norm.dtype, norm.device)
+    return base
+
+
 class Peer:
     """Transformers + PEFT. Its attention takes documents as additive masks."""
 
@@ -44,26 +66,10 @@ class Peer:
     ) -> None:
         """how: "compiled" compiles each block, "flex" attends by FlexAttention (on CUDA alone)."""
         from peft import LoraConfig, get_peft_model
-        from transformers import AutoConfig, AutoModelForCausalLM
 
-        # Both families have one way in: the file that our own checkpoints carry.
-        with tempfile.TemporaryDirectory() as folder:
-            ours.config.to_json(Path(folder) / "config.json")
-            config = AutoConfig.from_pretrained(folder, use_cache=False)
-        # What Transformers itself chooses: SDPA has no softcap, and Gemma-2 needs one.
-        attention = "sdpa" if ours.config.attn_logit_softcapping is None else "eager"
         self.uses_flex = how == "flex"
-        if self.uses_flex:
-            attention = "flex_attention"
-        weights = shared_weights(ours)
-        device = weights["model.norm.weight"].device
-        # assign=True: both sides share one copy of the frozen weights.
-        with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        base.load_state_dict(weights, strict=False, assign=True)
-        base.tie_weights()
-        base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)
-        _fill_buffers(base, config.hidden_size, DTYPES[args.dtype], device)
+        attention = "flex_attention" if self.uses_flex else None
+        base = transformers_model(ours, use_cache=False, attention=attention)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         linears = [m for m in ours.modules() if isinstance(m, LoRALinear)]
         lora = LoraConfig(

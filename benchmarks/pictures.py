@@ -218,8 +218,7 @@ def draw_passes(path: Path) -> None:
 
 def draw_kinds(path: Path) -> None:
     """Exact calls by kind in every evaluation of the default run."""
-    rows = rows_of("default_run.jsonl")
-    rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    rows = rows_of("default_curve.jsonl")
     figure = Figure(figsize=(8.5, 4.2), layout="constrained")
     axis = figure.subplots()
     marks = dict(zip(KINDS, "osD^*", strict=True))

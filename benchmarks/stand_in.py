@@ -44,6 +44,9 @@ LIMITS = {
     "compilations_after_second_step": "0",
     "peak_gb": "27 at most",
     "t4_peak_gb": "11 at most",
+    "decode_launches": "0",
+    "decode_graphs": "1",
+    "decode_waits": "1",
 }
 
 
@@ -179,6 +182,30 @@ def spilled(cubin: Path) -> int:
     return max(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", text))
 
 
+def count_decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """What a decoded token of the 2B model with its adapter costs, as a graph and without one."""
+    import model.step
+    from model.generate import Sampling, decode
+
+    stat, net = counters(), bare_model(args).eval()
+    assert stat is not None
+    graphs = ctypes.c_long.in_dll(ctypes.CDLL(None), "fake_graph_launches")
+    found: dict[str, Any] = {}
+    for label, eager in (("", model.step.EAGER_STEPS), ("eager_", 10**9)):
+        model.step.EAGER_STEPS = eager
+        steps = decode(net, [[5] * 400], 24, (1, 107), Sampling(forbidden=(3, 4)))
+        for _ in range(6):
+            next(steps)
+        before, launched, start = list(stat), graphs.value, time.process_time()
+        tokens = sum(1 for _ in steps)
+        seconds = time.process_time() - start
+        kernels = sum(stat[i] - before[i] for i in KERNELS.values())
+        counts = {"launches": kernels, "graphs": graphs.value - launched}
+        counts |= {"waits": stat[SYNCS] - before[SYNCS], "host_ms": 1e3 * seconds}
+        found |= {f"decode_{label}{name}": count / tokens for name, count in counts.items()}
+    return found
+
+
 def in_process(part: str, args: argparse.Namespace, **environment: str) -> dict[str, Any]:
     """A part in a process of its own: another card, or an empty cache."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("packs", "length", "documents")]
@@ -208,7 +235,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         small = argparse.Namespace(**vars(args) | sizes | changes)
         found = in_process("step", small, FAKE_GPU=card)
         row |= {f"{name}_{key}": found[key] for key in ("launches", "host_ms", "peak_gb")}
-    return row
+    return row | in_process("decode", args)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -223,6 +250,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+PARTS = {"step": count_step, "flex": flex_spill, "decode": count_decoding}
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--label", default="now", help="the column's name")
@@ -234,7 +264,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=1, help="that a step's packs are cut into")
     parser.add_argument("--course-passes", type=int, default=1, help="of 4 x 1500 tokens")
     parser.add_argument("--checkpoint-activations", default="none")
-    parser.add_argument("--part", choices=("step", "flex"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="a JSON line is appended here")
     return parser.parse_args(argv)
 
@@ -246,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stand_in: skipped: the stand-in for a CUDA card is not preloaded")
         return 0
     if args.part:
-        print(json.dumps(count_step(args) if args.part == "step" else flex_spill(args)))
+        print(json.dumps(PARTS[args.part](args)))
         return 0
     row = measure(args)
     print(table([row]))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.device import describe
+from model.step import capture as record
 from training.run_folder import git_commit, versions
 
 R = TypeVar("R")
@@ -121,10 +122,8 @@ def capture(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-    return graph.replay, results
+    results: list[Tensor] = []
+    return record(lambda: results.extend(call())), results
 
 
 def clear_cache(device: torch.device) -> None:

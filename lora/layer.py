@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -32,6 +33,9 @@ from lora import steps as plain_steps
 from lora.implementations import resolve_impl
 from lora.reference import lora_linear_reference
 from lora.wrapped import WrappedLayer, add_delta_
+
+# Rows of x up to which a pass without gradients is taken for decoding: a batch's, not a text's.
+FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class LoRALinear(WrappedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.dropout if self.training else 0.0
+        if self._is_few(x, p):
+            return few_rows(x, [self])[0]
         if self.impl != "reference":
             return fused_linears(x, [_low_rank(self)], p=p, impl=self.impl)[0]
         # The base, not F.linear: on a CPU without 16-bit products the model's own linear knows a
@@ -99,7 +105,13 @@ class LoRALinear(WrappedLayer):
         if self.impl == "reference" or len(modes) > 1:
             return [linear(x) for linear in linears]
         p = self.dropout if self.training else 0.0
+        if self._is_few(x, p):
+            return few_rows(x, linears)
         return fused_linears(x, [_low_rank(linear) for linear in linears], p=p, impl=self.impl)
+
+    def _is_few(self, x: Tensor, p: float) -> bool:
+        is_decoding = self.impl == "torch" and not p and not torch.is_grad_enabled()
+        return is_decoding and x[..., 0].numel() <= FEW_ROWS
 
     def merged(self) -> nn.Linear:
         self.survived = add_delta_(self.base.weight, self.lora_B, self.lora_A, self.scaling)
@@ -107,6 +119,23 @@ class LoRALinear(WrappedLayer):
 
     def peft_tensors(self, prefix: str) -> dict[str, nn.Parameter]:
         return {f"{prefix}.lora_A.weight": self.lora_A, f"{prefix}.lora_B.weight": self.lora_B}
+
+
+def few_rows(x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
+    """The outputs of linears that read the same few rows x (..., K), without dropout or gradients.
+
+    The factors stay in float32, as they are stored: casting all of them at every decoded token, as
+    the fused way casts them, costs more than their products with a few rows.
+    """
+    wide, outputs = x.float(), []
+    for linear in linears:
+        if not isinstance(linear, LoRALinear):
+            outputs.append(linear(x))
+            continue
+        low = F.linear(wide, linear.lora_A)  # (..., r)
+        delta = F.linear(low, linear.lora_B)  # (..., N), float32
+        outputs.append(linear.base(x).add_(delta, alpha=linear.scaling))
+    return outputs
 
 
 def _low_rank(linear: nn.Module) -> LowRank:

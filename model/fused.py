@@ -121,6 +121,8 @@ def rms_norm(
     Source: "Root Mean Square Layer Normalization" (arXiv:1910.07467), equation 4; the (1 + w) is
     Gemma's.
     """
+    if not torch.is_grad_enabled():  # decoding: autograd's own bookkeeping costs as much again
+        return _norm(x, weight, residual, eps, dtype or weight.dtype)[0]
     y: Tensor = _RMSNorm.apply(x, weight, residual, eps, dtype or weight.dtype)
     return y
 
@@ -188,7 +190,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return *_rotated(*grads, cos, sin, -1.0), None, None
+        grad_query, grad_keys = grads
+        return *_rotated(grad_query, grad_keys, cos, sin, -1.0), None, None
 
 
 def rotate(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,6 +200,8 @@ def rotate(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
     The float32 tables are cast to their dtype first. Both at once: on a card a pass costs the host
     more than it costs the card. Source of the cast: Gemma's reference implementation.
     """
+    if not torch.is_grad_enabled():
+        return _rotated(query, keys, cos, sin, 1.0)
     turned: tuple[Tensor, Tensor] = _Rotation.apply(query, keys, cos, sin)
     return turned
 
@@ -227,6 +232,8 @@ class _GeGLU(torch.autograd.Function):
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu_tanh(gate) * up, (..., F). Source: "GLU Variants" (arXiv:2002.05202), equation 6."""
+    if not torch.is_grad_enabled():
+        return _geglu(gate, up)
     y: Tensor = _GeGLU.apply(gate, up)
     return y
 

@@ -7,12 +7,14 @@ until a new token overwrites it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from model.attention import KVCache
+from model.step import Step
 from model.transformer import Gemma2
 
 # Below this the most probable token is taken: sampling would hardly ever take another, and a still
@@ -78,9 +80,7 @@ class Guide(Protocol):
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """Next ids (B,) from logits (B, V), which stay as they are."""
     if sampling.forbidden:
-        logits = logits.index_fill(
-            -1, torch.tensor(sampling.forbidden, device=logits.device), float("-inf")
-        )
+        logits = logits.index_fill(-1, _on(logits.device, sampling.forbidden), float("-inf"))
     # Without a softmax: it would round two close logits to the same probability.
     if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(-1)
@@ -95,6 +95,12 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     outside[:, 0] = False  # a p below float32's smallest number is 0 here, and would keep none
     picked = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
     return ids.gather(1, picked)[:, 0]
+
+
+# Kept, because a copy from the host would wait for a GPU at every step.
+@lru_cache(maxsize=64)
+def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    return torch.tensor(ids, device=device)
 
 
 def guided(
@@ -182,27 +188,25 @@ def decode(
         cache = context.cache
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
     running = set(rows)  # those of them that have not ended
-    for step in range(max_new_tokens):
-        logits = model.logits(hidden)  # (B, V)
-        ids = choose(logits, sampling, generator)
-        new = dict(zip(rows, ids.tolist(), strict=True))
+    pick = partial(choose, sampling=sampling, generator=generator)
+    step = Step(model, cache, position, pick, is_fixed=generator is None)
+    logits = step.begin(hidden)  # (B, V)
+    for number in range(1, max_new_tokens + 1):
+        new = dict(zip(rows, step.ids[:, 0].tolist(), strict=True))  # the one wait for a GPU
         for place, row in enumerate(rows if guides else ()):
             guide = guides[row] if guides and row in running else None
             if guide is not None:
                 taken = guided(logits[place : place + 1], new[row], guide, sampling, generator)
                 if taken != new[row]:
-                    ids[place] = new[row] = taken
+                    step.ids[place] = new[row] = taken
         yield [new[row] if row in running else None for row in range(len(prompts))]
         running = {row for row in running if new[row] not in stop_ids}
-        if not running or step + 1 == max_new_tokens:
+        if not running or number == max_new_tokens:
             return
         if len(running) <= LEAVE_SHARE * len(rows):
-            places = [place for place, row in enumerate(rows) if row in running]
-            kept = torch.tensor(places, device=device)
-            rows, ids, position = [row for row in rows if row in running], ids[kept], position[kept]
-            cache.keep(kept)
-        hidden = model.hidden(ids[:, None], positions=position, cache=cache)[:, 0]  # (B, D)
-        position = position + 1
+            step.keep(torch.tensor([rows.index(row) for row in sorted(running)], device=device))
+            rows = sorted(running)
+        logits = step()
         if context is not None:
             context.ids += new.values()
 

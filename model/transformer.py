@@ -92,6 +92,8 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        end: int | None = None,
     ) -> Tensor:
         if cache is not None and documents is not None:
             raise ValueError("documents and a cache exclude each other: a cache keeps no documents")
@@ -106,7 +108,7 @@ class Decoder(nn.Module):
         if base is not None:  # Gemma 3 turns its sliding layers faster
             sliding = rotary_tables(positions, config.head_dim, base)
         call = Pass(
-            attend=self.choose_attention(positions, documents, cache, is_whole),
+            attend=self.choose_attention(positions, documents, cache, is_whole, end),
             full_rotary=full,
             sliding_rotary=sliding,
             positions=positions,
@@ -130,8 +132,12 @@ class Decoder(nn.Module):
         documents: Tensor | None,
         cache: KVCache | None,
         is_whole: bool = False,
+        end: int | None = None,
     ) -> Attend:
-        """How this pass attends. `is_whole`: positions are 0 .. T - 1, and no others are seen."""
+        """How this pass attends. `is_whole`: positions are 0 .. T - 1, and no others are seen.
+
+        end: above all positions, from a caller who knows; else the device is asked.
+        """
         batch, length = positions.shape
         window = self.config.sliding_window
         if cache is None and positions.is_cuda:
@@ -148,7 +154,7 @@ class Decoder(nn.Module):
             spans = document_spans(documents, batch, length)
             return TiledAttention(spans, product_dtype(self.norm.weight))
         # Decoding. An entry's index is its position: the masks hide what a row has not written.
-        cache.reserve(int(positions.max()) + 1)
+        cache.reserve(int(positions.max()) + 1 if end is None else end)
         keys = torch.arange(cache.max_length, device=positions.device).expand(batch, -1)
         return MaskedAttention(
             full=attention_mask(positions, keys, None, None, None),
@@ -188,9 +194,14 @@ class Gemma2(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        end: int | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm, for the arguments of `forward`."""
-        states: Tensor = self.model(tokens, positions, documents, cache)
+        """Hidden states (B, T, D) after the final norm, for the arguments of `forward`.
+
+        end: above all positions, from a caller who decodes with a cache and knows.
+        """
+        states: Tensor = self.model(tokens, positions, documents, cache, end=end)
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:

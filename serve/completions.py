@@ -22,7 +22,6 @@ from model.generate import Guide, Sampling
 from serve.batch import Request
 from serve.engine import Engine, Ticket
 from serve.errors import ApiError
-from serve.guides import MustCall
 from serve.http import EventStream, read_body
 from serve.replies import Answer, joined
 from serve.requests import Chat, conversation_of, read_chat
@@ -116,19 +115,13 @@ def _guide(
     Raises: ApiError for tools that no grammar can be made of.
     """
     offered = [tool for tool in tools if chat.name in (None, tool.name)]
-    must_call = chat.choice in ("required", "named")
-    if rule.names == "constrained" and offered:
-        # A grammar of calls knows by itself how to make one
-        choice = "required" if must_call else chat.choice
-        try:
-            return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
-        except ValueError as error:
-            raise ApiError(f"tools: {error}") from None
+    choice = "required" if chat.choice == "named" else chat.choice
     if chat.name is not None and rule.names == "free":
         rule = replace(rule, names="offered")  # the client has named the tool
-    inner = guide_for(tokenizer, offered, rule, room=room)
-    # Half of the room is left for the call itself
-    return MustCall(tokenizer, inner, thoughts=room // 2) if must_call else inner
+    try:
+        return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
+    except ValueError as error:
+        raise ApiError(f"tools: {error}") from None
 
 
 async def deltas(ticket: Ticket, answer: Answer) -> AsyncIterator[dict[str, Any]]:

@@ -2,20 +2,27 @@
 
 import json
 import threading
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 
+from agent.constrain import CallGuide
+from agent.guides import CallRule, guide_for
 from agent.limits import cut_result
 from agent.toolbox import ToolBox
 from data.chat import render
+from data.conversation import Tool
+from data.tokenizer import Tokenizer
 from data.tool_schema import as_shape, write_tool
 from serve.completions import Served, tokenizer_of
 from serve.errors import ApiError
 from serve.http import read_body
 from serve.requests import conversation_of, read_chat, read_object
+
+SHOWN = 12  # of the tokens that a grammar allowed
 
 
 class PageTools:
@@ -58,7 +65,9 @@ class PageTools:
     async def tokens(self, http: HttpRequest) -> list[dict[str, Any]]:
         """A conversation's tokens and whether training would learn to write them.
 
-        Neighbours that share a character come as one. Raises: ApiError as a completion.
+        Neighbours that share a character come as one. Where calls are held to a grammar, "allowed"
+        says of a token in a call how many might have come, and spells some of them.
+        Raises: ApiError as a completion.
         """
         return await run_in_threadpool(self._tokens, await read_body(http))
 
@@ -70,14 +79,41 @@ class PageTools:
         found: list[dict[str, Any]] = []
         pairs = zip(example.tokens, example.trainable, strict=True)
         for is_trained, run in groupby(pairs, key=lambda pair: pair[1]):
+            ids = [id for id, _ in run]
+            # Each run of these is a turn of the model's, and every reply has a guide of its own
+            tools = conversation.tools if is_trained else ()
+            allowed = self._allowed(ids, tools, tokenizer)
             held: list[int] = []
-            for id, _ in run:
+            for number, id in enumerate(ids):
                 held.append(id)
                 text = tokenizer.decode(held)
                 # Half of a character decodes as U+FFFD; its other half is in the next token
-                if not text.endswith("\ufffd") or len(held) > 4:
-                    found.append({"ids": held, "text": text, "trained": is_trained})
-                    held = []
-            if held:
-                found.append({"ids": held, "text": tokenizer.decode(held), "trained": is_trained})
+                if text.endswith("\ufffd") and len(held) <= 4 and number + 1 < len(ids):
+                    continue
+                place = allowed.get(number + 1 - len(held))
+                more = {} if place is None else {"allowed": place}
+                found.append({"ids": held, "text": text, "trained": is_trained, **more})
+                held = []
+        return found
+
+    def _allowed(
+        self, ids: Sequence[int], tools: Sequence[Tool], tokenizer: Tokenizer
+    ) -> dict[int, dict[str, Any]]:
+        """By their places, the ids in calls of a reply: how many were allowed there, and some."""
+        rule, found = self.served.rule, dict[int, dict[str, Any]]()
+        if rule.names != "constrained" or not tools:
+            return found
+        try:
+            guide = guide_for(tokenizer, tools, CallRule("constrained"), room=self.served.positions)
+        except ValueError as error:
+            raise ApiError(f"tools: {error}") from None
+        assert isinstance(guide, CallGuide)
+        for place, id in enumerate(ids):
+            if guide.matcher is not None:
+                could = guide.allowed()
+                spelled = [tokenizer.decode([one]) for one in could[:SHOWN]]
+                found[place] = {"count": len(could), "some": spelled}
+            if not guide.accepts(id):  # what a client sends need not come from this server
+                break
+            guide.advance(id)
         return found

@@ -10,13 +10,14 @@ from test_agent_guides import TOOLS, piece_tokenizer, tool
 
 from agent.call_schema import bounded
 from agent.constrain import CallGuide, is_in_string, repeats_key
-from agent.guides import CallRule, guide_for, writes_json
+from agent.guides import CallRule, MustCall, guide_for, writes_json
 from benchmarks.constrained_calls import measure, problems_of
 from data.call_check import check_arguments
 from data.conversation import Conversation, Message, Tool
 from data.reply import parse_reply
 from data.tokenizer import Tokenizer
 from data.wire import FORMATS
+from model.generate import Guide
 
 pytest.importorskip("llguidance")
 STRING, WHOLE = {"type": "string"}, {"type": "integer"}
@@ -64,14 +65,22 @@ def test_random_weights_write_valid_calls_only(tokenizer: Tokenizer, temperature
     assert counts["problems"] == [] and counts["valid"] == len(ROWS)
 
 
+def held(guide: Guide | None) -> CallGuide:
+    """The guide of the calls themselves."""
+    inner = guide.inner if isinstance(guide, MustCall) else guide
+    assert isinstance(inner, CallGuide)
+    return inner
+
+
 def walk(
-    guide: CallGuide, room: int, drawn: random.Random, likely: list[int], tokenizer: Tokenizer
+    guide: Guide | None, room: int, drawn: random.Random, likely: list[int], tokenizer: Tokenizer
 ) -> list[int]:
     """A reply of random ids, which opens a call as soon as it may."""
-    ids: list[int] = []
+    ids, own = list[int](), held(guide)
+    assert guide is not None
     while len(ids) < room and (not ids or ids[-1] not in tokenizer.stop_ids):
-        wanted = guide.grammar.opening if guide.matcher is None else drawn.choice(likely)
-        wanted = tokenizer.end_of_turn_id if ids and guide.matcher is None else wanted
+        wanted = own.grammar.opening if own.matcher is None else drawn.choice(likely)
+        wanted = tokenizer.end_of_turn_id if ids and own.matcher is None else wanted
         while not guide.accepts(wanted):
             wanted = drawn.choice(guide.allowed())
         guide.advance(wanted)
@@ -85,14 +94,11 @@ def test_a_call_ends_within_every_limit(tokenizer: Tokenizer, number: int) -> No
     tools, drawn = ROWS[number].tools, random.Random(number)
     likely = tokenizer.encode('"{[}]:,0-.\\ab') + [drawn.randrange(len(tokenizer))]
     rule = CallRule("constrained", "required")
-    guide = guide_for(tokenizer, tools, rule, room=9999)
-    assert isinstance(guide, CallGuide)
-    least = len(guide.grammar.start_plan) + 1
+    least = len(held(guide_for(tokenizer, tools, rule, room=9999)).grammar.start_plan) + 1
     with pytest.raises(ValueError, match=f"a call takes {least} tokens, but there are {least - 1}"):
         guide_for(tokenizer, tools, rule, room=least - 1)
     for room in [*range(least, least + 8), least + 60]:
         guide = guide_for(tokenizer, tools, rule, room=room)
-        assert isinstance(guide, CallGuide)
         ids = walk(guide, room, drawn, likely, tokenizer)
         assert problems_of(ids, tokenizer, tools) == [], tokenizer.decode(ids)
 
@@ -125,12 +131,12 @@ def test_a_valid_call_as_the_format_writes_it_is_never_touched(tokenizer: Tokeni
 
 
 def test_the_choice_is_the_models_or_forced(tokenizer: Tokenizer) -> None:
-    def guide(choice: str) -> CallGuide:
+    def guide(choice: str) -> Guide:
         made = guide_for(tokenizer, TOOLS, CallRule("constrained", choice), room=300)
-        assert isinstance(made, CallGuide)
+        assert made is not None
         return made
 
-    text, opening = tokenizer.encode("Hi")[0], guide("auto").grammar.opening
+    text, opening = tokenizer.encode("Hi")[0], held(guide("auto")).grammar.opening
     assert guide("auto").accepts(text) and guide("auto").accepts(opening)
     assert guide("none").accepts(text) and not guide("none").accepts(opening)
     forced = guide("required")
@@ -178,7 +184,6 @@ def test_keys_that_come_twice(text: str, expected: bool) -> None:
 def test_a_pattern_that_has_no_end_is_left_out(tokenizer: Tokenizer) -> None:
     endless = Tool("f", "", schema({"a": {"type": "string", "pattern": "(?<!x)y"}}, "a"))
     guide = guide_for(tokenizer, [endless], CallRule("constrained", "required"), room=99)
-    assert isinstance(guide, CallGuide)
     ids = walk(guide, 99, random.Random(0), tokenizer.encode('"'), tokenizer)
     assert problems_of(ids, tokenizer, (endless,)) == []
 

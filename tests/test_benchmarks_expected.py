@@ -1,12 +1,10 @@
 """docs/expected-results.md is what the rows say, and says so where there is none."""
 
-import json
 from pathlib import Path
 
 import pytest
-from builders import metrics
 
-from benchmarks.expected import NOT_MEASURED, PAGE, RESULTS, TABLES, main, page, read_rows, row_of
+from benchmarks.expected import NOT_MEASURED, PAGE, RESULTS, TABLES, main, page, read_rows
 
 STEP = {"name": "train_step", "impl": "ours", "config": "2b", "dtype": "bf16", "packs": 1}
 STEP |= {
@@ -71,31 +69,31 @@ def test_every_line_names_a_command_of_the_repository() -> None:
         assert words[0] == "python" and (PAGE.parents[1] / module).is_file()
 
 
-def test_a_finished_run_becomes_a_row_and_another_folder_is_refused(
-    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results, written = tmp_path / "results", tmp_path / "page.md"
-    results.mkdir()
-    flags = ["--results", str(results), "--page", str(written)]
-    assert main(["--add", str(truth), *flags]) == 0
-    (row,) = read_rows(results)
-    first, *_, last = metrics(truth)
-    assert row["before"]["eval_loss"] == first["eval_loss"]
-    assert row["after"]["eval_loss"] == last["eval_loss"] and row["steps"] == 4
-    assert row["seconds"] > 0 and row["device"].startswith("cpu") and row["versions"]["torch"]
-    # The embedded default's line has it once the run is one of the embedded base.
-    shown = lines_of(page([row | {"model": None}]), "the embedded default")[0]
-    ends = f"{first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after"
-    assert shown[0] == row["device"] and f"held-out loss {ends}" in shown[1]
+def test_the_evaluations_of_runs_are_told_by_their_ends() -> None:
+    calls = {"unseen": 0.5, "seen": 0.25, "n": {"unseen": 4, "seen": 4}}
+    run = {"name": "whole_run", "commit": "a", "device": "cpu (x)", "tool_call_accuracy": calls}
+    rows = [
+        run
+        | {"seed": seed, "step": step, "eval_loss": 3.2 - step / 60 + seed / 10, "seconds": step}
+        for seed in (0, 1)
+        for step in (0, 60, 165)
+    ]
+    what = "the embedded default"
+    # Without a commit's seconds no minutes are told.
+    assert lines_of(page([row | {"seconds": None} for row in rows[:3]]), what)[0][1] == (
+        "held-out loss 3.20 before, 0.45 after; tools never seen in training 50%; "
+        "tools seen in training 25%"
+    )
+    told = lines_of(page(rows), what)[0][1]
+    assert told.startswith("2.8 minutes; held-out loss 3.20 to 3.30 before, 0.45 to 0.55 after")
+    assert told.endswith(" (2 measurements)")
+    # Another model's run is no run of the embedded base.
+    other = page([row | {"model": "google/gemma-2-2b-it", "adapt": "rows"} for row in rows])
+    assert lines_of(other, what)[0] == ["CPU", NOT_MEASURED]
 
-    assert main(["--add", str(tmp_path / "none"), *flags]) == 2
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    (cut / "run.json").write_bytes((truth / "run.json").read_bytes())
-    (cut / "metrics.jsonl").write_text(json.dumps(first) + "\n")
-    with pytest.raises(ValueError, match="expected a finished run"):
-        row_of(cut)
-    (results / "broken.jsonl").write_text("{}\n{\n")
-    capsys.readouterr()
-    assert main(flags) == 2
+
+def test_a_broken_row_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jsonl").write_text("{}\n{\n")
+    assert main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 2
     assert capsys.readouterr().err.startswith("expected: broken.jsonl:2: expected a row of JSON")
+    assert not (tmp_path / "page.md").exists()

@@ -346,7 +346,10 @@ def test_every_figure_of_the_results_is_its_rows() -> None:
     for what, figure, command, device in rows:
         (found,) = [value for start, value in MEASURED.items() if what.startswith(start)]
         assert figure == found(), what
-        assert command.startswith("`") and device
+        assert command.startswith("`")
+        if command == "`python train.py`":
+            threads = re.findall(r"(\d+) threads", last_evaluation()["device"])
+            assert device.split()[0] == threads[0], what
     before = rows_of("default_run.jsonl")[0]
     assert f"after training, {before['eval_loss']:.2f} before" in part
     accuracy = before["tool_call_accuracy"]

@@ -22,8 +22,9 @@ from model.attention_flex import FlexAttention
 from model.attention_tiles import TiledAttention, document_spans
 from model.config import Gemma2Config
 from model.fused import geglu, rms_norm, rotary_tables, rotate
-from model.generate import generate
+from model.generate import Sampling, decode, generate
 from model.loss import supervised_loss
+from model.step import EAGER_STEPS
 from model.transformer import Gemma2
 from train import make_optimizer
 from training.run import StepLoss
@@ -327,6 +328,32 @@ def test_decoding_chooses_what_the_whole_forward_pass_would() -> None:
             row = logits[len(prompt) - 1 + place]
             # bf16 in another order: the chosen token may be the second of two that are as good.
             assert row.max() - row[id] < 0.05
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_a_replayed_step_writes_what_an_eager_one_does(
+    has_adapter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Gemma2(CONFIG).requires_grad_(False)
+    model = to_card(model_of(CONFIG) if has_adapter else plain).eval()
+    prompts = [list(range(5, 45)), list(range(100, 117)), [7, 8, 9]]
+    captured = generate(model, prompts, 40, (1,), Sampling(forbidden=(3, 4)))
+    monkeypatch.setattr("model.step.EAGER_STEPS", 10**6)
+    assert captured == generate(model, prompts, 40, (1,), Sampling(forbidden=(3, 4)))
+
+
+def test_a_replayed_step_waits_only_for_its_ids() -> None:
+    model = to_card(model_of(CONFIG)).eval()
+    steps = decode(model, [list(range(5, 45))], 20, (1,), Sampling(forbidden=(3, 4)))
+    for _ in range(EAGER_STEPS + 3):  # captured, and replayed once
+        next(steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(4):
+            next(steps)
+    names = [event.name for event in profile.events()]
+    assert names.count("cudaGraphLaunch") == 4 and "cudaLaunchKernel" not in names
+    # One is the profiler's own.
+    assert sum(name.startswith("cuda") and "Synchronize" in name for name in names) <= 5
 
 
 def test_a_graph_replays_what_was_called() -> None:

@@ -32,7 +32,7 @@ PACKAGES = tuple(FLOORS)
 # enough that there is no cycle. A subpackage stands as one entry.
 ORDER = {
     "model": """gemma3 gguf config kernels fused recompute attention attention_tiles attention_flex
-                layers transformer sweep loss loader embedding generate""".split(),
+                layers transformer sweep loss loader embedding step generate""".split(),
     "data": """conversation lenient_json tool_schema tool_calls pieces
                functiongemma wire template_functiongemma template tokenizer_file
                tokenizer_gguf tokenizer reply_reader reply chat masks api_calls roles forms schema

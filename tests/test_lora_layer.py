@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lora.config import LINEARS, LoRAConfig
 from lora.implementations import resolve_impl
 from lora.inject import add_lora, trainable_parameters
-from lora.layer import LoRALinear
+from lora.layer import FEW_ROWS, LoRALinear
 from lora.ops import lora_linear
+from model.layers import Linear
 from model.transformer import Gemma2
 from training.checkpoint import load_checkpoint
 
@@ -266,3 +267,38 @@ def test_every_field_out_of_range_is_named() -> None:
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="regular expression"):
         LoRAConfig(targets="(q_proj")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("adapted", [(True, True), (True, False)], ids=str)
+def test_few_rows_without_gradients_need_no_training_machinery(
+    dtype: torch.dtype,
+    adapted: tuple[bool, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    relative: Relative,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linears: list[nn.Module] = [
+        Linear(24, width).to(dtype).requires_grad_(False) for width in (40, 16)
+    ]
+    for place, is_adapted in enumerate(adapted):
+        if is_adapted:
+            base = linears[place]
+            assert isinstance(base, nn.Linear)
+            layer = LoRALinear(base, 4, 2.5, 0.0, generator, impl="torch")
+            layer.lora_B.data.normal_(generator=generator)
+            linears[place] = layer.eval()
+    first = linears[0]
+    assert isinstance(first, LoRALinear)
+    x = torch.randn(2, 3, 24, generator=generator).to(dtype)
+    expected = first.forward_group(x, linears)
+    many = torch.randn(1, FEW_ROWS + 1, 24, generator=generator).to(dtype)
+    monkeypatch.setattr("lora.layer.fused_linears", None)  # so that its use would be an error
+    with torch.no_grad():
+        found = [first.forward_group(x, linears), [linear(x) for linear in linears]]
+        with pytest.raises(TypeError):
+            first.forward_group(many, linears)
+    for outputs in found:
+        for y, truth in zip(outputs, expected, strict=True):
+            assert y.dtype == dtype
+            assert relative(y, truth) < (1e-6 if dtype == torch.float32 else 1e-2)

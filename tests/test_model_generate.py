@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.generate as module
+from model.attention import KVCache
 from model.generate import Context, Sampling, choose, decode, generate
+from model.step import Step
 from model.transformer import Gemma2
 
 PROMPTS = [
@@ -56,7 +60,7 @@ def test_every_step_has_the_logits_of_a_full_forward_pass(
 ) -> None:
     model, seen = make_model(seed=SEED, **UNTIED), []
 
-    def keep(logits: Tensor, *_: Any) -> Tensor:
+    def keep(logits: Tensor, **_: Any) -> Tensor:
         seen.append(logits.clone())
         return choose(logits, Sampling(), None)
 
@@ -256,3 +260,60 @@ def test_top_k_and_min_p_leave_out_the_rest(keywords: dict[str, Any], kept: int)
     sampling = Sampling(1.0, **keywords)
     ids = choose(LOGITS.expand(2000, 6), sampling, torch.Generator().manual_seed(1))
     assert set(ids.tolist()) == set(range(kept))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would have to wait for a GPU: values that the host reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+        self.count += func.overloadpacket.__name__ in names
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_keeps_its_tensors_and_asks_the_device_nothing(
+    make_model: Callable[..., Gemma2],
+) -> None:
+    model = make_model(seed=SEED, **UNTIED).eval()
+    sampling, cache = Sampling(forbidden=(3, 4)), KVCache(model.config, 2, 12, "cpu", torch.float32)
+    step = Step(
+        model,
+        cache,
+        torch.tensor([[3], [3]]),
+        partial(choose, sampling=sampling, generator=None),
+        is_fixed=True,
+    )
+    places = [step.ids.data_ptr(), step.positions.data_ptr(), cache.keys[0].data_ptr()]
+    with torch.no_grad(), Waits() as waits:
+        step.begin(model.hidden(torch.tensor([[5, 6, 7]] * 2), cache=cache)[:, -1])
+        before = waits.count
+        for _ in range(4):
+            step()
+        assert waits.count == before
+    assert step.positions.tolist() == [[7], [7]]
+    assert places == [step.ids.data_ptr(), step.positions.data_ptr(), cache.keys[0].data_ptr()]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_replayed_steps_write_what_eager_ones_do(
+    make_model: Callable[..., Gemma2], monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """The bookkeeping around a graph, whose replay is here the recorded call itself."""
+    model, captures = make_model(seed=SEED, **UNTIED).eval(), []
+
+    def record(call: Callable[[], None]) -> Callable[[], None]:
+        captures.append(call)
+        return call
+
+    sampling = Sampling(temperature=temperature, seed=3)
+    rows = generate(model, PROMPTS, 14, (), sampling)
+    # Ends a row in the middle, and none before the capture.
+    stops = [id for id in rows[0][4:10] if not any(id in row[:4] for row in rows)][:1]
+    eager = generate(model, PROMPTS, 14, stops, sampling)
+    monkeypatch.setattr("model.step.capture", record)
+    monkeypatch.setattr(Step, "_can_capture", lambda _: True)
+    assert generate(model, PROMPTS, 14, stops, sampling) == eager
+    # Again where rows have left: the tensors of the batch are other ones then.
+    assert len(captures) > 1 and 4 < min(map(len, eager)) < 14

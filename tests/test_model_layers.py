@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,9 +50,26 @@ def test_a_block_is_one_graph(make_model: Callable[..., Gemma2]) -> None:
     positions = torch.arange(15).expand(2, 15)
     # Masks, whose products are plain operators: the tiles of documents are a loop over the data.
     masks = [attention_mask(positions, positions, None, None, window) for window in (None, 5)]
-    model.model.choose_attention = lambda *_: MaskedAttention(*masks)  # type: ignore[method-assign]
+    model.model.choose_attention = lambda *_, **__: MaskedAttention(*masks)  # type: ignore[method-assign]
     with torch.no_grad():
         truth = model(tokens)
         for layer in model.model.layers:
             layer.compile(backend="aot_eager", fullgraph=True, dynamic=False)
         torch.testing.assert_close(model(tokens), truth)
+
+
+def test_one_row_is_multiplied_by_pytorchs_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, plain, ways = Linear(64, 48).bfloat16(), torch.nn.functional.linear, []
+
+    def note(*args: Tensor) -> Tensor:
+        ways.append(bool(torch.backends.mkldnn.enabled))
+        return plain(*args)
+
+    monkeypatch.setattr("model.layers.F.linear", note)
+    x = torch.randn(3, 1, 64).bfloat16()
+    with torch.no_grad():
+        whole, rows = linear(x), [linear(row[None]) for row in x]
+    # bf16 has 8 bits: each sum is in float32, and rounded once
+    torch.testing.assert_close(torch.cat(rows), whole, rtol=2**-7, atol=2**-9)
+    linear(x[:1])  # training keeps its product
+    assert ways == [True, False, False, False, True] and torch.backends.mkldnn.enabled

@@ -23,6 +23,7 @@ if CHROMIUM is None:
 
 from serving import ROOT, Script, serving  # noqa: E402
 
+from agent.guides import CallRule  # noqa: E402
 from agent.toolbox import ToolBox  # noqa: E402
 from lora.rows import Row  # noqa: E402
 
@@ -111,6 +112,33 @@ def test_a_question_is_thought_about_acted_on_observed_and_answered(
     assert re.search(r"\d+ tokens, \d+ of them", page.inner_text("#counts"))
     page.locator("#ids .trained").first.scroll_into_view_if_needed()
     shoot(page, "tokens")
+
+
+def test_under_constrain_the_tokens_say_what_the_grammar_allowed(
+    page: Any, served: tuple[Script, str]
+) -> None:
+    pytest.importorskip("llguidance")
+    with (
+        ToolBox(ROOT / "agent" / "example_tools.py") as toolbox,
+        serving(Script(script), toolbox=toolbox, rule=CallRule("constrained")) as url,
+    ):
+        page.goto(url)
+        page.fill("#question", "What is 17.5 times 23?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".answer")
+        page.wait_for_selector("#send:visible")
+        page.click("#tab-tokens")
+        page.wait_for_selector("#ids .forced")
+        assert page.is_visible("#rule")
+        # Inside of the call, and nowhere else: not in thoughts, nor in the list of the tools
+        text = "".join(page.locator("#ids .forced, #ids .held").all_inner_texts())
+        assert text.replace("⏎\n", "").startswith('{"name": "multiply_numbers", "arguments"')
+        assert text.rstrip().endswith("}⏎\n</tool_call>") and "fits" not in text
+        page.locator("#ids .forced").first.click()
+        assert ": 1 allowed: “" in page.inner_text("#allowed")
+        page.locator("#ids .held").last.focus()
+        assert re.search(r": \d+ allowed", page.inner_text("#allowed"))
+        shoot(page, "grammar")
 
 
 def test_adapter_scale_and_tools_are_sent(page: Any, served: tuple[Script, str]) -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from agent.guides import MustCall
 from data.conversation import Tool
 from data.reply import parse_reply
 from data.tokenizer import Tokenizer
-from serve.guides import MustCall
 from serve.replies import Answer, StopTexts, joined
 
 WEIGHTS = Path(__file__).parents[1] / "embedded" / "weights"

@@ -213,6 +213,7 @@ def test_under_constrain_a_choice_forces_a_whole_call_or_is_refused() -> None:
     named = {"type": "function", "function": {"name": "f"}}
     for choice, must, may in (("auto", 0, 1), ("none", 0, 0), ("required", 1, 1), (named, 1, 1)):
         guide = guide_of(tool_choice=choice)
-        assert (guide.must_call, guide.may_call) == (must, may)
+        assert guide.accepts(TOKENIZER.tag_ids["<tool_call>"]) == may
+        assert guide.accepts(TOKENIZER.encode("a")[0]) != must
     with pytest.raises(ApiError, match="a call takes [0-9]+ tokens, but there are 3"):
         guide_of(tool_choice="required", max_tokens=3)

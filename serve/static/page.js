@@ -196,8 +196,24 @@ function busy(is) {
   byId("log").setAttribute("aria-busy", String(is));
 }
 
+// A line end is shown and made
+const shown = (text) => text.replaceAll("\n", "⏎\n");
+
+function explain(item, text, { count, some }) {
+  item.classList.add(count === 1 ? "forced" : "held");
+  item.tabIndex = 0;
+  const others = count > some.length ? ", …" : "";
+  const tell = () => {
+    const list = some.map((one) => `“${one.replaceAll("\n", "⏎")}”`).join(" ");
+    byId("allowed").textContent = `“${text.replaceAll("\n", "⏎")}”: ${count} allowed: ${list}${others}`;
+  };
+  item.addEventListener("focus", tell);
+  item.addEventListener("click", tell);
+}
+
 async function showTokens() {
   const place = byId("ids");
+  byId("allowed").textContent = "";
   place.textContent = "";
   byId("counts").textContent = "";
   if (!messages.length) return place.append("Ask something first.");
@@ -205,10 +221,11 @@ async function showTokens() {
     const tokens = await (await ask("page/tokens", requestOf(messages))).json();
     const trained = tokens.filter((token) => token.trained).length;
     byId("counts").textContent = `${tokens.length} tokens, ${trained} of them to be learned.`;
-    for (const { ids, text, trained: isTrained } of tokens) {
-      // A line end is shown and made
-      const item = element("span", isTrained ? "trained" : "", text.replaceAll("\n", "⏎\n"));
+    byId("rule").hidden = !tokens.some((token) => token.allowed);
+    for (const { ids, text, trained: isTrained, allowed } of tokens) {
+      const item = element("span", isTrained ? "trained" : "", shown(text));
       item.title = ids.join(" ");
+      if (allowed) explain(item, text, allowed);
       place.append(item);
     }
   } catch (error) {
