@@ -41,10 +41,10 @@ TIMEOUT = 120  # seconds of one request
 
 
 @contextlib.contextmanager
-def server(adapter: Path | None) -> Iterator[tuple[int, int]]:
+def server(adapter: Path | None, name: str = "own") -> Iterator[tuple[int, int]]:
     """The port and the process id of a server, which is interrupted at the end."""
     command = [sys.executable, "infer.py", "--serve", "0", "--device", "cpu", "--dtype", "fp32"]
-    command += ["--adapter", f"own={adapter.resolve()}"] if adapter else []
+    command += ["--adapter", f"{name}={adapter.resolve()}"] if adapter else []
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

@@ -190,7 +190,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return *_rotated(*grads, cos, sin, -1.0), None, None
+        grad_query, grad_keys = grads
+        return *_rotated(grad_query, grad_keys, cos, sin, -1.0), None, None
 
 
 def rotate(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,7 +151,9 @@ class Batch:
         self._use(self.requests)
         ids = torch.tensor([[request.written[-1]] for request in self.requests], device=self.device)
         positions = torch.tensor(lengths, device=self.device)[:, None] - 1  # (B, 1)
-        hidden = self.model.hidden(ids, positions=positions, cache=self.cache)[:, 0]  # (B, D)
+        end = self.cache.max_length  # has room for all of them: the device need not be asked
+        states = self.model.hidden(ids, positions=positions, cache=self.cache, end=end)
+        hidden = states[:, 0]  # (B, D)
         return self._choose(self.model.logits(hidden), range(len(self)))
 
     def leave(self, request: Request) -> None:

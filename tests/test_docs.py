@@ -356,6 +356,16 @@ def test_every_figure_of_the_results_is_its_rows() -> None:
     assert not any(accuracy[kind] for kind in ("seen", "unseen", "parallel"))
 
 
+def test_a_ratio_is_attributed_as_far_as_there_are_rows() -> None:
+    (row,) = [r for r in rows_of("attribution_cpu_epyc.jsonl") if r["name"] == "attribution"]
+    plain, saved = row["p50_ms"]["plain"], row["saved_ms"]
+    lora, attention, loss = (
+        f"{100 * saved[name] / plain:.0f}%" for name in ("lora", "attention", "loss")
+    )
+    text = re.sub(r"\s+", " ", README.read_text("utf-8"))
+    assert f"fused LoRA saves {lora}, attention {attention}, the loss {loss}" in text
+
+
 def test_what_the_base_knew_is_what_its_pretraining_measured() -> None:
     found = json.loads((EMBEDDED_MODEL / "pretrain.json").read_text("utf-8"))["held_out_accuracy"]
     one, two = (f"{100 * found[name]:.0f}%" for name in ("fill_whole", "double_whole"))

@@ -2,6 +2,7 @@
 
 Each runs in the interpreter that the variable CLIENTS_PYTHON names, by default this one, and is
 skipped where that does not have it (pip install openai smolagents langchain-openai langgraph).
+Where CLIENTS_ADAPTER names the folder of a default `python train.py`, they ask its adapter too.
 """
 
 import json
@@ -18,6 +19,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from serving import Script, serving  # noqa: E402
+
+from benchmarks.soak import server  # noqa: E402
 
 PYTHON = os.environ.get("CLIENTS_PYTHON", sys.executable)
 SCRIPT = Path(__file__).with_name("chat_clients.py")
@@ -51,13 +54,13 @@ def served() -> Iterator[tuple[Script, str]]:
         yield batch, url
 
 
-def run(package: str, client: str, url: str) -> Any:
+def run(package: str, client: str, *more: str) -> Any:
     there = subprocess.run([PYTHON, "-c", f"import {package}"], capture_output=True)
     if there.returncode:
         pytest.skip(f"{PYTHON} has no {package}")
     # Without the folder of the tests on its path, whose names are no packages of that interpreter
     done = subprocess.run(
-        [PYTHON, "-P", str(SCRIPT), client, url], capture_output=True, text=True, timeout=120
+        [PYTHON, "-P", str(SCRIPT), client, *more], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -100,3 +103,29 @@ def test_an_agent_of_langchain_finishes(served: tuple[Script, str]) -> None:
     answer, kinds = run("langchain_openai", "langchain", served[1])
     assert answer == "It is 402.5, and 805."
     assert kinds == ["human", "ai", "tool", "ai", "tool", "ai"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[str]:
+    if "CLIENTS_ADAPTER" not in os.environ:
+        pytest.skip("CLIENTS_ADAPTER names no folder of a run")
+    with server(Path(os.environ["CLIENTS_ADAPTER"]), name="first") as (port, _):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("package", "client"),
+    [
+        ("openai", "openai"),
+        ("openai", "openai-stream"),
+        ("smolagents", "smolagents"),
+        ("langchain_openai", "langchain"),
+    ],
+)
+def test_a_trained_adapter_finishes_two_steps(trained: str, package: str, client: str) -> None:
+    """The second call's argument is the first one's result, and the answer tells the second's."""
+    found = run(package, client, trained, "double")
+    if package == "openai":
+        assert found[:2] == CALLS
+    answer = {"openai": -1, "langchain_openai": 0}.get(package)
+    assert "805" in (found if answer is None else found[answer])
