@@ -140,7 +140,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What rows of one file must have in common."""
     weights = args.adapter and args.adapter / "adapter_model.safetensors"
     found = {name: getattr(args, name) for name in ("names", "max_new_tokens", "seed", "dtype")}
-    found["model"] = args.model or (args.adapter and read_config(args.adapter).base_model)
+    base = args.model or (args.adapter and read_config(args.adapter).base_model)
+    found["model"] = base and Path(base).name  # rows may be published: no folder of this machine
     return found | {"adapter_sha256": weights and file_digest(weights)}
 
 

@@ -185,8 +185,8 @@ def _other_items(items: list[Any], rng: random.Random) -> Any:
     item = [*items[:place], _other(items[place], rng), *items[place + 1 :]]
     floats = [float(x) if type(x) is int and x < 10**9 else x for x in items]
     whole = [int(x) if type(x) is float and abs(x) < 1e9 else x for x in items]
-    ways = (items[1:], [*items, items[0]], items[::-1], [*items, rng.choice(ODD)], items[0])
-    ways = (*ways, floats, whole)
+    ways: list[Any] = [items[1:], [*items, items[0]], items[::-1]]
+    ways += [[*items, rng.choice(ODD)], items[0], floats, whole]
     return rng.choice((item, item, item, *ways, ",".join(map(str, items)), [items]))
 
 

@@ -5,7 +5,8 @@
 Each part is a process of its own with a limit of its own, and its rows are written as they come: a
 part that dies, or that runs out of time, costs only what it had not written. DIR/parts.jsonl says
 what has been done; a later call with the same DIR goes on from there. At the end of each call
-DIR/table.md and the pictures are made from the rows that exist, and on a real card README's table.
+DIR/table.md and the pictures are made from the rows that exist, and on a real card
+the table of docs/results.md.
 """
 
 import argparse
@@ -49,14 +50,20 @@ PARTS = (
     Part("flex", f"{TIMED} flex", 240),
     Part(
         "peers",
-        f"{STEP} --packs 4 --length 1024 --only ours,peft,peft_16bit --no-peak --out {{rows}}",
-        240,
+        f"{STEP} --packs 4 --length 1024 --no-peak --out {{rows}} "
+        "--only ours,peft,peft_16bit,peft_16bit_compiled,peft_16bit_flex",
+        300,
     ),
     Part(
         "block",
         "-m benchmarks.lora_linear --device cuda --shapes block --rows 2048,8192 --ranks "
         "16 --dropouts 0,0.05 --rounds 30 --out {rows}",
         360,
+    ),
+    Part(
+        "attribute",
+        f"{STEP} --packs 4 --length 1024 --attribute --no-peak --out {{rows}}",
+        200,
     ),
     Part("embedded", "train.py --device cuda --output {out}/embedded --overwrite", 300),
     Part(

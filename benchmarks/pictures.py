@@ -76,7 +76,11 @@ def draw_mask(path: Path, width: int = 96) -> None:
     figure = Figure(figsize=(10, 0.27 * (line + 3)), layout="constrained")
     axis = figure.subplots()
     for column, number, text, is_trained in placed:
-        box = {"facecolor": "#d2f4d9" if is_trained else "#f3f4f6", "edgecolor": "white", "lw": 1.2}
+        box: dict[str, Any] = {
+            "facecolor": "#d2f4d9" if is_trained else "#f3f4f6",
+            "edgecolor": "white",
+            "lw": 1.2,
+        }
         axis.barh(number, len(text), left=column, height=0.9, **box)
         style: dict[str, Any] = {"color": GREEN if is_trained else GREY, "fontsize": 11}
         style["family"] = "monospace"
@@ -148,13 +152,14 @@ class Traffic(TorchDispatchMode):
 def traffic(case: Case, groups: Groups, *, autocast: bool = False) -> float:
     """Bytes a token of activations, forward and backward, in all linears of the case."""
     with Traffic(case.rows) as counted:
-        outputs, gradients = [], []
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
         for x, linears, dys in zip(case.inputs, groups, case.gradients, strict=True):
             with torch.autocast("cpu", case.dtype, enabled=autocast):
-                first = linears[0]
-                shares = isinstance(first, LoRALinear)
-                ys = first.forward_group(x, linears) if shares else [f(x) for f in linears]
-            outputs += ys
+                if isinstance(linears[0], LoRALinear):
+                    outputs += linears[0].forward_group(x, linears)
+                else:
+                    outputs += [linear(x) for linear in linears]
             gradients += dys
         torch.autograd.backward(outputs, gradients)
     return counted.bytes / case.rows
@@ -204,7 +209,7 @@ def draw_passes(path: Path) -> None:
     left.set_yticks(range(len(names)), [words for words, _ in LAYOUTS.values()], fontsize=9.5)
     left.set(xlabel="bytes a token, beyond the frozen linears (counted)")
     left.set_xlim(0, 1.2 * left.get_xlim()[1])
-    left.legend(loc="lower right", fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
     right.axvline(1, color="black", lw=0.8)
     right.set(xlabel="time, the frozen linears alone = 1 (measured)", xlim=(0.9, 1.65))
     left.invert_yaxis()
@@ -213,8 +218,7 @@ def draw_passes(path: Path) -> None:
 
 def draw_kinds(path: Path) -> None:
     """Exact calls by kind in every evaluation of the default run."""
-    rows = rows_of("default_run.jsonl")
-    rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    rows = rows_of("default_curve.jsonl")
     figure = Figure(figsize=(8.5, 4.2), layout="constrained")
     axis = figure.subplots()
     marks = dict(zip(KINDS, "osD^*", strict=True))

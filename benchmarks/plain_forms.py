@@ -91,10 +91,14 @@ def plain_norm(
     return y if residual is None else residual + y
 
 
-def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def plain_rotation(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """`model.fused.rotate`, differentiated by autograd."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+    return turned(query), turned(keys)
 
 
 def plain_geglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -153,8 +153,8 @@ class GGUFFile:
         if kind is None:
             raise self._unknown(name, f"number {entry.kind}")
         block, nbytes = sizes[kind]
-        width = entry.shape[-1] if entry.shape else 1
-        rows, row_bytes = prod(entry.shape) // max(1, width), width // block * nbytes
+        width = max((1, *entry.shape[-1:]))  # without numbers: no rows; a lone number: one
+        rows, row_bytes = prod(entry.shape) // width, width // block * nbytes
         if width % block or entry.offset + rows * row_bytes > len(self._bytes):
             raise self._broken(f"{name} does not fit: it ends before its {rows} rows of {width} do")
         raw = np.frombuffer(self._bytes, np.uint8, rows * row_bytes, entry.offset)

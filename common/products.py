@@ -19,6 +19,7 @@ from torch import Tensor
 SLICE_BYTES = 8 << 20
 PROBE = (512, 1024, 1024)  # M, K, N of the products that are timed
 ROUNDS = 7
+ENOUGH = 1.0  # seconds; on a machine that is busy with other work two rounds must do
 # float32 must take at most this share of bf16's time: 16-bit activations are worth something
 # themselves, and two figures close to each other must not change places from run to run.
 MUCH_FASTER = 0.8
@@ -77,6 +78,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight.T
     y = x.new_empty(x.shape[0], weight.shape[0])
     rows = _slice_rows(weight)
+    # Into its place: parts put together afterwards would be one more pass over y.
     for part, into in zip(weight.split(rows), y.split(rows, dim=1), strict=True):
         torch.mm(x, part.to(x.dtype).T, out=into)
     return y
@@ -109,8 +111,11 @@ def time_products() -> Seconds:
     # Ones: the time is the same, and no generator moves.
     x, weight = torch.ones(m, k, dtype=torch.bfloat16), torch.ones(n, k, dtype=torch.bfloat16)
     best = {"bf16": float("inf"), "fp32": float("inf")}
-    # In turns, so that what else the machine does falls on both.
-    for _ in range(ROUNDS):
+    begin = time.perf_counter()
+    # In turns, so that what else the machine does falls on both; the first round also prepares.
+    for index in range(ROUNDS):
+        if index > 1 and time.perf_counter() - begin > ENOUGH:
+            break
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             start = time.perf_counter()
             product(x.to(dtype), weight).to(torch.bfloat16)

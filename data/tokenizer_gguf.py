@@ -67,15 +67,10 @@ def _merges(vocab: dict[str, int], scores: list[float], is_merged: list[bool]) -
     """Every pair of pieces that makes a piece, in the order in which they are joined."""
     found = []
     for piece, id in vocab.items():
-        if not is_merged[id]:
-            continue
-        pairs = []
-        for cut in range(1, len(piece)):
-            left, right = vocab.get(piece[:cut]), vocab.get(piece[cut:])
-            if left is not None and right is not None:
-                pairs.append((left, right, cut))
-        score, length = scores[id], len(piece)
-        found += [(score, cut, length - cut, piece) for _, _, cut in sorted(pairs)]
+        for cut in range(1, len(piece)) if is_merged[id] else ():
+            if piece[:cut] in vocab and piece[cut:] in vocab:
+                found.append((scores[id], cut, len(piece) - cut, piece))
+    # Of one piece's pairs the one with the longer left half comes first.
     found.sort(key=lambda merge: merge[:3], reverse=True)
     return [[piece[:cut], piece[cut:]] for _, cut, _, piece in found]
 

@@ -7,7 +7,7 @@ Shapes: B batch, T positions, H heads, D model width, F MLP width, d head width.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -48,9 +48,13 @@ def fused(function: Callable[P, R], sizes_vary: bool | None = None) -> Callable[
 
 def _can_compile(x: Tensor) -> bool:
     """True for activations (B, T, ...) with T > 1, so not in decoding, on a GPU with Triton."""
-    if not x.is_cuda or x.dim() < 2 or x.shape[1] < 2:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (7, 0)
+    return x.is_cuda and x.dim() >= 2 and x.shape[1] >= 2 and _has_triton(x.device)
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    # Cached: asked before every pass, it would cost a fifth of what the pass costs the host.
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 @fused
@@ -160,36 +164,46 @@ def rotary_tables(
     return angles.cos(), angles.sin()
 
 
-@fused
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)  # (B, T, H, d / 2) each
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos.to(x.dtype) + turned * (sin * sign).to(x.dtype)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+@fused
+def _rotated(
+    query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, sign: float
+) -> tuple[Tensor, Tensor]:
+    sin = sin * sign
+    return _turned(query, cos, sin), _turned(keys, cos, sin)
 
 
 class _Rotation(torch.autograd.Function):
     """A rotation by the positions' angles; its transpose is the rotation back. Saves the tables."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
+        return _rotated(query, keys, cos, sin, 1.0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, sin, -1.0), None, None
+        grad_query, grad_keys = grads
+        return *_rotated(grad_query, grad_keys, cos, sin, -1.0), None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding of x (B, T, H, d), with the float32 tables cast to x's dtype first.
+def rotate(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotary embedding of queries (B, T, H, d) and keys (B, T, Hkv, d).
 
-    Source of the cast: Gemma's reference implementation.
+    The float32 tables are cast to their dtype first. Both at once: on a card a pass costs the host
+    more than it costs the card. Source of the cast: Gemma's reference implementation.
     """
     if not torch.is_grad_enabled():
-        return _rotated(x, cos, sin, 1.0)
-    y: Tensor = _Rotation.apply(x, cos, sin)
-    return y
+        return _rotated(query, keys, cos, sin, 1.0)
+    turned: tuple[Tensor, Tensor] = _Rotation.apply(query, keys, cos, sin)
+    return turned
 
 
 @fused

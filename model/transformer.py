@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         if base is not None:  # Gemma 3 turns its sliding layers faster
             sliding = rotary_tables(positions, config.head_dim, base)
         call = Pass(
-            attend=self.choose_attention(positions, documents, cache, is_whole, end=end),
+            attend=self.choose_attention(positions, documents, cache, is_whole, end),
             full_rotary=full,
             sliding_rotary=sliding,
             positions=positions,
@@ -132,7 +132,6 @@ class Decoder(nn.Module):
         documents: Tensor | None,
         cache: KVCache | None,
         is_whole: bool = False,
-        *,
         end: int | None = None,
     ) -> Attend:
         """How this pass attends. `is_whole`: positions are 0 .. T - 1, and no others are seen.

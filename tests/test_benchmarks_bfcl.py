@@ -193,6 +193,7 @@ def test_rows_and_tables(
     assert bfcl.main([*flags, "--perturb", "near,none", "--out", str(out)]) == 0
     head, *rows = read(out)
     assert head["settings"]["names"] == "offered" and "commit" in head
+    assert str(tmp_path.parent) not in out.read_text()  # no folder of this machine
     right = {(row["change"], row["id"]): row["right"] for row in rows}
     assert len(rows) == len(right) == 8 + 6 + 5  # both tools of the parallel one would go
     assert all(right["plain", f"m{i}"] and right["near", f"m{i}"] for i in range(5))

@@ -19,6 +19,8 @@ TEXTS: list[tuple[str, Sequence[Any], Any, bool]] = [
     ("string", ["a", "b"], "B", True),
     ("string", ["7"], 7, False),
     ("string", ["", "a"], "", True),  # "" is a text too
+    ("string", [""], ",", True),  # its comma does not count
+    ("string", ["a", None], "b", False),
     ("string", [7], 7, True),  # an answer of another type is taken as it stands
     ("string", [7], "7", False),
     ("string", [7, "a"], "A", False),
@@ -66,6 +68,8 @@ OBJECTS: list[tuple[str, Sequence[Any], Any, bool]] = [
     ("dict", [{"b": [1]}], {"b": "1"}, False),
     ("dict", [{"b": [1]}], {"b": True}, True),  # as Python compares
     ("dict", ["", {"b": [1]}], {"b": 1}, True),
+    ("dict", ["", {"b": [1]}], {}, False),
+    ("dict", [{"a": ["X y"]}], {"a": "X Y"}, True),
     ("dict", ["d"], "d", True),
     ("dict", ["d"], {"b": 1}, False),
     ("array dict", [[{"a": ["X"]}, {"a": ["Y"]}]], [{"a": "x"}, {"a": "y"}], True),

@@ -74,9 +74,9 @@ def test_what_the_callers_time_cut_short_is_run_again(
 def test_the_table_is_made_of_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{START}\nold\n{STOP}\nafter\n")
-    monkeypatch.setattr(gpu_report, "README", readme)
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{START}\nold\n{STOP}\nafter\n")
+    monkeypatch.setattr(gpu_report, "PAGE", page)
     ours = ROW | {"impl": "ours", "p50_ms": 160.0, "tokens_per_second": 51_200.0}
     dead = ROW | {"impl": "peft", "out_of_memory": True, "error": "OutOfMemoryError: CUDA"}
     block: dict[str, Any] = {"rows": 8192, "rank": 16, "dropout": 0.0, "mode": "graph"}
@@ -85,14 +85,18 @@ def test_the_table_is_made_of_the_rows(
         "step": [ours, dead],
         "block": [block | {"impl": n, "p50_ms": t} for n, t in (("frozen", 4.0), ("fused", 4.4))],
     }
+    saved = {"lora": 60.0, "loss": 20.0, "all": 90.0}
+    medians = {"p50_ms": {"plain": 250.0}, "saved_ms": saved}
+    rows["attribute"] = [ours, ROW | {"name": "attribution"} | medians]
     for name, lines in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     gpu_report.write_report(tmp_path)
     text = table(tmp_path)
     assert "ours | 160 ms, 51,200 tokens/s, peak 26.0 GB" in text
     assert "peft | out of memory" in text
+    assert "saved by | lora 60 ms (24%), loss 20 ms (8%), all 90 ms (36%)" in text
     assert "as a graph | frozen 4.00 ms = 1; fused 1.10" in text
     assert (tmp_path / "steps.png").stat().st_size > 1000
     is_real = not device.startswith("Fake")
-    assert ("51,200" in readme.read_text()) == is_real
-    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("after\n")
+    assert ("51,200" in page.read_text()) == is_real
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")

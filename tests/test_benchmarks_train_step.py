@@ -41,7 +41,7 @@ def test_rows_have_the_fields_of_the_committed_ones(tmp_path: Path) -> None:
     flags = [*SMALL, *"--length 32 --rounds 1 --only ours --out".split(), str(out)]
     assert train_step.main(flags) == 0
     results = Path(train_step.__file__).parent / "results"
-    committed = (results / "train_step_cpu_epyc.jsonl").read_text().splitlines()[-1]
+    committed = (results / "attribution_cpu_epyc.jsonl").read_text().splitlines()[0]
     assert list(json.loads(out.read_text())) == list(json.loads(committed))
 
 

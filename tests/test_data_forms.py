@@ -82,8 +82,11 @@ def test_blocks_of_one_message_become_turns() -> None:
 
 def test_every_example_is_in_the_table() -> None:
     assert {name for name, *_ in FORMS} == {path.name for path in EXAMPLES.glob("*.json*")}
-    described = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert all(name in described for name, *_ in FORMS)
+    page = EXAMPLES.parents[1] / "docs" / "your-own-data.md"
+    described = page.read_text(encoding="utf-8")
+    for name, *_ in FORMS:  # whose first row follows, as it lies in the file
+        line = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()[0]
+        assert f"`{name}`" in described and f"```json\n{line}\n```" in described, name
 
 
 def test_rows_marked_as_evaluation_are_held_out() -> None:

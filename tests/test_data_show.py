@@ -72,7 +72,12 @@ def test_the_page_has_the_text_in_its_colours_and_no_markup_of_the_rows(
 
 def test_the_image_has_green_text_and_grey_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     draw(
-        show_rows([conversation("Is $x$ \\frac?")], tokenizer, "assistant", marked=False),
+        show_rows(
+            [conversation("A formula: $\\frac{1}$.")],
+            tokenizer,
+            "assistant",
+            marked=False,
+        ),
         tmp_path / "a.png",
     )
     pixels = imread(tmp_path / "a.png")[..., :3]

@@ -54,6 +54,49 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_pretrained(gguf_file(tmp_path_factory.mktemp("gguf"), vocabulary()))
 
 
+def test_the_file_is_as_gemmas_own(tmp_path: Path) -> None:
+    """Entry for entry: what a mistake in it changes may not show in the ids of any text."""
+    entries: list[tuple[str, int, float]] = [  # piece, its type, its score
+        *(("<pad>", 3, 0.0), ("<unk>", 2, 0.0), ("<x y>", 3, 0.0), ("  ", 4, -1000.0)),
+        *(("<0x61>", 6, 0.0), ("<", 1, -9.0), ("0x61>", 1, -9.0), (META, 1, -9.0)),
+        *(("a", 1, -9.0), ("b", 1, -9.0), ("ab", 1, -2.0), ("ba", 1, -1.0), ("aba", 1, -3.0)),
+        *(("bb", 5, -1.0), ("bab", 1, -3.0)),
+    ]
+    pieces, kinds, scores = (list(part) for part in zip(*entries, strict=True))
+    built = json.loads(tokenizer_source(GGUFFile(gguf_file(tmp_path, (pieces, scores, kinds)))))
+    names = [META * 2 if piece == "  " else piece for piece in pieces]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    assert built["added_tokens"] == [
+        {"id": id, "content": names[id], **plain, "special": id < 3} for id in range(4)
+    ]
+    # User-defined pieces are above all, whatever their score. Of equal scores the piece, and of one
+    # piece the pair, whose left half is longer. A byte's name and an unused piece join nothing.
+    pairs = [META * 2, "ba", "ab", "aba", "bab", "aba", "bab"]
+    cuts = (1, 1, 1, 2, 2, 1, 1)
+    merges = [[pair[:cut], pair[cut:]] for pair, cut in zip(pairs, cuts, strict=True)]
+    assert built["model"] == {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": {name: id for id, name in enumerate(names)},
+        "merges": merges,
+    }
+    spaces = {"type": "Replace", "pattern": {"String": META}, "content": " "}
+    decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    assert built["decoder"] == {"type": "Sequence", "decoders": decoders}
+    own = {"type": "Replace", "pattern": {"String": " "}, "content": META}
+    rest = {"normalizer": own, "pre_tokenizer": None, "post_processor": None, "version": "1.0"}
+    assert {name: built[name] for name in rest} == rest
+    assert built["truncation"] is built["padding"] is None
+    others = gguf_file(tmp_path, (pieces[3:], scores[3:], kinds[3:]))
+    assert json.loads(tokenizer_source(GGUFFile(others)))["model"]["unk_token"] is None
+
+
 def sentencepiece_ids(text: str) -> list[int]:
     """SentencePiece's rule, written out: join the two neighbours whose piece scores highest."""
     pieces, scores, _ = vocabulary()
@@ -112,6 +155,7 @@ def test_what_is_no_vocabulary_of_gemmas_is_one_sentence(tmp_path: Path) -> None
     cases: list[tuple[Any, dict[str, Any], str]] = [
         ((pieces, scores, kinds), {"model": "gpt2"}, "expected tokenizer.ggml.model llama"),
         ((pieces, scores[1:], kinds), {}, "a text, a score and a type for each"),
+        ((pieces, scores, kinds[1:]), {}, "a text, a score and a type for each"),
         ((pieces, scores, [9] * len(kinds)), {}, "a text, a score and a type for each"),
         ((scores, scores, kinds), {}, "a text, a score and a type for each"),
         (([*pieces[:-1], pieces[-2]], scores, kinds), {}, "pieces that differ"),

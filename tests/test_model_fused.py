@@ -53,9 +53,9 @@ def cases() -> dict[str, Case]:
             [noise(2, 7, 32), noise(32)],
         ),
         "rotation": (
-            lambda x: rotate(x, cos, sin),
-            lambda x: plain_rotation(x, cos, sin),
-            [noise(2, 7, 3, 12)],
+            lambda q, k: torch.cat(rotate(q, k, cos, sin), 2),
+            lambda q, k: plain_rotation(torch.cat((q, k), 2), cos, sin),
+            [noise(2, 7, 3, 12), noise(2, 7, 2, 12)],
         ),
         "geglu": (
             geglu,

@@ -128,21 +128,42 @@ def test_a_run_that_breaks_off_is_told_so(
     assert calls[-1] == ("finish", ((), {"exit_code": 1}))
 
 
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """What TensorBoard shows of the loss of the run in the folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "out" / loggers.EVENTS)).Reload()
+    return [(event.step, event.value) for event in found.Scalars("loss")]
+
+
 def test_tensorboard_reads_what_a_run_and_its_resumption_wrote(
     run: Callable[..., int], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def curve() -> list[tuple[int, float]]:
-        found = EventAccumulator(str(tmp_path / "out" / loggers.EVENTS)).Reload()
-        return [(event.step, event.value) for event in found.Scalars("loss")]
-
     assert run("--logger", "tensorboard") == 0
     lines = metrics(tmp_path / "out")[1:]
-    assert curve() == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert curve(tmp_path) == [(line["step"], pytest.approx(line["loss"])) for line in lines]
     assert run("--logger", "tensorboard", "--resume", "--max-steps", "6") == 0
-    assert [step for step, _ in curve()] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
     # Started anew, it shows the new run alone.
     assert run("--logger", "tensorboard", "--overwrite", "--max-steps", "2") == 0
-    assert [step for step, _ in curve()] == [1, 2]
+    assert [step for step, _ in curve(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_shows_a_step_that_was_done_again_once(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    real = train.train_step
+
+    def stopped(made: Any, step: int) -> Any:
+        if step == 4:
+            raise KeyboardInterrupt  # the last checkpoint is that of step 2
+        return real(made, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", stopped)
+        assert run("--logger", "tensorboard") == 130
+    assert [step for step, _ in curve(tmp_path)] == [1, 2, 3]
+    assert run("--logger", "tensorboard", "--resume") == 0
+    assert [step for step, _ in curve(tmp_path)] == [1, 2, 3, 4]

@@ -144,5 +144,5 @@ def test_help_tells_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
     formatter = parsers[0]._get_formatter()
     for action in parsers[0]._actions:
         if action.nargs != 0 and not isinstance(action, _HelpAction):
-            text = formatter._get_help_string(action) or ""  # type: ignore[attr-defined]
+            text = formatter._get_help_string(action) or ""
             assert "default" in text, action.option_strings

@@ -20,6 +20,7 @@ from agent.limits import Event
 from agent.toolbox import ToolBox
 from agent.trial import Trial, describe_replies, measure_calls, read_trials
 from common.device import rng_state
+from common.screen import Screen
 from data.chat import render
 from data.conversation import Conversation, Message, SystemPrompt, ToolCall, ToolResult
 from data.dataset import load_conversations
@@ -119,6 +120,24 @@ def test_what_cannot_be_shown_is_one_sentence(
         code == 0 and "done: adapter in" in said and (folder / "adapter_model.safetensors").exists()
     )
     assert "this cannot be shown (RuntimeError: the tools); the adapter is saved\n" in said
+
+
+def test_quiet_leaves_the_lines_that_a_log_wants(start: Start) -> None:
+    code, _, said = start("--quiet", "--eval-fraction", "0.2")
+    assert code == 0
+    for word in (MARKS[0], "before and after ─", "exact calls: how often", "real tools", "─"):
+        assert word not in said
+    wanted = "What: |On what: |How long: |step 0: held-out|step 1/1|step 1: held-out|done: "
+    assert all(word in said for word in wanted.split("|"))
+
+
+def test_a_plain_screen_is_no_terminal_and_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = Screen()
+    assert shown.is_terminal and Progress(3, 0, shown).bar
+    shown.is_plain = True
+    assert not shown.is_terminal and Progress(3, 0, shown).bar is None
 
 
 def test_without_scored_calls_nothing_is_asked(start: Start) -> None:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lora.kernels.launch import launch
 from lora.kernels.lowrank import product
 from lora.kernels.steps import constants, readable, sum_parts
 from lora.kernels.tiles import (
@@ -154,13 +155,12 @@ def add_gathered_(
     s = torch.empty(splits, M, R, dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
     options = constants(shrink, padded(R), x) | {"STEPS": steps}
     sizes = (T, M, K, R, x.stride(0))
-    with torch.cuda.device_of(x):
-        grid = (programs, splits)
-        gathered_shrink_kernel[grid](x, a, index, scale, scalings, s, *sizes, **options)
-        low = sum_parts(s, x.dtype)  # (M, R)
-        grid = (batch * triton.cdiv(T, expand.rows), triton.cdiv(N, expand.cols))
-        options = constants(expand, padded(R), x)
-        gathered_expand_kernel[grid](y, low, b, index, T, N, R, **options)
+    args = (x, a, index, scale, scalings, s, *sizes)
+    launch(gathered_shrink_kernel, (programs, splits), args, **options)
+    low = sum_parts(s, x.dtype)  # (M, R)
+    grid = (batch * triton.cdiv(T, expand.rows), triton.cdiv(N, expand.cols))
+    options = constants(expand, padded(R), x)
+    launch(gathered_expand_kernel, grid, (y, low, b, index, T, N, R), **options)
 
 
 def _tile(x: Tensor, kernel: str, rank: int, positions: int) -> Tile:

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lora.kernels.launch import launch
 from lora.kernels.lowrank import (
     add_product_kernel,
     expand_backward_kernel,
@@ -39,6 +40,8 @@ from lora.kernels.tiles import (
     tile_for,
 )
 
+SUM_CONSTANTS = {"CHUNK": SUM.rows, "BLOCK": SUM.cols} | SUM.options
+
 
 def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tensor:
     """s (M, R) = scale * D(x) a^T in x's dtype, rounded once.
@@ -58,10 +61,9 @@ def shrink(x: Tensor, a: Tensor, scale: Tensor, p: float, seed: Tensor) -> Tenso
     out = torch.empty(splits, M, R, dtype=out_dtype, device=x.device)
     inputs, sizes = (x, a.contiguous(), scale, int(seed)), (M, K, R, x.stride(0))
     options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
-    with torch.cuda.device_of(x):
-        grid = (triton.cdiv(M, tile.rows), splits)
-        shrink_kernel[grid](*inputs, out, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options)
-        return sum_parts(out, x.dtype)
+    grid = (triton.cdiv(M, tile.rows), splits)
+    launch(shrink_kernel, grid, (*inputs, out, *sizes, *rate_of(p)), **options)
+    return sum_parts(out, x.dtype)
 
 
 def expand_(y: Tensor, s: Tensor, b: Tensor) -> None:
@@ -94,15 +96,13 @@ def expand_backward(
     db = torch.empty(N, R, dtype=torch.float32, device=dy.device)
     inputs, sizes = (dy, b.contiguous(), s), (M, N, R, dy.stride(0), s.stride(0))
     options = constants(tile, rank, dy) | {"STEPS": steps}
-    with torch.cuda.device_of(dy):
-        grid = (slices, blocks, strips)
-        parts = (ds_parts, db_parts)
-        expand_backward_kernel[grid](*inputs, *parts, float(scaling), *sizes, **options)
-        # Both sums in one launch, and ds at once in its place among the other linears'.
-        counts = (strips, M * R, blocks, N * R, R, ds.stride(0))
-        sums = (triton.cdiv(M * R, SUM.cols) + triton.cdiv(N * R, SUM.cols),)
-        options = {"CHUNK": SUM.rows, "BLOCK": SUM.cols} | SUM.options
-        sum_both_kernel[sums](ds_parts, ds, db_parts, db, *counts, **options)
+    grid = (slices, blocks, strips)
+    args = (*inputs, ds_parts, db_parts, float(scaling), *sizes)
+    launch(expand_backward_kernel, grid, args, **options)
+    # Both sums in one launch, and ds at once in its place among the other linears'.
+    counts = (strips, M * R, blocks, N * R, R, ds.stride(0))
+    sums = (triton.cdiv(M * R, SUM.cols) + triton.cdiv(N * R, SUM.cols),)
+    launch(sum_both_kernel, sums, (ds_parts, ds, db_parts, db, *counts), **SUM_CONSTANTS)
     return ds, db
 
 
@@ -125,12 +125,9 @@ def shrink_backward_(
     da = torch.empty(blocks, R, K, dtype=torch.float32, device=x.device)
     sizes = (M, K, R, ds.stride(0), x.stride(0))
     options = constants(tile, padded(R), x) | {"STEPS": steps, "DROPOUT": p > 0}
-    with torch.cuda.device_of(x):
-        grid = (blocks, triton.cdiv(K, tile.cols))
-        grad_a_kernel[grid](
-            ds, x, int(seed), da, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options
-        )
-        return sum_parts(da, torch.float32)
+    grid = (blocks, triton.cdiv(K, tile.cols))
+    launch(grad_a_kernel, grid, (ds, x, int(seed), da, *sizes, *rate_of(p)), **options)
+    return sum_parts(da, torch.float32)
 
 
 def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -142,17 +139,8 @@ def keep_mask(x: Tensor, p: float, seed: Tensor) -> Tensor:
     out = torch.empty(M, K, dtype=torch.bool, device=x.device)
     if out.numel():
         grid = (triton.cdiv(M, MASK.rows), triton.cdiv(K, MASK.cols))
-        with torch.cuda.device_of(x):
-            keep_mask_kernel[grid](
-                out,
-                int(seed),
-                M,
-                K,
-                drop_threshold(p),
-                ROWS=MASK.rows,
-                COLS=MASK.cols,
-                **MASK.options,
-            )
+        options = {"ROWS": MASK.rows, "COLS": MASK.cols} | MASK.options
+        launch(keep_mask_kernel, grid, (out, int(seed), M, K, drop_threshold(p)), **options)
     return out
 
 
@@ -176,11 +164,13 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, p: float, seed: int)
     # a matrix.
     sizes = (M, N, R, out.stride(0), left.stride(0), *right.stride())
     options = constants(tile, padded(R), out) | {"DROPOUT": p > 0}
-    with torch.cuda.device_of(out):
-        grid = (triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))
-        add_product_kernel[grid](
-            out, left, right, seed, *sizes, drop_threshold(p), 1.0 / (1.0 - p), **options
-        )
+    grid = (triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols))
+    launch(add_product_kernel, grid, (out, left, right, seed, *sizes, *rate_of(p)), **options)
+
+
+def rate_of(p: float) -> tuple[int, float]:
+    """What the kernels need of a dropout rate: the threshold of its mask, and 1 / (1 - p)."""
+    return drop_threshold(p), 1.0 / (1.0 - p)
 
 
 def constants(tile: Tile, rank: int, x: Tensor) -> dict[str, int]:
@@ -196,8 +186,7 @@ def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
     grid = (triton.cdiv(out.numel(), SUM.cols),)
-    constants = {"CHUNK": SUM.rows, "BLOCK": SUM.cols} | SUM.options
-    sum_parts_kernel[grid](parts, out, len(parts), out.numel(), **constants)
+    launch(sum_parts_kernel, grid, (parts, out, len(parts), out.numel()), **SUM_CONSTANTS)
     return out
 
 
