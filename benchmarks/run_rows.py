@@ -28,6 +28,12 @@ KEPT = (
 )
 
 
+def _without_folder(model: str | None) -> str | None:
+    """The name of a base without the place that it has on one machine; a hub id is one already."""
+    is_place = model is not None and (Path(model).is_absolute() or Path(model).suffix == ".gguf")
+    return Path(model).name if model and is_place else model
+
+
 def rows_of(run: Path, name: str = "whole_run") -> list[dict[str, Any]]:
     """A row for each evaluation. Raises: FileNotFoundError, ValueError for what is no run."""
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
@@ -38,7 +44,7 @@ def rows_of(run: Path, name: str = "whole_run") -> list[dict[str, Any]]:
         "versions": record["versions"],
         "commit": record["git_commit"],
         "total_steps": record["total_steps"],
-        "model": record["arguments"]["model"],
+        "model": _without_folder(record["arguments"]["model"]),
         "adapt": record["arguments"]["adapt"],
     }
     every = read_metrics(run)
