@@ -119,6 +119,12 @@ TABLES = [
         [
             Line("the embedded default", "python train.py", RUN | {"model": None}),
             Line(
+                "Gemma 3 270M, 1,107 rows of the Berkeley leaderboard",
+                "python train.py --model gemma-3-270m.gguf --dataset rows.jsonl --max-length 1024 "
+                "--accumulate 1 --lr 1e-3 --alpha 16 --dropout 0",
+                RUN | {"model": "gemma-3-270m.gguf"},
+            ),
+            Line(
                 "Gemma-2-2B, the course's recipe",
                 f"{COURSE} --output runs/course",
                 REAL | {"adapt": "course"},

@@ -237,6 +237,30 @@ def draw_kinds(path: Path) -> None:
     save(figure, path)
 
 
+def draw_real(path: Path) -> None:
+    """Exact calls of Gemma 3 270M before and after, by kind, a mark for each run."""
+    runs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows_of("gemma3_270m.jsonl"):
+        runs.setdefault((row["total_steps"], row["seed"]), []).append(row)
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    kinds = [kind for kind in KINDS if kind != "overall"]
+    for mark, ((steps, seed), rows) in zip("osD^*", sorted(runs.items()), strict=False):
+        first, last = rows[0]["tool_call_accuracy"], rows[-1]["tool_call_accuracy"]
+        count = last["n"]["overall"]
+        style: dict[str, Any] = {"marker": mark, "ls": "", "ms": 8, "clip_on": False}
+        label = f"after {steps:,} steps, seed {seed} ({count} rows)"
+        axis.plot([100 * last[k] for k in kinds], kinds, color=GREEN, label=label, **style)
+        axis.plot([100 * first[k] for k in kinds], kinds, color=GREY, mfc="none", **style)
+    axis.plot([], [], color=GREY, mfc="none", marker="o", ls="", label="before, on 24 rows")
+    axis.set_yticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
+    axis.set(xlabel="exact first replies (%)", xlim=(-2, 102))
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, path)
+
+
 def draw_replies(path: Path) -> None:
     """Replies of the default run before and after training, as they came."""
     rows = rows_of("default_run.jsonl")
@@ -282,6 +306,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "pack": draw_pack,
     "passes": draw_passes,
     "kinds": draw_kinds,
+    "gemma3_270m": draw_real,
 }
 
 
