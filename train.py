@@ -245,8 +245,8 @@ def evaluate(run: Run, most: int | None = None) -> Line:
         return line
     model.eval()
     total, step_loss = 0.0, StepLoss(model)  # not the wrapped one: no gradients to average
-    scored = data.held_out[: run.args.eval_calls][:most]
-    asked = Asked(scored, data.questions, data.shown, data.seen_tools)
+    calls = run.args.eval_calls
+    asked = Asked(data.held_out[:calls][:most], data.questions[:calls], data.shown, data.seen_tools)
     work = len(data.held_out_packs) + len(asked.rows)
     with working(console, "testing on conversations that are not trained on", work) as count:
         for pack in data.held_out_packs:

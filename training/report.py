@@ -47,8 +47,9 @@ def describe_rest(run: Run, line: dict[str, Any]) -> list[str]:
     if per_step is None:
         return []
     # The last evaluation scores more rows; its losses take as long as these.
-    accuracy, scored = line.get("tool_call_accuracy"), len(run.data.held_out[: run.args.eval_calls])
-    asides = len(run.data.questions) + len(run.data.shown)
+    calls, accuracy = run.args.eval_calls, line.get("tool_call_accuracy")
+    scored = len(run.data.held_out[:calls])
+    asides = len(run.data.questions[:calls]) + len(run.data.shown)
     share = (scored + asides) / (accuracy["n"]["overall"] + asides) if accuracy else 1.0
     last = line["eval_seconds"] * share
     return [

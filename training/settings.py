@@ -64,7 +64,11 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--eval-every", type=int_at_least(0), default=0, help="steps; 0: only at start and end")
     add("--eval-rows", type=int_at_least(0), help="held-out rows whose loss is taken")
-    add("--eval-calls", type=int_at_least(0), help="held-out rows whose calls are scored")
+    add(
+        "--eval-calls",
+        type=int_at_least(0),
+        help="held-out rows whose calls are scored; as many questions by hand",
+    )
 
 
 def add_folder_flags(parser: argparse.ArgumentParser) -> None:
