@@ -364,6 +364,21 @@ def test_a_ratio_is_attributed_as_far_as_there_are_rows() -> None:
     )
     text = re.sub(r"\s+", " ", README.read_text("utf-8"))
     assert f"fused LoRA saves {lora}, attention {attention}, the loss {loss}" in text
+    (row,) = [r for r in rows_of("train_step_cpu_zen5.jsonl") if r["name"] == "attribution"]
+    plain, saved = row["p50_ms"]["plain"], row["saved_ms"]
+    lora, attention, loss = (
+        f"{100 * saved[name] / plain:.0f}%" for name in ("lora", "attention", "loss")
+    )
+    assert f"of the 100 M's LoRA {lora}, attention {attention}, the loss {loss}" in text
+
+
+def test_the_real_gemmas_ratios_are_those_of_its_rows() -> None:
+    steps = [r for r in rows_of("train_step_cpu_zen5.jsonl") if r["config"] == "270m"]
+    step = {r["impl"]: r["p50_ms"] for r in steps if r["supervised"] == 77}
+    token = {r["impl"]: r["p50_ms"] for r in rows_of("generate_cpu_zen5.jsonl") if "impl" in r}
+    said = f"{step['peft'] / step['ours']:.1f} x as long for a step, "
+    said += f"{token['peft'] / token['one']:.1f} x for a token"
+    assert said in README.read_text("utf-8")
 
 
 def test_what_the_base_knew_is_what_its_pretraining_measured() -> None:
