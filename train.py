@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, with the defaults that depend on the model filled in."""
     parser = Parser("Teaches Gemma-2 to call functions with LoRA.", settings.describe_defaults())
     add = parser.add_argument_group("model and data").add_argument
-    add("--model", help="folder or hub id, like google/gemma-2-2b-it; default: the embedded base")
+    add("--model", help="folder, GGUF or hub id, like google/gemma-2-2b-it; default: embedded")
     add("--format", choices=tuple(FORMATS), help="default: the model's own, or hermes")
     add("--max-length", type=int_at_least(2), help="tokens of a pack")
     settings.add_row_flags(parser)
