@@ -213,7 +213,7 @@ def test_check_says_what_a_run_needs_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
     assert "a.jsonl:13: expected a list of messages" in said and "all of them are in" not in said
     assert said.count("What time is it in") == 2  # two rows with their masks
-    assert "check: 50 steps of" in said and "minutes" in said and "GB of memory" in said
+    assert "check: 50 steps of" in said and "take about" in said and "GB of memory" in said
     assert "nothing was trained and nothing was written" in said
     code, folder, _ = start(*flags)
     before = (folder / "run.json").read_bytes()

@@ -12,6 +12,7 @@ from rich.console import Console
 from common.screen import has_colour
 from data.masks import mask_text
 from lora.inject import trainable_parameters
+from training.opening import in_words
 from training.run import Run
 
 STEPS = 3  # that are timed
@@ -37,13 +38,12 @@ def check(run: Run, step: Callable[[Run, int], dict[str, Any]], console: Console
 
 def describe_need(run: Run, seconds: float, line: dict[str, Any]) -> list[str]:
     """What the whole run would take; seconds: of one step; line: a step's metrics."""
-    minutes = seconds * run.total_steps / 60
     size = 4 * sum(p.numel() for p in trainable_parameters(run.model).values()) / 1e6
     memory = line["peak_memory_bytes"]
     peak = f"{memory / 1e9:.1f} GB of memory at the peak" if memory else "memory not measured here"
     return [
         f"check: {run.total_steps} steps of {seconds:.1f} s ({line['tokens_per_second']:.0f} "
-        f"tokens/s) are {minutes:.0f} minutes, evaluations not counted; {peak}",
+        f"tokens/s) take {in_words(seconds * run.total_steps)}, evaluations not counted; {peak}",
         f"check: the adapter would take {size:.0f} MB, the checkpoint {3 * size:.0f} MB",
         "check: nothing was trained and nothing was written; leave --check out to begin",
     ]

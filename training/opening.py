@@ -77,7 +77,7 @@ def describe_rows(run: dict[str, Any]) -> str:
     """The second line: on what."""
     data, names = run["data"], run["arguments"]["dataset"] or ["the rows of this repository"]
     held_out = data["held_out_rows"]
-    tests = f"{held_out:,} others are kept to test it" if held_out else "none is kept to test it"
+    tests = f"kept to test it: {held_out:,} more" if held_out else "none is kept to test it"
     return (
         f"On what: {data['rendering']['examples']:,} conversations ({', '.join(names)}); {tests}."
     )
@@ -88,7 +88,7 @@ def describe_time(run: dict[str, Any]) -> str:
     steps, trained, base = run["total_steps"], run["trainable_parameters"], run["parameters"]
     work = f"{steps:,} steps, which train {trained:,} numbers beside the model's {_short(base)}"
     if run["seconds_per_step"] is None:
-        return f"How long: {work}; the first ones show the time ({run['device']})."
+        return f"How long: {work}; --check times some at its end ({run['device']})."
     # What a test takes depends on when replies end: the first one is timed as a whole.
     tests = ", and a test before and after" if run["data"]["held_out_rows"] else ""
     took = in_words(run["seconds_per_step"] * steps)
