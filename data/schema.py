@@ -169,6 +169,7 @@ class _Reader:
     tools: tuple[Tool, ...] = ()
     prompt: SystemPrompt | None = None
     system: str = ""
+    has_reply: bool = False  # a model's message came, whether or not it could be read
     messages: list[Message] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
@@ -208,6 +209,7 @@ class _Reader:
                 self.complain(explain_place(raw, role, previous), number)
             if not role or is_late:
                 continue
+            self.has_reply |= role in ("model", "call")
             try:
                 message = raw if isinstance(raw, Message) else self._read_message(role, raw)
             except ValueError as error:
@@ -255,7 +257,7 @@ class _Reader:
 
     def finish(self, is_held_out: bool = False) -> Conversation:
         """Return the conversation. Raises: ValueError for the collected problems, one a line."""
-        if self.is_row and not any(message.role == "model" for message in self.messages):
+        if self.is_row and not self.has_reply:
             problem = (
                 "expected a model's message, got none; there is nothing to learn from this row"
             )

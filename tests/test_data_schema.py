@@ -554,3 +554,10 @@ def test_every_shared_row_parses() -> None:
         for conversation in course
         if conversation.prompt
     )
+
+
+def test_a_reply_that_cannot_be_read_is_not_said_to_be_missing() -> None:
+    reply = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+    with pytest.raises(ValueError) as error:
+        parse_row({"messages": [{"role": "user", "content": "Go."}, reply]}, "f:1")
+    assert "message 2" in str(error.value) and "got none" not in str(error.value)

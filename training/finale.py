@@ -81,7 +81,8 @@ def show_replies(lines: list[Line], console: Console) -> None:
         return
     console.rule("before and after", align="left")
     console.print(
-        "One question of each kind, about tools that training has never seen; whatever came out. "
+        "One of the program's own questions of each kind, about tools that training has never "
+        "seen; whatever came out. "
         "Right is a reply with exactly the calls that are due, and none where none is due.",
     )
     for before, after in zip(asked[0], asked[-1], strict=True):
