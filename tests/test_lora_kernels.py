@@ -146,17 +146,17 @@ def interpreted_results_match_the_formulas(
     assert_close(inputs(dtype, ranks), p)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+# Two slices of the rank, the second one partly empty; and several blocks of rows.
+@pytest.mark.parametrize(
+    "dtype, ranks, rows", [(torch.float16, (24, 56), M), (torch.float32, (4,), 200)], ids=str
+)
 def interpreted_results_match_with_many_partial_sums(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, ranks: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "tile_for", lambda *args: TINY)
     monkeypatch.setattr(tiles, "WANTED_PROGRAMS", 20)
     assert tiles.split_rows(200, K, TINY) == (4, 4) and tiles.split_columns(M, K, TINY) == (6, 1)
-    assert_close(
-        inputs(dtype, (24, 56)), 0.3
-    )  # two slices of the rank, the second one partly empty
-    assert_close(inputs(dtype, (4,), rows=200), 0.3)
+    assert_close(inputs(dtype, ranks, rows), 0.3)
 
 
 def interpreted_bfloat16_products_are_upcast() -> None:
