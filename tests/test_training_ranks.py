@@ -11,6 +11,8 @@ import pytest
 from builders import RUN_FILES, metrics
 from safetensors.torch import load_file
 
+from train import main
+
 ROOT = Path(__file__).parents[1]
 FLAGS = (
     "--device cpu --dtype fp32 --dropout 0 --max-steps 3 --max-length 256 --micro-batch 1 "
@@ -24,14 +26,13 @@ Train = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def train(small_base: Path, small_rows: Path) -> Train:
-    """train(output, *flags, ranks=1, code=0): runs the program; returns what it printed."""
+    """train(output, *flags): two ranks by torchrun; returns what they printed."""
     inputs = ("--model", str(small_base), "--dataset", str(small_rows))
 
-    def start(output: Path, *flags: str, ranks: int = 1, code: int = 0) -> str:
-        launcher = TORCHRUN if ranks == 2 else (sys.executable,)
-        command = [*launcher, "train.py", *FLAGS, *inputs, "--output", str(output), *flags]
+    def start(output: Path, *flags: str) -> str:
+        command = [*FLAGS, *inputs, "--output", str(output), *flags]
         done = subprocess.run(
-            command,
+            [*TORCHRUN, "train.py", *command],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -39,17 +40,18 @@ def train(small_base: Path, small_rows: Path) -> Train:
             check=False,
             timeout=300,
         )
-        assert done.returncode == code, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
     return start
 
 
 @pytest.fixture(scope="module")
-def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(small_base: Path, small_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with twice the accumulation."""
     folder = tmp_path_factory.mktemp("ranks") / "alone"
-    train(folder, "--accumulate", "2")
+    inputs = ["--model", str(small_base), "--dataset", str(small_rows), "--accumulate", "2"]
+    assert main([*FLAGS, *inputs, "--output", str(folder)]) == 0
     return folder
 
 
@@ -57,7 +59,7 @@ def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_train_as_one_with_twice_the_accumulation(
     train: Train, alone: Path, tmp_path: Path, flags: list[str]
 ) -> None:
-    text = train(tmp_path / "two", "--accumulate", "1", *flags, ranks=2)
+    text = train(tmp_path / "two", "--accumulate", "1", *flags)
     assert text.count("done: adapter in") == 1 and text.count("; exact calls") == 2
     assert metrics(alone)[0]["tool_call_accuracy"]["n"]["overall"] == 1
     assert {path.name for path in (tmp_path / "two").iterdir()} == RUN_FILES
@@ -72,7 +74,7 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(
     # A finished run, resumed, reads the checkpoint on both ranks and writes the same adapter's
     # metrics again.
     if flags:  # whole weights go back as on one rank, slices do not
-        again = train(tmp_path / "two", "--accumulate", "1", "--resume", *flags, ranks=2)
+        again = train(tmp_path / "two", "--accumulate", "1", "--resume", *flags)
         assert "done: adapter in" in again
     states = [load_file(f / "checkpoint" / "state.safetensors") for f in (tmp_path / "two", alone)]
     moments = [name for name in states[1] if name.startswith("exp_avg.")]
@@ -80,5 +82,6 @@ def test_two_ranks_train_as_one_with_twice_the_accumulation(
     assert {"rng.cpu.0", "rng.cpu.1"} <= states[0].keys()
 
 
-def test_shard_needs_several_ranks(train: Train, tmp_path: Path) -> None:
-    assert "torchrun" in train(tmp_path / "one", "--shard", code=2)
+def test_shard_needs_several_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FLAGS, "--output", str(tmp_path / "one"), "--shard"]) == 2
+    assert "torchrun" in capsys.readouterr().err
