@@ -21,7 +21,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "boolean": (bool,),
 }
-REQUESTS, VALUES, CHOICES = 16, 8, 2  # fewest of a tool; of an argument; of an enum or a boolean
+REQUESTS, VALUES, CHOICES = 6, 5, 2  # fewest of a tool; of an argument; of an enum or a boolean
 MOST_SHOWN = 60
 
 
