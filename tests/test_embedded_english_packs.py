@@ -6,9 +6,9 @@ from random import Random
 
 import torch
 
-from embedded.english.network import CONFIG, hidden_states, see_branches
+from embedded.english.network import hidden_states, see_branches
 from embedded.english.packs import Placed, branch_mask, tensors, to_batch
-from embedded.pretrain_model import new_model
+from embedded.pretrain_model import CONFIG, new_model
 
 
 def _placed(rng: Random, shared: int, *branches: int) -> Placed:
@@ -20,7 +20,7 @@ def _placed(rng: Random, shared: int, *branches: int) -> Placed:
 
 def test_a_branch_gives_the_same_logits_alone_and_among_others() -> None:
     placed = _placed(Random(0), 5, 4, 6, 3)
-    base = new_model(0, torch.float32, CONFIG)
+    base = new_model(0, torch.float32)
     see_branches(base)
 
     def states(one: Placed) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The pretraining of the next base: it learns, its rate ends at zero, what is missing is named."""
 
+import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -9,30 +11,31 @@ from tokenizers import Tokenizer
 
 from embedded.english.gate import gate, gate_documents
 from embedded.english.generate.recipe import Recipe
-from embedded.english.network import CONFIG, see_branches, start_model
+from embedded.english.network import see_branches, start_model
 from embedded.english.packs import packs, to_batch
 from embedded.english.pretrain import (
     find_before,
     find_tokenizer,
     parse_args,
     rate_scale,
+    record,
     train_step,
 )
 from embedded.english.stages import STAGES
-from embedded.pretrain_model import head_loss, new_model
+from embedded.pretrain_model import CONFIG, head_loss, new_model
 from embedded.pretrain_state import Optimizers, State
+from model.loader import save_gemma2
 
 SHIPPED = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """The shipped one: another vocabulary, of which every id fits this model too."""
     return Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
 
 
 def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer) -> None:
-    base = new_model(0, torch.float32, CONFIG)
+    base = new_model(0, torch.float32)
     see_branches(base)
     optimizers = Optimizers(base, 0.02, 3e-3)
     found = packs(tokenizer, gate_documents("one", Recipe(("travel",)), 4), 512)
@@ -42,7 +45,7 @@ def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer) -> None:
 
 
 def test_the_gate_scores_every_kind(tokenizer: Tokenizer) -> None:
-    base = new_model(0, torch.float32, CONFIG)
+    base = new_model(0, torch.float32)
     see_branches(base)
     scores = gate(base, tokenizer, ("travel",), rows=1, length=512, lists=4)
     kinds = ("one", "two", "talk", "unfit", "missing", "known_one")
@@ -51,7 +54,7 @@ def test_the_gate_scores_every_kind(tokenizer: Tokenizer) -> None:
 
 
 def test_the_rate_warms_up_and_only_the_last_stage_decays() -> None:
-    trunk, last = STAGES[1], STAGES[2]
+    last, trunk, _ = STAGES
     assert rate_scale(trunk, State()) < 0.01
     assert rate_scale(trunk, State(tokens=trunk.tokens), 0.9) == 1.0
     assert rate_scale(last, State(tokens=last.tokens // 2)) == pytest.approx(0.5)
@@ -60,38 +63,47 @@ def test_the_rate_warms_up_and_only_the_last_stage_decays() -> None:
 
 
 def test_a_stage_begins_with_the_one_before_or_with_what_is_named(tmp_path: Path) -> None:
-    whole = parse_args(["--out", str(tmp_path)])
-    assert [find_before(n, whole) for n in range(3)] == [
-        None,
-        tmp_path / "first",
-        tmp_path / "second",
-    ]
+    whole = parse_args(["--out", str(tmp_path), "--after", str(SHIPPED)])
+    befores = [find_before(number, whole) for number in range(3)]
+    assert befores == [SHIPPED, tmp_path / "warm", tmp_path / "wide"]
     later = ["--out", str(tmp_path), "--first", "2"]
-    with pytest.raises(ValueError, match="second: expected the exported model"):
+    with pytest.raises(ValueError, match="wide: expected the exported model"):
         find_before(2, parse_args(later))
     assert find_before(2, parse_args([*later, "--after", str(SHIPPED)])) == SHIPPED
 
 
-def test_a_base_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 320, 4096 pieces.*width 256 and 2048 pieces"):
-        start_model(0, SHIPPED)
+def test_a_base_of_another_size_is_refused(tmp_path: Path) -> None:
+    small = replace(CONFIG, hidden_size=64, intermediate_size=64)
+    save_gemma2(new_model(0, torch.bfloat16, small), tmp_path)
+    with pytest.raises(ValueError, match="width 256, 2048 pieces.*width 64 and 2048 pieces"):
+        start_model(tmp_path)
+    assert torch.isfinite(start_model(SHIPPED).model.embed_tokens.weight).all()
 
 
 def test_the_tokenizer_comes_with_the_model(tmp_path: Path) -> None:
     out, empty = tmp_path / "out", tmp_path / "empty"
     with pytest.raises(ValueError, match="which the model was trained with, found no such file"):
-        find_tokenizer(parse_args(["--out", str(out), "--after", str(empty)]))
-    args = parse_args(["--out", str(out), "--after", str(SHIPPED)])
-    find_tokenizer(args)
+        find_tokenizer(empty, out)
+    find_tokenizer(SHIPPED, out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (SHIPPED / name).read_bytes()
     (out / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="is another tokenizer than"):
-        find_tokenizer(args)
+        find_tokenizer(SHIPPED, out)
     assert (out / "tokenizer.json").read_text(encoding="utf-8") == "{}"
 
 
-@pytest.mark.parametrize("wrong", [["--share", "2"], ["--first", "2", "--last", "1"]])
+def test_the_record_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.json").write_text('{"tokens": 1000, "steps": 5}', encoding="utf-8")
+    first = record(STAGES[0], tmp_path, State(tokens=200, steps=1), {"one_whole": 0.5})
+    assert first["tokens"] == 1200
+    (tmp_path / "pretrain.json").write_text(json.dumps(first), encoding="utf-8")
+    second = record(STAGES[1], tmp_path, State(tokens=30, steps=1), {})
+    assert second["tokens"] == 1230 and isinstance(second["stages"], list)
+    assert [one["stage"] for one in second["stages"]] == ["grammar", "warm", "wide"]
+
+
+@pytest.mark.parametrize("wrong", [["--share", "2"], ["--first", "2", "--last", "1"], []])
 def test_arguments_that_cannot_be_meant_are_refused(wrong: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse_args(wrong)

@@ -1,42 +1,31 @@
-"""The base that is pretrained here: its size, its first weights, and attention by branches.
+"""The base that is pretrained on: its weights, and attention by branches.
 
-First weights, tiles and compilation are those of `embedded.pretrain_model`.
+Size, tiles and compilation are those of `embedded.pretrain_model`.
 Shapes: B packs, T positions, D model width.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from embedded.english.packs import Batch, branch_mask, tensors
-from embedded.pretrain_model import CONFIG as EARLIER
-from embedded.pretrain_model import TiledMasks, compute_dtype, new_model
+from embedded.pretrain_model import CONFIG, TiledMasks, compute_dtype, new_model
 from model.loader import load_gemma2
 from model.transformer import Gemma2
 
-CONFIG = replace(
-    EARLIER,
-    vocab_size=4096,
-    hidden_size=320,
-    intermediate_size=832,
-    sliding_window=512,
-)
 
-
-def start_model(seed: int, before: Path | None) -> Gemma2:
-    """A fresh model, or the weights of an exported one. Raises: ValueError for another size."""
+def start_model(before: Path) -> Gemma2:
+    """The weights of an exported base. Raises: ValueError for another size."""
     dtype = compute_dtype()
-    base = new_model(seed, dtype, CONFIG)
-    if before:
-        exported = load_gemma2(before, dtype=dtype)
-        if exported.config != CONFIG:
-            raise ValueError(
-                f"{before}: expected a base of this pretraining (width {CONFIG.hidden_size}, "
-                f"{CONFIG.vocab_size} pieces), got one of width {exported.config.hidden_size} and "
-                f"{exported.config.vocab_size} pieces; name an export of an earlier stage"
-            )
-        base.load_state_dict(exported.state_dict())
+    base = new_model(0, dtype)
+    exported = load_gemma2(before, dtype=dtype)
+    if exported.config != CONFIG:
+        raise ValueError(
+            f"{before}: expected a base of this pretraining (width {CONFIG.hidden_size}, "
+            f"{CONFIG.vocab_size} pieces), got one of width {exported.config.hidden_size} and "
+            f"{exported.config.vocab_size} pieces; name an export of embedded.pretrain"
+        )
+    base.load_state_dict(exported.state_dict())
     return base
 
 

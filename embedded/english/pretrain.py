@@ -1,9 +1,8 @@
-"""Pretrains the next embedded base on plain English and writes it to runs/english.
+"""Goes on with the pretraining of the embedded base in plain English; writes to runs/english.
 
-The shipped one in embedded/weights comes from `python -m embedded.pretrain` and is left alone.
-Recorded stages (stages.py), each from the weights of an earlier one: warm-up and a constant rate,
-and where a stage is marked `decay` a fall to zero (arXiv:2405.18392). Model, optimizers and
-checkpoints are those of `embedded.pretrain`.
+The grammar comes first, from `python -m embedded.pretrain`. Recorded stages (stages.py), each from
+the weights of the one before: warm-up and a constant rate, and where a stage is marked `decay` a
+fall to zero (arXiv:2405.18392). Model, optimizers and checkpoints are those of `embedded.pretrain`.
 Shapes: B packs, T positions, D model width, N targets.
 """
 
@@ -29,7 +28,6 @@ from embedded.english.generate.general import fingerprint, missing_packages
 from embedded.english.network import hidden_states, see_branches, start_model
 from embedded.english.packs import WEIGHTS, Batch, packs, to_batch
 from embedded.english.stages import STAGES, Stage, documents
-from embedded.english.tokenizer import write_tokenizer
 from embedded.pretrain import ALLOCATOR, LOG_EVERY, WARMUP_TOKENS, Threads, log, log_progress
 from embedded.pretrain_model import compile_blocks, head_loss
 from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
@@ -87,13 +85,13 @@ def rate_scale(stage: Stage, state: State, lateness: float = 0.0) -> float:
     return warm * max(0.0, 1.0 - done) if stage.decay else warm
 
 
-def train(stage: Stage, before: Path | None, args: argparse.Namespace) -> None:
+def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
     """One stage, from the export `before` or its own checkpoint, until its end or --minutes."""
     folder = args.out / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     log_file, last = folder / "log.jsonl", folder / "last"
     tokenizer = Tokenizer.from_file(str(args.out / TOKENIZER[0]))
-    base = start_model(stage.seed, before)
+    base = start_model(before)
     optimizers = Optimizers(base, stage.muon_rate, stage.adam_rate)
     state = load_checkpoint(last, optimizers) if (last / "state.json").is_file() else State()
     start = replace(state)
@@ -138,13 +136,12 @@ def measure(base: Gemma2, tokenizer: Tokenizer, stage: Stage, *, lists: int) -> 
     return gate(base, tokenizer, styles, rows=ROWS, length=LENGTH, lists=lists)
 
 
-def record(
-    stage: Stage, before: Path | None, state: State, scores: dict[str, float]
-) -> dict[str, object]:
+def record(stage: Stage, before: Path, state: State, scores: dict[str, float]) -> dict[str, object]:
     """What pretrain.json says: all stages so far, and their tokens."""
-    file = before / "pretrain.json" if before else None
-    found = file is not None and file.is_file()
-    stages = json.loads(file.read_text(encoding="utf-8"))["stages"] if file and found else []
+    file = before / "pretrain.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # The grammar's own record has no list: it becomes the first of the stages.
+    stages = earlier.get("stages", [{"stage": "grammar"} | earlier] if earlier else [])
     counts = {"tokens": state.tokens, "steps": state.steps, "seconds": round(state.seconds)}
     versions = {"text": fingerprint(), "torch": torch.__version__}
     stages.append({"stage": stage.name} | counts | versions | {"held_out": scores})
@@ -160,19 +157,17 @@ def export(base: Gemma2, folder: Path, record: dict[str, object]) -> None:
     (folder / "pretrain.json").write_text(text, encoding="utf-8")
 
 
-def find_before(number: int, args: argparse.Namespace) -> Path | None:
-    """The exported model that a stage begins with: --after for the first one of this run.
+def find_before(number: int, args: argparse.Namespace) -> Path:
+    """The exported model that a stage begins with: --after for the first of this run, or the stage
+    before.
 
     Raises: ValueError for a folder without an exported model.
     """
     stage = STAGES[number]
-    is_given = args.after is not None and number == args.first
-    before: Path | None = args.after if is_given else None
-    if before is None and stage.after:
-        before = args.out / stage.after
+    is_first = number == args.first
+    before: Path = args.after if is_first and args.after else args.out / stage.after
     # A stage that this run trains before will have exported it by then.
-    trained_here = [one.name for one in STAGES[args.first : number]]
-    if before and not (before / "config.json").is_file() and before.name not in trained_here:
+    if is_first and not (before / "config.json").is_file():
         raise ValueError(
             f"{before}: expected the exported model that stage {stage.name!r} begins with, found "
             "no config.json; train the earlier stages (--first 0), or name an export with --after"
@@ -180,29 +175,24 @@ def find_before(number: int, args: argparse.Namespace) -> Path | None:
     return before
 
 
-def find_tokenizer(args: argparse.Namespace) -> None:
-    """Puts the tokenizer into --out: that of --after, the one that lies there, or a new one.
+def find_tokenizer(before: Path, out: Path) -> None:
+    """Puts the tokenizer of the exported model into --out.
 
     Raises: ValueError for a model without its tokenizer, and for two tokenizers.
     """
-    files = [args.out / name for name in TOKENIZER]
-    given = [args.after / name for name in TOKENIZER] if args.after else []
-    if given and given[0].is_file():
-        if files[0].is_file() and files[0].read_bytes() != given[0].read_bytes():
+    out.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER:
+        source, target = before / name, out / name
+        if not source.is_file():
             raise ValueError(
-                f"--out: {files[0]} is another tokenizer than {given[0]}, which the model of "
-                "--after was trained with; give a new folder as --out"
-            )
-        args.out.mkdir(parents=True, exist_ok=True)
-        for source, target in zip(given, files, strict=True):
-            shutil.copyfile(source, target)
-    elif not files[0].is_file():
-        if args.after:
-            raise ValueError(
-                f"--after: expected {given[0]}, which the model was trained with, found no such "
+                f"{before}: expected {name}, which the model was trained with, found no such "
                 "file; copy it there"
             )
-        write_tokenizer(args.out)
+        if target.is_file() and target.read_bytes() != source.read_bytes():
+            raise ValueError(
+                f"--out: {target} is another tokenizer than {source}; give a new folder as --out"
+            )
+        shutil.copyfile(source, target)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -220,7 +210,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(STAGES))
     add("--first", type=int, default=0, choices=numbers, help=f"stage to begin with: {names}")
     add("--last", type=int, default=last, choices=numbers, help="stage to end with")
-    after = "exported model that the first of these stages begins with, instead of that in --out"
+    after = "exported model that the first of these stages begins with, for stage 0 an export of "
+    after += "embedded.pretrain; default: the stage before, in --out"
     add("--after", type=Path, help=after)
     share = "share of each stage's tokens to train, to try it out"
     add("--share", type=float, default=1.0, help=share)
@@ -229,6 +220,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lists", type=int, default=48, help="lists of tools in each stage's last measurement")
     add("--threads", type=int, default=2, help="most threads of a step")
     args = parser.parse_args(argv)
+    if args.first == 0 and not args.after:
+        parser.error("--after: expected an export of embedded.pretrain, which stage 0 goes on from")
     if args.last < args.first:
         parser.error(f"--last: expected at least --first ({args.first}), got {args.last}")
     for name, value, least in (("lists", args.lists, 1), ("threads", args.threads, 1)):
@@ -252,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"install them: apt-get install {packages}"
             )
         befores = {n: find_before(n, args) for n in range(args.first, args.last + 1)}
-        find_tokenizer(args)
+        find_tokenizer(befores[args.first], args.out)
         for number, before in befores.items():
             train(STAGES[number], before, args)
     except USER_ERRORS as error:

@@ -4,7 +4,7 @@
 A row is {"id", "kind", "conversations": [{"role", "content"}, ...]} in the course's format. Kinds:
 "one" call, "two" calls, "none" (nothing fits) and "missing" (a value has to be asked for). Training
 rows are made of the styles that the pretraining knows, in tags and a form of calls that it does
-not; the held-out ones of two styles, and lines of talk, frames and joins, that neither has seen.
+not; the held-out ones of other styles, and lines of talk, frames and joins, that neither has seen.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from embedded.english.generate.recipe import Recipe
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
-from embedded.english.stages import THIRD
+from embedded.english.stages import PLAIN
 from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
 from embedded.generate.layouts import compact
 
@@ -153,7 +153,7 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
             return {"id": row_id, "kind": kind, "conversations": messages}
 
 
-TRAIN = replace(THIRD, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))
+TRAIN = replace(PLAIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:

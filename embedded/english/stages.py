@@ -25,7 +25,7 @@ class Stage:
     mixture    shares of the documents: tools, the grammar of invented words, words, general text,
                lists of definitions
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
-    after      the stage whose weights it begins with, none for the first
+    after      the stage whose weights it begins with; the first begins with embedded.pretrain's
     picks      weight of the tokens that choose a tool, 1 for the others that a model writes
     """
 
@@ -38,44 +38,35 @@ class Stage:
     adam_rate: float
     decay: bool
     after: str = ""
-    picks: float = 1.0
+    picks: float = 3.0
 
 
-FIRST_STYLES = ("travel", "home", "work", "devops", "knowledge", "lookup", "phone", "shop")
-TEN_STYLES = (*FIRST_STYLES, "life", "office")
-SECOND = Recipe(
-    TEN_STYLES,
+HAND_STYLES = (
+    *("travel", "home", "work", "devops", "knowledge", "lookup"),
+    *("phone", "shop", "life", "office", "town"),
+)
+# The choice of a tool is what comes last, and a small part of the tokens: a quarter of the messages
+# are a choice alone.
+BASIC = Recipe(
+    HAND_STYLES,
     sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6, 8),
     mates=0.2,
     schemas=0.06,
-    turns=(41, 24, 6, 12, 10, 7),
-)
-# As the second, with one style, talk, frames and joins more; more of the tools and less of the
-# rest: what a fine-tune begins with.
-LAST = replace(
-    SECOND,
-    styles=(*TEN_STYLES, "town"),
     apart=0.4,
     tidy=True,
     talk=("talk", "talk2"),
     frames=("frames", "frames2"),
     joins=("joins", "joins2"),
+    turns=(41, 24, 6, 12, 10, 25),
 )
-# The choice of a tool is what comes last, and a small part of the tokens.
-THIRD = replace(LAST, turns=(41, 24, 6, 12, 10, 25))
-# Many short choices from one short list: four times as many choices in a token.
-CHOOSE = replace(THIRD, turns=(14, 10, 3, 8, 4, 70), sizes=(2, 2, 3, 3, 4, 5), branches=40)
-# A choice that cannot be learnt by heart: a third of the lists are words and their definitions.
-DEFINED = replace(THIRD, branches=24)
-MEANINGS = (0.42, 0.02, 0.08, 0.08, 0.4)
+LONG = replace(BASIC, branches=24)
+# Four times as many tools, each with a few plain requests: what decides is how many different ones.
+PLAIN_STYLES = ("everyday", "commerce", "science", "business", "civic")
+PLAIN = replace(LONG, styles=(*HAND_STYLES, *PLAIN_STYLES * 3))
 STAGES = (
-    Stage("first", 0, 843_776, Recipe(FIRST_STYLES), (0.42, 0.1, 0.2, 0.28), 0.02, 3e-3, False),
-    Stage("second", 1, 4_608_000, SECOND, (0.4, 0.06, 0.28, 0.26), 0.02, 3e-3, False, "first"),
-    Stage("second-end", 2, 1_925_120, LAST, (0.55, 0.05, 0.2, 0.2), 0.02, 3e-3, True, "second"),
-    Stage("third", 3, 4_014_080, THIRD, (0.6, 0.04, 0.2, 0.16), 0.02, 3e-3, False, "second", 3.0),
-    Stage("choose", 4, 6_144_000, CHOOSE, (0.8, 0.03, 0.1, 0.07), 0.02, 3e-3, False, "third", 3.0),
-    Stage("last", 5, 6_144_000, THIRD, (0.7, 0.03, 0.15, 0.12), 0.02, 3e-3, True, "choose", 3.0),
-    Stage("defined", 6, 20_480_000, DEFINED, MEANINGS, 0.02, 3e-3, False, "choose", 3.0),
+    Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
+    Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
+    Stage("plain", 9, 13_312_000, PLAIN, (0.62, 0.12, 0.04, 0.04, 0.18), 0.015, 2e-3, True, "wide"),
 )
 
 

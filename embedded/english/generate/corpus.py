@@ -12,7 +12,7 @@ from typing import Any
 CORPUS = Path(__file__).parents[1] / "corpus"
 POOLS = Path(__file__).parents[1] / "pools"
 # Whole styles that no document of training is made of: the gate is measured on them.
-HELD_OUT = ("leisure", "money")
+HELD_OUT = ("leisure", "money", "apart")
 Scalar = str | int | float | bool
 
 
