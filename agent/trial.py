@@ -94,12 +94,13 @@ def _score(tokenizer: Tokenizer, asked: Asked, replies: Sequence[list[int]]) -> 
     """Accuracy of the held-out rows, and of the questions by hand if there are any."""
     first = len(asked.held_out)
     parts = (
-        ("tool_call_accuracy", asked.held_out, replies[:first]),
-        ("questions_accuracy", asked.by_hand, replies[first : first + len(asked.by_hand)]),
+        ("tool_call_accuracy", asked.held_out, replies[:first], asked.seen_tools),
+        # Of their tools none counts as seen: an equal name is chance, the rest is another hand's.
+        ("questions_accuracy", asked.by_hand, replies[first : first + len(asked.by_hand)], set()),
     )
     return {
-        name: score_calls(tokenizer, rows, written, asked.seen_tools)
-        for name, rows, written in parts
+        name: score_calls(tokenizer, rows, written, seen_tools)
+        for name, rows, written, seen_tools in parts
         if rows
     }
 

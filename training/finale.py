@@ -30,6 +30,8 @@ KINDS = {
     "no_call": "no call: nothing fits, or a value is missing",
     "overall": "all of them",
 }
+# Of the questions that were written without a look at the rows; no tool of theirs counts as seen.
+BY_HAND = {"unseen": "one call", "parallel": "two calls", "no_call": "no call"}
 # What a verdict means where no call is due: the same word would puzzle.
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
 
@@ -146,8 +148,10 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         if any(shares):  # a kind that no row has would be an empty line
             table.add_row(words, *shares, style="bold" if kind == "overall" else "")
     if last.get("questions_accuracy"):
-        shares = [share(line.get("questions_accuracy"), "overall") for line in columns.values()]
-        table.add_row("questions written by hand", *shares)
+        table.add_section()
+        for kind, words in BY_HAND.items():
+            shares = [share(line.get("questions_accuracy"), kind) for line in columns.values()]
+            table.add_row(f"questions in another hand: {words}", *shares)
     console.print(table)
     console.print(
         "Each is a share of conversations that are not trained on: the first reply counts if every "
