@@ -37,6 +37,7 @@ NUM_TRAIN = 2000
 TRAIN_SHARES = {"one": 0.4, "two": 0.28, "none": 0.2, "missing": 0.12}
 TALK = 0.5  # of the messages for which nothing fits
 RESULTS = 0.4  # of the calls whose results are known
+OWN = 0.6  # of the tools are offered exactly as they were written
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
 
@@ -117,13 +118,22 @@ def _served(page: Page, asked: Asked) -> list[Message]:
     return messages
 
 
+def _two_unlike(page: Page) -> Asked:
+    """Two wishes whose calls differ: nobody asks for the very same thing twice."""
+    while True:
+        asked = ask_two(page)
+        called = [(e.name, {n: v.value for n, v in w.values.items()}) for e, w, _ in asked.wishes]
+        if len(called) == 2 and called[0] != called[1]:
+            return asked
+
+
 def _without_call(page: Page) -> list[Message]:
     return _refusal((talk_turn if page.rng.random() < TALK else unfit_turn)(page))
 
 
 EXCHANGES: dict[str, Callable[[Page], list[Message]]] = {
     "one": lambda page: _served(page, ask_one(page)),
-    "two": lambda page: _served(page, ask_two(page)),
+    "two": lambda page: _served(page, _two_unlike(page)),
     "none": _without_call,
     "missing": lambda page: _refusal(missing_turn(page)),
 }
@@ -141,7 +151,7 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
     layout = Layout("function", lambda entries: "", call_record)
     while True:
         count = max(rng.choice(recipe.sizes), 2 if kind == "two" else 1)
-        page = Page(rng, new_entries(rng, choose_tools(rng, recipe, count)), layout, recipe)
+        page = Page(rng, new_entries(rng, choose_tools(rng, recipe, count), OWN), layout, recipe)
         if not _can_be(kind, page):
             continue
         messages = [{"role": "system", "content": system_text(page)}, *EXCHANGES[kind](page)]
@@ -153,6 +163,7 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
             return {"id": row_id, "kind": kind, "conversations": messages}
 
 
+APART = ("apart",)  # as plain as what people ask; two other styles are for the gate alone
 TRAIN = replace(PLAIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))
 
 
@@ -169,7 +180,7 @@ def heldout_rows(seed: int) -> list[Row]:
     """
     placed = []
     for (seen, kind), count in HELDOUT_ROWS.items():
-        recipe = replace(HELD, sizes=TRAIN.sizes, styles=TRAIN.styles if seen else HELD.styles)
+        recipe = replace(HELD, sizes=TRAIN.sizes, styles=TRAIN.styles if seen else APART)
         for i in range(count):
             row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
             # A stream of its own for each row: a change of one leaves the others as they are.

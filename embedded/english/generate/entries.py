@@ -189,11 +189,15 @@ def choose_tools(rng: Random, recipe: Recipe, count: int) -> list[Tool]:
     return chosen
 
 
-def new_entries(rng: Random, chosen: list[Tool]) -> list[Entry]:
-    """The tools under names that differ."""
+def new_entries(rng: Random, chosen: list[Tool], own: float = 0.0) -> list[Entry]:
+    """The tools under names that differ; the share `own` of them exactly as they were written."""
     entries: list[Entry] = []
     for tool in chosen:
-        entry = new_entry(rng, tool)
+        if own and rng.random() < own:
+            names = {a.name: a.name for a in tool.arguments}
+            entry = Entry(tool, tool.name, tool.description, names)
+        else:
+            entry = new_entry(rng, tool)
         while any(e.name == entry.name for e in entries):
             entry = replace(
                 entry,
