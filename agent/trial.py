@@ -92,11 +92,12 @@ def _is_offered(tokenizer: Tokenizer, row: Conversation, ids: Sequence[int]) -> 
 
 def _score(tokenizer: Tokenizer, asked: Asked, replies: Sequence[list[int]]) -> dict[str, Any]:
     """Accuracy of the held-out rows, and of the questions by hand if there are any."""
-    first = len(asked.held_out)
+    first, by_hand = len(asked.held_out), asked.by_hand
+    none: set[str] = set()
     parts = (
         ("tool_call_accuracy", asked.held_out, replies[:first], asked.seen_tools),
         # Of their tools none counts as seen: an equal name is chance, the rest is another hand's.
-        ("questions_accuracy", asked.by_hand, replies[first : first + len(asked.by_hand)], set()),
+        ("questions_accuracy", by_hand, replies[first : first + len(by_hand)], none),
     )
     return {
         name: score_calls(tokenizer, rows, written, seen_tools)
