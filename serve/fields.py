@@ -53,6 +53,30 @@ def _whole(least: int, most: int, into: str) -> Field:
     return read
 
 
+def _only(*served: Any) -> Field:
+    """For what would change the reply: null, or the values that leave it as it is."""
+    what = " or ".join(json.dumps(one) for one in served) or "null"
+
+    def read(name: str, value: Any) -> dict[str, Any]:
+        # 0 is 0.0 but not false, which Python takes for the same
+        if not any(value == one and isinstance(value, bool) == (one is False) for one in served):
+            raise _expected(name, what, value)
+        return {}
+
+    return read
+
+
+def _ignored(kind: type, what: str) -> Field:
+    """For what says nothing about the reply."""
+
+    def read(name: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, kind):
+            raise _expected(name, what, value)
+        return {}
+
+    return read
+
+
 def _flag(into: str, opposite: bool = False) -> Field:
     def read(name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, bool):
@@ -96,12 +120,6 @@ def _tools(name: str, value: Any) -> dict[str, Any]:
     if twice is not None:
         raise ApiError(f"{name}: expected different names, got {shorten(twice, MAX_SHOWN)} twice")
     return {"tools": tuple(tools)}
-
-
-def _one_reply(name: str, value: Any) -> dict[str, Any]:
-    if type(value) is not int or value != 1:
-        raise _expected(name, "1, one reply a request", value)
-    return {}
 
 
 def _tool_choice(name: str, value: Any) -> dict[str, Any]:
@@ -155,6 +173,20 @@ FIELDS: Mapping[str, Field] = {
     "seed": _whole(-(2**63), 2**63 - 1, "seed"),
     "stream": _flag("stream"),
     "stream_options": _stream_options,
-    "n": _one_reply,
     "adapter_scale": _number(0, 4, "scale"),  # ours: 0 is the base, 1 the adapter as trained
+    "n": _only(1),
+    "presence_penalty": _only(0),
+    "frequency_penalty": _only(0),
+    "logit_bias": _only({}),
+    "logprobs": _only(False),
+    "top_logprobs": _only(0),
+    "response_format": _only({"type": "text"}),
+    "modalities": _only(["text"]),
+    "reasoning_effort": _only(),
+    "service_tier": _only("auto", "default"),
+    "store": _only(False),
+    "user": _ignored(str, "a text"),
+    "safety_identifier": _ignored(str, "a text"),
+    "prompt_cache_key": _ignored(str, "a text"),
+    "metadata": _ignored(dict, "an object"),
 }

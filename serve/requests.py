@@ -47,15 +47,22 @@ def read_chat(body: bytes) -> Chat:
         raise ApiError(
             f"{unknown[0]}: this server does not know the field; it knows {known}",
             "unknown_parameter",
+            param=unknown[0],
         )
     for name in ("model", "messages"):
         if name not in given:
-            raise ApiError(f"{name}: expected in every request, got none", "missing_parameter")
+            told = f"{name}: expected in every request, got none"
+            raise ApiError(told, "missing_parameter", param=name)
     chat: dict[str, Any] = {}
     for name, item in given.items():
-        chat |= FIELDS[name](name, item)
+        try:
+            chat |= FIELDS[name](name, item)
+        except ApiError as error:
+            error.param = name
+            raise
     if chat.get("include_usage") and not chat.get("stream"):
-        raise ApiError("stream_options: expected only beside stream: true, got it without")
+        told = "stream_options: expected only beside stream: true, got it without"
+        raise ApiError(told, param="stream_options")
     return _with_choice(chat)
 
 
@@ -75,11 +82,11 @@ def _with_choice(chat: dict[str, Any]) -> Chat:
     names = [tool.name for tool in chat.get("tools", ())]
     choice, name = chat.get("choice", "auto"), chat.get("name")
     if choice in ("required", "named") and not names:
-        raise ApiError(f"tool_choice: expected auto or none without tools, got {choice}")
+        told = f"tool_choice: expected auto or none without tools, got {choice}"
+        raise ApiError(told, param="tool_choice")
     if name is not None and name not in names:
-        raise ApiError(
-            f"tool_choice: expected one of {', '.join(names)}, got {shorten(name, MAX_SHOWN)}"
-        )
+        told = f"tool_choice: expected one of {', '.join(names)}, got {shorten(name, MAX_SHOWN)}"
+        raise ApiError(told, param="tool_choice")
     sampling = {key: chat.pop(key) for key in SAMPLING if key in chat}
     return Chat(**chat, sampling=sampling)
 
@@ -90,20 +97,28 @@ def conversation_of(chat: Chat, tokenizer: Tokenizer, *, is_whole: bool = False)
     Raises: ApiError where the messages do not follow one another as in a chat.
     """
     wording = tokenizer.prompt or DEFAULT_PROMPT
-    messages = _joined(_plain(chat.messages))
+    # A reply of which nothing could be given out, as a call that was cut, comes back with the chat
+    said = [one for one in chat.messages if one["role"] != "assistant" or _says_something(one)]
+    messages = _joined(_plain(said))
     try:
         read = conversation_from(chat.tools, messages, wording)
     except ValueError as error:
-        raise ApiError(str(error)) from None
+        raise ApiError(str(error), param="messages") from None
     if read.messages[-1:] and read.messages[-1].role == "model" and not is_whole:
-        raise ApiError("messages: expected the last one from user or tool, got the assistant's")
+        told = "messages: expected the last one from user or tool, got the assistant's"
+        raise ApiError(told, param="messages")
     if not read.messages:
-        raise ApiError("messages: expected at least one from the user, got none")
+        told = "messages: expected at least one from the user, got none"
+        raise ApiError(told, param="messages")
     # A thought that a client sends back would ask for thinking in the first turn, and so change
     # what the model has read before it thought.
     asks = any(THINK_REQUEST in message["content"] for message in chat.messages)
     system = read.system if asks else read.system.removesuffix(THINK_REQUEST).rstrip("\n")
     return dataclasses.replace(read, prompt=wording if chat.tools else None, system=system)
+
+
+def _says_something(message: dict[str, Any]) -> bool:
+    return any(message.get(key) for key in ("content", "tool_calls", "reasoning_content"))
 
 
 def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
