@@ -183,6 +183,7 @@ def guide_for(
         tools = named
     guide: Guide | None = None
     if must_call:
+        # Names alone promise nothing: what follows the tag could be prose
         call = _call_guide(tokenizer, tools, room, may_call=True)
         least = len(call.grammar.start_plan) + 1
         if room < least:

@@ -122,6 +122,7 @@ def _guide(
     choice = "required" if must_call else chat.choice
     try:
         if must_call:
+            # First: whether it is installed must not depend on grammars that are cached
             check_library("a call that is required")
         return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
     except ValueError as error:

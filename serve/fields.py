@@ -174,6 +174,7 @@ FIELDS: Mapping[str, Field] = {
     "stream": _flag("stream"),
     "stream_options": _stream_options,
     "adapter_scale": _number(0, 4, "scale"),  # ours: 0 is the base, 1 the adapter as trained
+    # At the values that OpenAI documents as the default, which clients send unasked
     "n": _only(1),
     "presence_penalty": _only(0),
     "frequency_penalty": _only(0),
@@ -185,6 +186,7 @@ FIELDS: Mapping[str, Field] = {
     "reasoning_effort": _only(),
     "service_tier": _only("auto", "default"),
     "store": _only(False),
+    # For the bills and the statistics of whoever serves many
     "user": _ignored(str, "a text"),
     "safety_identifier": _ignored(str, "a text"),
     "prompt_cache_key": _ignored(str, "a text"),

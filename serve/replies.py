@@ -139,6 +139,7 @@ def joined(deltas: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 calls[-1]["function"] = dict(part["function"])
             else:
                 calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    # Null where nothing was said, as in a stream that has no content
     content = texts.get("content") or None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if texts.get("reasoning_content"):

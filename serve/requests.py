@@ -58,7 +58,7 @@ def read_chat(body: bytes) -> Chat:
         try:
             chat |= FIELDS[name](name, item)
         except ApiError as error:
-            error.param = name
+            error.param = name  # here, so that no reader of a field can forget it
             raise
     if chat.get("include_usage") and not chat.get("stream"):
         told = "stream_options: expected only beside stream: true, got it without"
