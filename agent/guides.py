@@ -10,11 +10,14 @@ from typing import Literal
 
 from agent.call_names import NAMING, CallNames, State
 from agent.constrain import CallGrammar, CallGuide
+from agent.limits import is_loop
 from agent.vocabulary import vocabulary_of
 from data.conversation import Tool
 from data.tokenizer import Tokenizer
 from data.wire import WireFormat, dump
 from model.generate import Guide
+
+THOUGHT_LOOP = 16  # ids of a thought that repeat themselves before it is closed
 
 
 class NameGuide:
@@ -96,7 +99,8 @@ class Speaking:
 class MustCall:
     """A reply that calls: it thinks or calls, and after its thought calls; then as `inner` says.
 
-    thoughts: ids that thinking may take before it is closed. Which of the two begins is the
+    thoughts: ids that thinking may take before it is closed; one that repeats itself is closed at
+    once, as it does where the model would rather have answered. Which of the two begins is the
     model's choice, because one that has learned to think first calls worse without.
     """
 
@@ -109,6 +113,7 @@ class MustCall:
         self.think = tokenizer.tag_ids[thinking[0]] if can_think else None
         self.close = tokenizer.tag_ids[thinking[1]] if can_think else None
         self.state = "begin"  # begin, thinking, thought, called
+        self.thought: list[int] = []
 
     def accepts(self, id: int) -> bool:
         """True if this id may come next."""
@@ -134,7 +139,8 @@ class MustCall:
         elif self.state == "begin":
             self.state = "thinking"
         elif self.state == "thinking":
-            self.left -= 1
+            self.thought.append(id)
+            self.left = 0 if is_loop(self.thought, THOUGHT_LOOP) else self.left - 1
             self.state = "thought" if id == self.close else "thinking"
         self.inner.advance(id)
 
@@ -188,7 +194,8 @@ def guide_for(
         least = len(call.grammar.start_plan) + 1
         if room < least:
             raise ValueError(f"a call takes {least} tokens, but there are {room}; allow for more")
-        guide = MustCall(tokenizer, call, room - least - 2)  # the tags of thinking
+        # At most half for the thought, or a long value would have no room; two are its tags.
+        guide = MustCall(tokenizer, call, min(room // 2, room - least - 2))
     elif tools and rule.names == "constrained":
         guide = _call_guide(tokenizer, tools, room, may_call=rule.choice != "none")
     elif tools and rule.names == "offered" and writes_json(tokenizer.wire):

@@ -133,10 +133,13 @@ def smolagents_agent(url: str) -> Any:
             "final_answer": final,
         }
     # After its last step the agent asks for an answer in words, which the embedded base was taught;
-    # a tool called final_answer it was not.
-    steps = 2 if UNTIL else 4
+    # to choose between the next tool and one called final_answer it was not.
+    steps = 1 if UNTIL else 4
     agent = ToolCallingAgent(tools=[multiply_numbers, double], model=model, max_steps=steps, **more)
     agent.logger.level = -1
+    if UNTIL:  # one step after the other, in one memory
+        agent.run("What is 17.5 times 23?")
+        return agent.run("What is the double of 402.5?", reset=False)
     return agent.run(QUESTION)
 
 

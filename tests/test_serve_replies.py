@@ -192,6 +192,9 @@ def test_a_reply_that_must_call_thinks_or_calls_and_then_calls() -> None:
     assert word in free(think) and not {call, tokenizer.end_of_turn_id} & free(think)
     assert free(think, word, word, thoughts=2) == {close}
     assert free(think, word, close) == {call}
+    # One that turns in circles is closed long before its limit
+    assert free(think, *[word] * 16, thoughts=99) == {close}
+    assert word in free(think, *[word] * 15, thoughts=99)
     inner = NameGuide(tokenizer, TOOLS)
     inner.advance(call)
     assert free(call) == set(inner.allowed())
