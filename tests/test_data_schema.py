@@ -384,11 +384,11 @@ def call_row(body: str) -> dict[str, Any]:
         ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
         (
             {"messages": [5, {"role": "user", "content": "x"}]},
-            ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"],
+            ["f:7: message 1: expected an object"],
         ),
         (
             openai("user x", "pope y"),
-            ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"],
+            ["f:7: message 2: expected a role out of user, assistant, tool, system,", "got 'pope'"],
         ),
         (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
         (
@@ -422,6 +422,17 @@ def call_row(body: str) -> dict[str, Any]:
         (
             openai("user x", "model y", function_call={"name": "f", "arguments": "[1]"}),
             ["f:7: message 2: f: expected an object, got '[1]'"],
+        ),
+        (
+            openai("user x", "model y", function_call={"name": "f", "arguments": '{"a": 1'}),
+            [
+                "f:7: message 2: f: arguments: expected a complete JSON object, got '{\"a\": 1'; "
+                "Close or correct the JSON of the arguments."
+            ],
+        ),
+        (
+            call_row('{"name": "f", "arguments": "[1"}'),
+            ["f: arguments: expected a complete", "; Close or correct the JSON of the arguments."],
         ),
         (
             {**openai("user x", "model y"), "tools": [{"name": 3}, SPEC, SPEC]},
