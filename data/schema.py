@@ -96,10 +96,11 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
         except LiteralError as error:
             raise ValueError(f"{where}: {error}; {error.hint}") from None
         except (ValueError, RecursionError) as error:
-            # Errors of UTF-8 and of JSON are ValueErrors alike. A parser's own line and offset
-            # would be a second place beside the row's
-            is_json = isinstance(error, json.JSONDecodeError)
-            got = f"{shorten(error.doc)} ({error.msg}, column {error.colno})" if is_json else error
+            # Errors of UTF-8 and of JSON are ValueErrors alike
+            got = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                # The parser's own line and offset would be a second place beside the row's
+                got = f"{shorten(error.doc) or 'nothing'} ({error.msg}, column {error.colno})"
             problem = f"expected one JSON object on the line, got {got}; repair or remove the line"
             raise ValueError(f"{where}: {problem}") from None
     if not isinstance(row, Mapping):

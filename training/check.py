@@ -54,7 +54,7 @@ def describe_need(run: Run, seconds: float, line: dict[str, Any]) -> list[str]:
     return [
         f"check: {run.total_steps} steps of {seconds:.1f} s ({line['tokens_per_second']:.0f} "
         f"tokens/s) take {in_words(seconds * run.total_steps)}, evaluations not counted; {peak}",
-        f"check: these steps are {in_digits(passes)} passes over the rows; see --epochs and --max-steps",
+        f"check: these steps are {in_digits(passes)} passes over the rows (--epochs, --max-steps)",
         *([few] if scored < FEW_SCORED else []),
         f"check: the adapter would take {size:.0f} MB, the checkpoint {3 * size:.0f} MB",
         "check: nothing was trained and nothing was written; leave --check out to begin",
