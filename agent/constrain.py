@@ -27,13 +27,13 @@ OTHERS = [bytes((byte,)) for byte in (*range(0x20, 0x7F), *range(0x80, 0xC0))]
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 
-def check_library() -> None:
-    """Raises: ValueError if the library is not installed."""
+def check_library(asked: str = "--constrain") -> None:
+    """Raises: ValueError if the library is not installed; `asked` is what needs it."""
     try:
         import llguidance  # noqa: F401
     except ImportError:
         raise ValueError(
-            "--constrain needs llguidance, which is not installed; pip install llguidance"
+            f"{asked} needs llguidance, which is not installed; pip install '.[constrain]'"
         ) from None
 
 

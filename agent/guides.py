@@ -100,7 +100,7 @@ class MustCall:
     model's choice, because one that has learned to think first calls worse without.
     """
 
-    def __init__(self, tokenizer: Tokenizer, inner: Guide | None, thoughts: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, inner: Guide, thoughts: int) -> None:
         self.inner, self.left, self.vocabulary = inner, thoughts, vocabulary_of(tokenizer)
         call, thinking = tokenizer.wire.call.tags, tokenizer.wire.thinking.tags
         self.call, self.size = tokenizer.tag_ids[call[0]], len(tokenizer)
@@ -119,11 +119,11 @@ class MustCall:
             return id == self.close or is_text
         if self.state == "thought":
             return id == self.call
-        return self.inner is None or self.inner.accepts(id)
+        return self.inner.accepts(id)
 
     def allowed(self) -> Sequence[int]:
         """Every id that `accepts` takes, or as `inner` says."""
-        if self.state == "called" and self.inner is not None:
+        if self.state == "called":
             return self.inner.allowed()
         return [id for id in range(self.size) if self.accepts(id)]
 
@@ -136,8 +136,7 @@ class MustCall:
         elif self.state == "thinking":
             self.left -= 1
             self.state = "thought" if id == self.close else "thinking"
-        if self.inner is not None:
-            self.inner.advance(id)
+        self.inner.advance(id)
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class CallRule:
 
     names: "offered" holds a call's names to the tools on offer, "constrained" all of it to their
     schemas, "free" nothing. choice: "auto", "none", "required", or the name of the tool that is to
-    be called.
+    be called; the last two promise a call, so that it is constrained whatever `names` says.
     """
 
     names: Literal["offered", "constrained", "free"] = "offered"
@@ -172,7 +171,8 @@ def guide_for(
 ) -> Guide | None:
     """The guide of one reply of at most `room` ids; None where anything may come.
 
-    Raises: ValueError for a tool to be called that is not on offer, or no room for its call.
+    Raises: ValueError for a tool to be called that is not on offer, no room for its call, or calls
+    that no grammar can be made of. A call that has to come needs the library of `constrain.py`.
     """
     must_call = bool(tools) and rule.choice not in ("auto", "none")
     if must_call and rule.choice != "required":
@@ -182,17 +182,17 @@ def guide_for(
             raise ValueError(f"--call {rule.choice}: no such tool; the tools are {offered}")
         tools = named
     guide: Guide | None = None
-    thoughts = room // 2  # the other half is left for the call itself
-    if tools and rule.names == "constrained":
-        guide = _call_guide(tokenizer, tools, room, may_call=rule.choice != "none")
-        least = len(guide.grammar.start_plan) + 1
-        if must_call and room < least:
+    if must_call:
+        # Names alone promise nothing: what follows the tag could be prose
+        call = _call_guide(tokenizer, tools, room, may_call=True)
+        least = len(call.grammar.start_plan) + 1
+        if room < least:
             raise ValueError(f"a call takes {least} tokens, but there are {room}; allow for more")
-        thoughts = room - least - 2  # the tags of thinking
+        guide = MustCall(tokenizer, call, room - least - 2)  # the tags of thinking
+    elif tools and rule.names == "constrained":
+        guide = _call_guide(tokenizer, tools, room, may_call=rule.choice != "none")
     elif tools and rule.names == "offered" and writes_json(tokenizer.wire):
         guide = NameGuide(tokenizer, tools)
-    if must_call:
-        guide = MustCall(tokenizer, guide, thoughts)
     return Speaking(tokenizer, guide) if must_speak else guide
 
 

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from agent.constrain import check_library
 from agent.guides import CallRule, guide_for
 from data.chat import render_prompt
 from data.conversation import Tool
@@ -59,7 +60,7 @@ def tokenizer_of(served: Served, name: str) -> Tokenizer:
     if name not in served.tokenizers:
         known = ", ".join(served.tokenizers)
         message = f"model: expected one of {known}, got {name[:100]}"
-        raise ApiError(message, "model_not_found", 404)
+        raise ApiError(message, "model_not_found", 404, param="model")
     return served.tokenizers[name]
 
 
@@ -83,13 +84,14 @@ def prepare(served: Served, body: bytes) -> tuple[Chat, Request, Answer]:
     try:
         prompt = render_prompt(conversation, tokenizer)
     except ValueError as error:
-        raise ApiError(str(error)) from None
+        raise ApiError(str(error), param="messages") from None
     room = served.positions - len(prompt)
     if room < 1:
         raise ApiError(
             f"messages: expected fewer than {served.positions} tokens with the tools, "
             f"got {len(prompt)}; shorten the conversation",
             "context_length_exceeded",
+            param="messages",
         )
     room = min(room, chat.max_new_tokens or served.max_new_tokens)
     forbidden = tokenizer.forbidden_ids(may_call=chat.choice != "none")
@@ -112,16 +114,21 @@ def _guide(
 ) -> Guide | None:
     """What may come in the reply, by `tool_choice`.
 
-    Raises: ApiError for tools that no grammar can be made of.
+    Raises: ApiError for tools that no grammar can be made of, and for a call that is required
+    where none can be promised.
     """
     offered = [tool for tool in tools if chat.name in (None, tool.name)]
-    choice = "required" if chat.choice == "named" else chat.choice
-    if chat.name is not None and rule.names == "free":
-        rule = replace(rule, names="offered")  # the client has named the tool
+    must_call = chat.choice in ("required", "named")
+    choice = "required" if must_call else chat.choice
     try:
+        if must_call:
+            # First: whether it is installed must not depend on grammars that are cached
+            check_library("a call that is required")
         return guide_for(tokenizer, offered, replace(rule, choice=choice), room=room)
     except ValueError as error:
-        raise ApiError(f"tools: {error}") from None
+        field = "tool_choice" if must_call else "tools"
+        told = str(error).removeprefix("--constrain: ")  # a flag, which no client can give
+        raise ApiError(f"{field}: {told}", param=field) from None
 
 
 async def deltas(ticket: Ticket, answer: Answer) -> AsyncIterator[dict[str, Any]]:

@@ -4,16 +4,25 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A request that is refused; `code` is a short name for programs."""
+    """A request that is refused; `code` is a short name for programs, `param` the field."""
 
-    def __init__(self, message: str, code: str = "invalid_value", status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        code: str = "invalid_value",
+        status: int = 400,
+        *,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.param = status, code, param
 
     def as_object(self) -> dict[str, Any]:
         """The body of the answer."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "code": self.code}}
+        return {
+            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        }
 
 
 def too_busy(waiting: int) -> ApiError:

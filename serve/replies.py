@@ -50,7 +50,8 @@ class Answer:
     """One reply as deltas; `finish_reason` and `is_over` say how far it is.
 
     Reasoning and prose come as they are written, each call as a whole once it is known to be good.
-    A call that cannot be read is given out as the text that it is, so that nothing is lost.
+    A call that was cut or cannot be read is left out: what runs calls must not take it for one, and
+    what shows answers must not show it.
     """
 
     def __init__(
@@ -64,8 +65,7 @@ class Answer:
         """stops: texts that end the reply and are not part of it. one_call: end after a call."""
         self.stream = ReplyStream(tokenizer, tools)
         self.stops, self.one_call = StopTexts(stops), one_call
-        self.call_tags = tokenizer.wire.call.tags
-        self.num_calls, self.call_text, self.has_content = 0, "", False
+        self.num_calls = 0
         self.num_ids = 0  # that were written, also those that a stop text keeps back
         self.is_over = False  # nothing more is to be written
         self.finish_reason = "stop"
@@ -73,15 +73,15 @@ class Answer:
     def feed(self, id: int) -> list[dict[str, Any]]:
         """The deltas that the next id brings."""
         self.num_ids += 1
-        return [] if self.is_over else self._deltas(self.stream.feed(id), is_closed=True)
+        return [] if self.is_over else self._deltas(self.stream.feed(id))
 
     def end(self, *, is_cut: bool = False) -> list[dict[str, Any]]:
         """The last deltas; `is_cut` where the reply had no more room."""
         deltas: list[dict[str, Any]] = []
         if not self.is_over:
-            deltas = self._deltas(self.stream.end()[0], is_closed=False)
+            deltas = self._deltas(self.stream.end()[0])
         if not self.is_over:
-            deltas += self._content(self.stops.end())
+            deltas += _content_deltas(self.stops.end())
         if is_cut and not self.is_over:
             self.finish_reason = "length"
         elif self.num_calls:
@@ -89,7 +89,7 @@ class Answer:
         self.is_over = True
         return deltas
 
-    def _deltas(self, parts: Iterable[Part], *, is_closed: bool) -> list[dict[str, Any]]:
+    def _deltas(self, parts: Iterable[Part]) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = []
         for part in parts:
             if self.is_over:
@@ -97,33 +97,24 @@ class Answer:
             if part.kind == "thinking":
                 deltas.append({"reasoning_content": part.text})
             elif part.kind == "content":
-                deltas += self._content(self.stops.feed(part.text))
-            elif part.kind == "call":
-                self.call_text += part.text
+                deltas += _content_deltas(self.stops.feed(part.text))
             elif part.kind == "outcomes":
-                deltas += self._outcomes(part, is_closed)
+                deltas += self._good_calls(part)
             self.is_over = self.is_over or self.stops.is_over
         return deltas
 
-    def _outcomes(self, part: Part, is_closed: bool) -> list[dict[str, Any]]:
-        """A block of calls, good ones as such."""
+    def _good_calls(self, part: Part) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = []
-        text, self.call_text = self.call_text, ""
         good = [outcome for outcome in part.outcomes if isinstance(outcome, ToolCall)]
         for call in good[:1] if self.one_call else good:
             deltas += _call_deltas(self.num_calls, call)
             self.num_calls += 1
-        if len(good) < len(part.outcomes):
-            opening, *closing = self.call_tags
-            whole = opening + text + "".join(closing if is_closed else ())
-            gap = "\n\n" if self.has_content else ""
-            deltas += self._content(self.stops.end() + gap + whole)
         self.is_over = self.one_call and bool(good)
         return deltas
 
-    def _content(self, text: str) -> list[dict[str, Any]]:
-        self.has_content = self.has_content or bool(text)
-        return [{"content": text}] if text else []
+
+def _content_deltas(text: str) -> list[dict[str, Any]]:
+    return [{"content": text}] if text else []
 
 
 def _call_deltas(index: int, call: ToolCall) -> list[dict[str, Any]]:
@@ -148,11 +139,11 @@ def joined(deltas: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 calls[-1]["function"] = dict(part["function"])
             else:
                 calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
-    message: dict[str, Any] = {"role": "assistant", "content": texts.get("content") or None}
+    # Null where nothing was said, as in a stream that has no content
+    content = texts.get("content") or None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if texts.get("reasoning_content"):
         message["reasoning_content"] = texts["reasoning_content"]
     if calls:
         message["tool_calls"] = calls
-    elif message["content"] is None:
-        message["content"] = ""  # null is for messages that call
     return message

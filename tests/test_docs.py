@@ -24,6 +24,8 @@ from data.packing import collate
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from model.config import Gemma2Config
+from serve.errors import ApiError
+from serve.fields import FIELDS
 from training import settings
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +197,17 @@ def test_what_serving_says_was_tried_has_a_row() -> None:
         assert rows[program]["calls"] and rows[program]["same_greedy_ids"]
     assert "| Ollama | a merged folder and its Modelfile | no |" in text
     assert "ollama" not in rows
+
+
+def test_serving_names_the_fields_that_the_server_takes() -> None:
+    text = " ".join((ROOT / "docs" / "serving.md").read_text("utf-8").split())
+    _, free, fixed = re.split("- Fields ", text.partition(" All else is a 400")[0])
+    names = re.findall("`(.*?)`", fixed)
+    assert sorted(re.findall("`(.*?)`", free) + names) == sorted(FIELDS)
+    for name in names:
+        for odd in (5, "x", [1], True):  # none of them is the one value
+            with pytest.raises(ApiError, match=f"{name}: expected"):
+                FIELDS[name](name, odd)
 
 
 # ---------------------------------------------------------------------------------------- code

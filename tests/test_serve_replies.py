@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.guides import MustCall
+from agent.guides import MustCall, NameGuide
 from data.conversation import Tool
 from data.reply import parse_reply
 from data.tokenizer import Tokenizer
@@ -69,7 +69,8 @@ def test_deltas_add_up_to_the_reply_for_every_cut(
         (reply.content.find(stop) + len(stop), stop) for stop in stops if stop in reply.content
     ]
     places = [reply.content.find(min(found)[1])] if found else []
-    if not reply.errors and not places:
+    # A call that is broken or cut leaves no text, and all good ones are still calls
+    if not places:
         assert (message["content"] or "") == reply.content
         assert message.get("reasoning_content", "") == reply.thinking
         calls = [call["function"] for call in message.get("tool_calls", ())]
@@ -78,12 +79,9 @@ def test_deltas_add_up_to_the_reply_for_every_cut(
             for c in reply.calls
         ]
         assert calls == expected
-    elif not reply.errors:
+    else:
         assert (message["content"] or "") == reply.content[: places[0]]
         assert answer.finish_reason in ("stop", "tool_calls")
-    else:  # a broken call stays in the text, and all good ones are still calls
-        assert places or len(message.get("tool_calls", ())) == len(reply.calls)
-        assert places or message["content"]
     # Each delta says something, and a client that joins what it has at any time has a beginning
     for end in range(len(deltas)):
         part = joined(deltas[: end + 1])
@@ -141,11 +139,38 @@ def test_one_call_ends_the_reply_where_there_may_be_no_second() -> None:
     assert json.loads(call["function"]["arguments"]) == {"a": "é😀"}
 
 
-def test_broken_calls_are_given_out_as_they_were_written() -> None:
-    message, _ = feed(f"Well.<tool_call>{CALL[:9]}</tool_call><tool_call>{CALL}</tool_call>")
-    assert message["content"] == f"Well.\n\n<tool_call>{CALL[:9]}</tool_call>"
-    assert len(message["tool_calls"]) == 1
-    assert feed("<tool_call>{")[0]["content"] == "<tool_call>{"
+@pytest.mark.parametrize(
+    "text, content, calls, reason",
+    [
+        ("<tool_call>\n{", None, 0, "length"),
+        ("<tool_call>", None, 0, "length"),
+        ("<think>Hm</think>Well.<tool_call>\nNone fits", "Well.", 0, "length"),
+        (f"<tool_call>{CALL}</tool_call><tool_call>{CALL}", None, 1, "length"),
+        ("<tool_call>\nNone fits</tool_call><end_of_turn>", None, 0, "stop"),
+        (f"Well.<tool_call>{CALL[:9]}</tool_call>So.<end_of_turn>", "Well.\n\nSo.", 0, "stop"),
+        (f"<tool_call>{{</tool_call><tool_call>{CALL}</tool_call><end_of_turn>", None, 1, None),
+        ("<end_of_turn>", None, 0, "stop"),
+    ],
+)
+def test_calls_that_are_cut_or_broken_leave_no_text(
+    text: str, content: str | None, calls: int, reason: str | None
+) -> None:
+    message, answer = feed(text)
+    assert (message["content"], len(message.get("tool_calls", ()))) == (content, calls)
+    assert answer.finish_reason == (reason or "tool_calls")
+    assert message["refusal"] is None
+
+
+def test_a_call_comes_whole_once_it_is_known_to_be_good() -> None:
+    """Nothing before its end, then its name and its arguments; and docs/serving.md says so."""
+    page = (WEIGHTS.parents[1] / "docs" / "serving.md").read_text("utf-8")
+    assert "a call comes whole" in page and "piece by piece" not in page
+    tokenizer = TOKENIZERS["hermes"]
+    answer = Answer(tokenizer, TOOLS)
+    *begun, end = spell(f"<tool_call>{CALL}</tool_call>", tokenizer)
+    assert [delta for id in begun for delta in answer.feed(id)] == []
+    parts = [delta["tool_calls"][0]["function"] for delta in answer.feed(end)]
+    assert parts == [{"name": "f", "arguments": ""}, {"arguments": '{"a": "é😀"}'}]
 
 
 def test_a_reply_that_must_call_thinks_or_calls_and_then_calls() -> None:
@@ -154,20 +179,22 @@ def test_a_reply_that_must_call_thinks_or_calls_and_then_calls() -> None:
     word = tokenizer.encode("a")[0]
 
     def free(*ids: int, thoughts: int = 9) -> set[int]:
-        guide = MustCall(tokenizer, None, thoughts)
+        guide = MustCall(tokenizer, NameGuide(tokenizer, TOOLS), thoughts)
         for id in ids:
             assert guide.accepts(id)
             guide.advance(id)
-        allowed = set(guide.allowed()) if ids[-1:] != (tags["<tool_call>"],) else set()
-        assert allowed == {id for id in range(len(tokenizer)) if guide.accepts(id)} or not allowed
-        return {id for id in range(len(tokenizer)) if guide.accepts(id)}
+        found = {id for id in range(len(tokenizer)) if guide.accepts(id)}
+        assert set(guide.allowed()) == found
+        return found
 
     think, close, call = tags["<think>"], tags["</think>"], tags["<tool_call>"]
     assert free() == {think, call}
     assert word in free(think) and not {call, tokenizer.end_of_turn_id} & free(think)
     assert free(think, word, word, thoughts=2) == {close}
     assert free(think, word, close) == {call}
-    assert free(call) == set(range(len(tokenizer)))
+    inner = NameGuide(tokenizer, TOOLS)
+    inner.advance(call)
+    assert free(call) == set(inner.allowed())
     mistral = TOKENIZERS["mistral"]
-    guide = MustCall(mistral, None, 9)
+    guide = MustCall(mistral, NameGuide(mistral, TOOLS), 9)
     assert list(guide.allowed()) == [mistral.tag_ids["[TOOL_CALLS]"]]

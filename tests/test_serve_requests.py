@@ -1,15 +1,20 @@
 """What a request may say: read as it was meant, or refused with the field and the reason."""
 
 import json
+import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving import TOKENIZER
+from test_data_tokenizer import small_tokenizer
 
-from agent.guides import CallRule
+from agent.guides import CallRule, NameGuide
 from data.conversation import THINK_REQUEST
+from data.tokenizer import Tokenizer
 from model.generate import Sampling
+from serve.batch import Request
 from serve.completions import prepare
 from serve.errors import ApiError
 from serve.requests import Chat, conversation_of, read_chat
@@ -52,8 +57,22 @@ def turns(*messages: dict[str, Any], **fields: Any) -> list[tuple[str, Any]]:
         ({"messages": [{"role": "user", "content": 5}]}, "message 1: content: expected text"),
         ({"messages": ["Hi"]}, "message 1: expected an object"),
         ({"model": 5}, "model: expected a text, got 5"),
-        ({"n": 2}, "n: expected 1, one reply"),
-        ({"logprobs": True}, "logprobs: this server does not know the field"),
+        ({"n": 2}, "n: expected 1, got 2"),
+        ({"n": True}, "n: expected 1, got true"),
+        ({"best_of": 2}, "best_of: this server does not know the field; it knows model, "),
+        ({"logprobs": True}, "logprobs: expected false, got true"),
+        ({"logprobs": 0}, "logprobs: expected false, got 0"),
+        ({"top_logprobs": 5}, "top_logprobs: expected 0, got 5"),
+        ({"presence_penalty": 0.5}, "presence_penalty: expected 0, got 0.5"),
+        ({"frequency_penalty": False}, "frequency_penalty: expected 0, got false"),
+        ({"logit_bias": {"5": 100}}, 'logit_bias: expected {}, got {"5": 100}'),
+        ({"response_format": {"type": "json_object"}}, 'expected {"type": "text"}, got'),
+        ({"service_tier": "flex"}, 'service_tier: expected "auto" or "default", got "flex"'),
+        ({"store": True}, "store: expected false, got true"),
+        ({"reasoning_effort": "high"}, 'reasoning_effort: expected null, got "high"'),
+        ({"modalities": ["text", "audio"]}, 'modalities: expected ["text"], got'),
+        ({"user": 5}, "user: expected a text, got 5"),
+        ({"metadata": "x"}, "metadata: expected an object, got"),
         ({"temperature": 2.5}, "temperature: expected a number from 0 to 2, got 2.5"),
         ({"temperature": True}, "temperature: expected a number"),
         ({"top_p": 0}, "top_p: expected a number"),
@@ -80,10 +99,29 @@ def turns(*messages: dict[str, Any], **fields: Any) -> list[tuple[str, Any]]:
     ],
 )
 def test_what_is_not_served_is_refused(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ApiError, match=told) as refused:
+    with pytest.raises(ApiError) as refused:
         chat(**fields)
+    error = refused.value.as_object()["error"]
+    assert told in error["message"] or re.search(told, error["message"])
     assert refused.value.status == 400
-    assert set(refused.value.as_object()["error"]) == {"message", "type", "code"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] in fields and error["message"].startswith(error["param"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"user": "u1"}, {"safety_identifier": "u1"}, {"prompt_cache_key": "k"}),
+        *({"metadata": {"a": "b"}}, {"store": False}, {"n": 1}, {"parallel_tool_calls": True}),
+        *({"service_tier": "auto"}, {"service_tier": "default"}, {"modalities": ["text"]}),
+        *({"presence_penalty": 0}, {"frequency_penalty": 0.0}, {"logit_bias": {}}),
+        *({"logprobs": False}, {"top_logprobs": 0}, {"response_format": {"type": "text"}}),
+        *({"top_logprobs": None}, {"logit_bias": None}, {"reasoning_effort": None}),
+    ],
+    ids=str,
+)
+def test_fields_that_change_nothing_are_taken(fields: dict[str, Any]) -> None:
+    assert chat(**fields) == chat()
 
 
 @pytest.mark.parametrize(
@@ -99,8 +137,9 @@ def test_what_is_not_served_is_refused(fields: dict[str, Any], told: str) -> Non
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes, told: str) -> None:
-    with pytest.raises(ApiError, match=told):
+    with pytest.raises(ApiError, match=told) as refused:
         read_chat(body)
+    assert refused.value.param == (None if "object" in told else "messages")
 
 
 def test_every_field_arrives() -> None:
@@ -141,6 +180,9 @@ def test_turns_of_every_role() -> None:
     assert turns(USER, USER) == [("user", "Hi\n\nHi")]
     said = {"role": "assistant", "content": "Yes."}
     assert turns(USER, said, said, USER)[1] == ("model", "Yes.\n\nYes.")
+    # A reply that said nothing, as the server gives it out
+    silent = {"role": "assistant", "content": None, "refusal": None}
+    assert turns(USER, silent, USER) == turns(USER, USER)
 
 
 def test_thoughts_that_come_back_change_nothing_before_them() -> None:
@@ -190,30 +232,63 @@ def test_calls_that_smolagents_writes_in_words_are_calls() -> None:
 def test_turns_that_do_not_follow_one_another_are_refused(
     messages: list[dict[str, Any]], told: str
 ) -> None:
-    with pytest.raises(ApiError, match=told):
+    with pytest.raises(ApiError, match=told) as refused:
         turns(*messages, tools=[TOOL])
+    assert refused.value.param == "messages"
 
 
-def test_under_constrain_a_choice_forces_a_whole_call_or_is_refused() -> None:
-    pytest.importorskip("llguidance")
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+def prepared(rule: CallRule, tokenizer: Tokenizer = TOKENIZER, **fields: Any) -> Request:
+    """What a body with a tool asks the engine for, of a server with this rule."""
     served: Any = SimpleNamespace(
-        tokenizers={"base": TOKENIZER},
+        tokenizers={"base": tokenizer},
         base="base",
         positions=2000,
         max_new_tokens=200,
         sampling=Sampling(),
-        rule=CallRule("constrained"),
+        rule=rule,
     )
+    body = {"model": "base", "messages": [USER], "tools": [TOOL], **fields}
+    return prepare(served, json.dumps(body).encode())[1]
 
-    def guide_of(**fields: Any) -> Any:
-        said = [{"role": "user", "content": "Hi"}]
-        body = {"model": "base", "messages": said, "tools": [TOOL], **fields}
-        return prepare(served, json.dumps(body).encode())[1].guide
 
-    named = {"type": "function", "function": {"name": "f"}}
-    for choice, must, may in (("auto", 0, 1), ("none", 0, 0), ("required", 1, 1), (named, 1, 1)):
-        guide = guide_of(tool_choice=choice)
+@pytest.mark.parametrize("names", ["constrained", "offered", "free"])
+def test_a_choice_forces_a_whole_call_or_is_refused(names: Any) -> None:
+    pytest.importorskip("llguidance")
+    rule = CallRule(names)
+    for choice, must, may in (("auto", 0, 1), ("none", 0, 0), ("required", 1, 1), (NAMED, 1, 1)):
+        guide = prepared(rule, tool_choice=choice).guide
+        if guide is None or isinstance(guide, NameGuide):
+            assert not must and names != "constrained"  # the call is the model's own
+            continue
         assert guide.accepts(TOKENIZER.tag_ids["<tool_call>"]) == may
         assert guide.accepts(TOKENIZER.encode("a")[0]) != must
-    with pytest.raises(ApiError, match="a call takes [0-9]+ tokens, but there are 3"):
-        guide_of(tool_choice="required", max_tokens=3)
+        guide.advance(TOKENIZER.tag_ids["<tool_call>"])
+        assert not must or not guide.accepts(TOKENIZER.encode("N")[0])  # the N of "None fits"
+    told = "tool_choice: a call takes [0-9]+ tokens, but there are 3"
+    with pytest.raises(ApiError, match=told) as refused:
+        prepared(rule, tool_choice="required", max_tokens=3)
+    assert (refused.value.status, refused.value.param) == (400, "tool_choice")
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_a_required_call_that_cannot_be_promised_is_refused(
+    monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
+        with pytest.raises(ApiError, match=r"pip install '\.\[constrain\]'") as refused:
+            prepared(CallRule(), tool_choice=choice)
+        assert (refused.value.status, refused.value.param) == (400, "tool_choice")
+        told = "tool_choice: a call that is required needs llguidance"
+        assert str(refused.value).startswith(told)
+        for free in ("auto", "none"):
+            assert prepared(CallRule(), tool_choice=free).prompt
+    pytest.importorskip("llguidance")
+    foreign = small_tokenizer("functiongemma")
+    told = "tool_choice: calls of the format functiongemma are no JSON; leave it out"
+    with pytest.raises(ApiError, match=told):
+        prepared(CallRule(), foreign, tool_choice=choice)
+    assert prepared(CallRule(), foreign).guide is None

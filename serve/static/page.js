@@ -156,7 +156,7 @@ async function answer(question) {
     history.push(message);
     if (!message.tool_calls) {
       if (message.content || message.reasoning_content) messages = history;
-      else fail("the model wrote nothing");
+      else fail("the model wrote no answer, and no call that can be read");
       return;
     }
     if (round === ROUNDS) return fail("the model goes in circles; ask in other words");
