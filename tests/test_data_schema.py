@@ -572,3 +572,10 @@ def test_a_reply_that_cannot_be_read_is_not_said_to_be_missing() -> None:
     with pytest.raises(ValueError) as error:
         parse_row({"messages": [{"role": "user", "content": "Go."}, reply]}, "f:1")
     assert "message 2" in str(error.value) and "got none" not in str(error.value)
+
+
+@pytest.mark.parametrize("turns", [("user x", "pope y"), ("pope x", "model y", "tool z")])
+def test_an_unknown_role_is_the_only_error_of_its_row(turns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_row(openai(*turns), "f:7")
+    assert str(caught.value).count("expected") == 1 and "'pope'; rename it" in str(caught.value)
