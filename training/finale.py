@@ -91,9 +91,8 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
     console.print(
         "One of the program's own questions of each kind, about tools that training has never "
         "seen; whatever came out. "
-        "Right is a reply with exactly the calls that are due, and none where none is due."
-        + f" {NOT_YOURS}"
-        * has_own_rows,
+        "Right is a reply with exactly the calls that are due, and none where none is due.",
+        NOT_YOURS if has_own_rows else "",
     )
     for before, after in zip(asked[0], asked[-1], strict=True):
         due = ", ".join(before["due"]) or "no call"
