@@ -3,11 +3,14 @@
 
 A row is {"id", "kind", "conversations": [{"role", "content"}, ...]} in the course's format. Kinds:
 "one" call, "two" calls, "none" (nothing fits) and "missing" (a value has to be asked for). Training
-rows are made of the styles that the pretraining knows, in tags and a form of calls that it does
-not; the held-out ones of other styles, and lines of talk, frames and joins, that neither has seen.
+rows are made of the tools that the pretraining knows, in tags and a form of calls that it does not,
+and a few of the grammar of invented words, which have to be copied. The held-out ones are made of
+tools, talk, frames and joins that neither has seen.
 """
 
 import argparse
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,7 @@ from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment,
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
 from embedded.english.stages import PLAIN
 from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
+from embedded.generate.calls import training_rows as grammar_rows
 from embedded.generate.layouts import compact
 
 SYSTEMS = (
@@ -34,9 +38,18 @@ SYSTEMS = (
     "Answer, or call a tool.",
 )
 NUM_TRAIN = 2000
+GRAMMAR = 0.15  # of the training rows: their words are invented and cannot be known
 TRAIN_SHARES = {"one": 0.4, "two": 0.28, "none": 0.2, "missing": 0.12}
 TALK = 0.5  # of the messages for which nothing fits
-RESULTS = 0.4  # of the calls whose results are known
+BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # JSON, not prose
+LIST = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
+CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+# "a orchid", "a people", "the the", two spaces, a space before a comma, a backslash
+ODD = re.compile(
+    r"\b[Aa] (?!is\b)(?=[aeio]|u[^aeiou][^aeiou]|(?:guests|people|days|minutes|children)\b)"
+    r"|\b(and|the|a|to|of|with|for|in|is) \1\b|  | [,.;:?!](?= |$)|\\"
+)
+RESULTS = 0.85  # of the calls whose results are known
 OWN = 0.6  # of the tools are offered exactly as they were written
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
@@ -53,6 +66,8 @@ def call_record(name: str, values: Record) -> str:
 
 def signature(entry: Entry, whole: bool) -> dict[str, Any]:
     """A tool's parameters: {"city": "string", "days": "integer?"}, or a complete JSON schema."""
+    # In short nothing says that a list of options may be left out.
+    whole = whole or any(a.enum and not a.required for a in entry.arguments)
     fields: dict[str, Any] = {}
     for argument in entry.arguments:
         one: Any = list(argument.enum) if argument.enum else argument.type
@@ -60,7 +75,7 @@ def signature(entry: Entry, whole: bool) -> dict[str, Any]:
             one = {"type": argument.type}
             one |= {"description": argument.description} if argument.description else {}
             one |= {"enum": list(argument.enum)} if argument.enum else {}
-        elif not argument.required and not argument.enum:
+        elif not argument.required:
             one += "?"
         fields[entry.names[argument.name]] = one
     if not whole:
@@ -159,32 +174,66 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
             if length_of(messages) < size.enough:
                 drawn = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
                 messages += EXCHANGES[drawn if _can_be(drawn, page) else "one"](page)
-        if length_of(messages) <= size.most:
+        if length_of(messages) <= size.most and not any(map(is_odd, messages)):
             return {"id": row_id, "kind": kind, "conversations": messages}
 
 
-APART = ("apart",)  # as plain as what people ask; two other styles are for the gate alone
-TRAIN = replace(PLAIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6))
+def is_odd(message: Message) -> bool:
+    """Whether a person would not write so: what a value does to the words around it."""
+    text = BLOCK.sub("", message["content"]).strip()
+    return bool(ODD.search(text)) or text.count('"') % 2 == 1 or "{" in text
+
+
+TRAIN = replace(PLAIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), mates=0.0, listed=0.6, options=True)
+# As plain as what people ask; the two other held-out styles are for the gate alone.
+APART = replace(HELD, sizes=TRAIN.sizes, styles=("apart",), listed=0.6, options=True)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:
-    """Rows of the styles that are trained on."""
+    """Rows of the styles that are trained on, and of the grammar."""
     rng = Random(f"train-{seed}")
-    kinds = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()), k=count)
-    return [new_row(rng, TRAIN, kind, f"train-{i:04d}", TRAIN_SIZE) for i, kind in enumerate(kinds)]
+    invented = iter(grammar_rows(seed, count)[0])
+    rows: list[Row] = []
+    for i in range(count):
+        row_id = f"train-{i:04d}"
+        kind = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
+        if rng.random() < GRAMMAR:
+            rows.append(next(invented) | {"id": row_id})
+        else:
+            rows.append(new_row(rng, TRAIN, kind, row_id, TRAIN_SIZE))
+    return rows
 
 
-def heldout_rows(seed: int) -> list[Row]:
-    """One message a row, the kinds interleaved. "seen" rows have tools of the trained styles in
-    frames and joins that are not trained on.
+def tools_of(row: Row) -> set[str]:
+    """The names of the tools that a row offers."""
+    system = row["conversations"][0]["content"]
+    return {tool["name"] for tool in json.loads(LIST.findall(system)[0])}
+
+
+def called_in(row: Row) -> set[str]:
+    """The names of the tools that a row's first reply calls."""
+    calls = CALL.findall(row["conversations"][2]["content"])
+    return {json.loads(call)["name"] for call in calls}
+
+
+def heldout_rows(seed: int, train: list[Row]) -> list[Row]:
+    """One message a row, the kinds interleaved.
+
+    "seen" rows call tools that the training rows offer, in frames and joins that are not trained
+    on; "unseen" ones offer none of them.
     """
+    names = {name for row in train for name in tools_of(row)}
     placed = []
     for (seen, kind), count in HELDOUT_ROWS.items():
-        recipe = replace(HELD, sizes=TRAIN.sizes, styles=TRAIN.styles if seen else APART)
+        recipe = replace(APART, styles=TRAIN.styles) if seen else APART
         for i in range(count):
             row_id = f"heldout-{'seen' if seen else 'unseen'}-{kind}-{i:03d}"
             # A stream of its own for each row: a change of one leaves the others as they are.
-            row = new_row(Random(f"{seed}-{row_id}"), recipe, kind, row_id, HELDOUT_SIZE)
+            rng = Random(f"{seed}-{row_id}")
+            while True:
+                row = new_row(rng, recipe, kind, row_id, HELDOUT_SIZE)
+                if called_in(row) <= names if seen else names.isdisjoint(tools_of(row)):
+                    break
             placed.append(((i + 0.5) / count, row))
     # Interleaved: any number of first rows has every kind in its share.
     return [row for _, row in sorted(placed, key=lambda item: item[0])]
@@ -197,13 +246,14 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/rows"), help="folder of train and heldout.jsonl")
+    add("--out", type=Path, default=Path("runs/rows"), help="folder of the two files")
     add("--seed", type=int, default=0, help="of both files")
     add("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_rows(args.out / "train.jsonl", training_rows(args.seed, args.rows))
-    write_rows(args.out / "heldout.jsonl", heldout_rows(args.seed))
+    rows = training_rows(args.seed, args.rows)
+    write_rows(args.out / "train.jsonl", rows)
+    write_rows(args.out / "heldout.jsonl", heldout_rows(args.seed, rows))
 
 
 if __name__ == "__main__":

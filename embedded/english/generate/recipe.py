@@ -11,6 +11,8 @@ class Recipe:
     styles     files of the corpus
     sizes      numbers of tools on a list, one of which is drawn
     mates      share of string values taken from arguments of like names in all the styles
+    listed     share of values that are the ones written beside the tool, before any other draw
+    options    an option of an enum keeps its capitals in a call where the message has lost them
     schemas    share of lists that show complete JSON schemas
     apart      tools of different styles that share so much of their words do not meet on a list
     tidy       no full stop and no capital where a joined sentence goes on
@@ -23,6 +25,8 @@ class Recipe:
     styles: tuple[str, ...]
     sizes: tuple[int, ...] = (2, 3, 3, 4, 4, 5, 5, 6, 7, 8)
     mates: float = 0.0
+    listed: float = 0.0
+    options: bool = False
     schemas: float = 0.0
     apart: float = 2.0
     tidy: bool = False

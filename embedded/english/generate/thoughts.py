@@ -84,10 +84,12 @@ def thought(entry: Entry, wish: Wish, lead: str = "", opened: str = "") -> list[
 
 def record(page: Page, entry: Entry, wish: Wish, lowered: bool) -> Segment:
     values: dict[str, Scalar] = {}
+    enums = {a.name for a in entry.tool.arguments if a.enum} if page.recipe.options else set()
     for name in needed(entry, wish):
         said = wish.values[name]
         is_same = isinstance(said.value, str) and said.value == said.said
-        values[entry.names[name]] = said.said.lower() if lowered and is_same else said.value
+        lowers = lowered and is_same and name not in enums
+        values[entry.names[name]] = said.said.lower() if lowers else said.value
     return "\n" + page.layout.record(entry.name, values), "fill"
 
 

@@ -80,6 +80,8 @@ def last_word(name: str) -> str:
 def new_value(rng: Random, argument: Argument, recipe: Recipe) -> Said:
     """A listed value or, mostly, a fresh one of the same form."""
     listed = rng.choice(argument.values)
+    if recipe.listed and rng.random() < recipe.listed:
+        return listed
     if argument.enum or argument.type == "boolean" or rng.random() < 0.35:
         return listed
     if argument.type in ("integer", "number"):

@@ -1,0 +1,135 @@
+"""The rows in plain English: valid, reproducible, clean, and held out in fact."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded.english.generate.corpus import CORPUS, HELD_OUT, tools
+from embedded.english.rows import HELDOUT_ROWS, called_in, heldout_rows, is_odd, main, training_rows
+from embedded.generate.calls import Row
+
+CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+TOOLS = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
+TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+
+
+@pytest.fixture(scope="module")
+def splits() -> tuple[list[Row], list[Row]]:
+    rows = training_rows(0, 500)
+    return rows, heldout_rows(0, rows)
+
+
+def tools_of(row: Row) -> dict[str, Any]:
+    match = TOOLS.search(row["conversations"][0]["content"])
+    assert match
+    tools = json.loads(match[1])
+    assert len({tool["name"] for tool in tools}) == len(tools)
+    return {tool["name"]: tool for tool in tools}
+
+
+def calls_of(row: Row) -> Iterator[dict[str, Any]]:
+    for message in row["conversations"]:
+        if message["role"] == "model":
+            yield from (json.loads(text) for text in CALL.findall(message["content"]))
+
+
+def check_call(call: dict[str, Any], tools: dict[str, Any]) -> None:
+    """Against parameters in short ("integer?" is optional, a list may be) or as a JSON schema."""
+    parameters = tools[call["name"]]["parameters"]
+    texts = {name: kind for name, kind in parameters.items() if isinstance(kind, str)}
+    needed = [name for name, kind in texts.items() if not kind.endswith("?")]
+    if "properties" in parameters:
+        needed, parameters = parameters["required"], parameters["properties"]
+    assert set(needed) <= set(call["arguments"])
+    assert list(call["arguments"]) == [name for name in parameters if name in call["arguments"]]
+    for name, value in call["arguments"].items():
+        kind = parameters[name]
+        allowed: Any = kind.get("enum", kind["type"]) if isinstance(kind, dict) else kind
+        if isinstance(allowed, list):
+            assert value in allowed, (call, parameters)
+        else:
+            assert isinstance(value, TYPES[allowed.removesuffix("?")])
+
+
+def said_otherwise() -> set[str]:
+    """The values of the corpus that people say in other words than they are passed."""
+    names = {path.stem for path in CORPUS.glob("*.jsonl")}
+    styles = [name for name in names if not re.search(r"talk|joins|frames|results", name)]
+    arguments = [a for style in styles for tool in tools(style) for a in tool.arguments]
+    return {str(v.value) for a in arguments for v in a.values if v.said != str(v.value)}
+
+
+def test_calls_fit_their_tools_and_copy_their_values(splits: tuple[list[Row], list[Row]]) -> None:
+    known, copied = said_otherwise(), 0
+    for row in splits[0] + splits[1]:
+        tools = tools_of(row)
+        said = " ".join(m["content"] for m in row["conversations"] if m["role"] == "human").lower()
+        for call in calls_of(row):
+            check_call(call, tools)
+            for value in call["arguments"].values():
+                copied += str(value).lower() in said
+                if isinstance(value, str) and value.lower() not in said:
+                    assert value in known, (row["id"], value)
+    assert copied > 1000
+
+
+def test_each_kind_has_its_number_of_calls(splits: tuple[list[Row], list[Row]]) -> None:
+    counts = {"one": 1, "two": 2, "none": 0, "missing": 0}
+    for row in splits[0] + splits[1]:
+        first = next(m["content"] for m in row["conversations"] if m["role"] == "model")
+        assert len(CALL.findall(first)) == counts[row["kind"]]
+        assert first.startswith("<think>") and "</think>" in first
+
+
+def test_the_first_heldout_rows_hold_every_kind_in_its_share(
+    splits: tuple[list[Row], list[Row]],
+) -> None:
+    for count in (50, 64, 128):
+        drawn = Counter("-".join(row["id"].split("-")[1:3]) for row in splits[1][:count])
+        for (seen, kind), total in HELDOUT_ROWS.items():
+            share = total / sum(HELDOUT_ROWS.values())
+            assert abs(drawn[f"{'seen' if seen else 'unseen'}-{kind}"] - share * count) <= 1
+
+
+def test_unseen_rows_offer_no_tool_of_training_and_seen_ones_call_one(
+    splits: tuple[list[Row], list[Row]],
+) -> None:
+    train, heldout = splits
+    names = {name for row in train for name in tools_of(row)}
+    for row in heldout:
+        if "-unseen-" in row["id"]:
+            assert not names & set(tools_of(row))
+        else:
+            assert called_in(row) and called_in(row) <= names
+
+
+def test_no_request_of_a_held_out_tool_is_trained_on(splits: tuple[list[Row], list[Row]]) -> None:
+    """Nor is its description: names may change, what a tool does stays."""
+    held = {tool.description for style in HELD_OUT for tool in tools(style)}
+    for row in splits[0]:
+        assert not held & {tool.get("description") for tool in tools_of(row).values()}
+
+
+def test_heldout_is_balanced(splits: tuple[list[Row], list[Row]]) -> None:
+    for (seen, kind), count in HELDOUT_ROWS.items():
+        prefix = f"heldout-{'seen' if seen else 'unseen'}-{kind}-"
+        assert sum(row["id"].startswith(prefix) for row in splits[1]) == count
+
+
+def test_the_command_writes_the_same_bytes_again(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        main(["--out", str(tmp_path / folder), "--rows", "40"])
+    for name in ("train.jsonl", "heldout.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_no_message_holds_what_nobody_writes(splits: tuple[list[Row], list[Row]]) -> None:
+    for row in splits[0] + splits[1]:
+        assert not any(map(is_odd, row["conversations"])), row["id"]
+    for text in ("order a orchid", "the the moon", "two  spaces", "what , then", 'say "yes'):
+        assert is_odd({"content": text})
