@@ -5,7 +5,7 @@
     run         the calls, in a child process (`agent/toolbox.py`)
     append      one result per call as the tools' turn, and write again
 
-until a turn has no call in it: that one is the answer.
+until a turn has no call in it, which is then the answer, or a limit is reached (`agent/limits.py`).
 """
 
 import dataclasses

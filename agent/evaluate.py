@@ -7,6 +7,7 @@ value. The order of parallel calls does not count.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,8 +164,10 @@ def judge(expected: Sequence[ToolCall], reply: Reply) -> str:
         return "no call"
     if not expected:
         return "a call where none is due"
-    names = [sorted(call.name for call in calls) for calls in (expected, reply.calls)]
-    return "other arguments" if names[0] == names[1] else "other tools"
+    due, made = (Counter(call.name for call in calls) for calls in (expected, reply.calls))
+    if made < due:  # nothing that is not due, but not all that is
+        return "a call is missing"
+    return "other arguments" if made == due else "other tools"
 
 
 def score_every_reply(

@@ -5,11 +5,13 @@ whoever scores replies.
 """
 
 import json
+from itertools import islice
 from typing import Any
 
 from data.conversation import Conversation
-from data.lenient_json import shorten
+from data.lenient_json import begin, shorten
 
+_SHOWN = 8  # names of the tools on offer
 # What `json.loads` makes of each type of JSON schema.
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -33,14 +35,16 @@ def bad_calls(conversation: Conversation) -> list[str]:
         for call in message.calls if message.trained else ():
             tool = tools.get(call.name)
             if tool is None:
-                offered = shorten(", ".join(tools)) or "none"
+                offered = ", ".join(map(shorten, islice(tools, _SHOWN))) or "none"
+                more = f" and {len(tools) - _SHOWN} more" if len(tools) > _SHOWN else ""
                 problems.append(
-                    f"calls {call.name!r}, which is not offered; the tools are {offered}"
+                    f"calls {call.name!r}, which is not offered; the tools are {offered}{more}"
                 )
             else:
                 found = check_arguments(tool.parameters, call.arguments)
                 problems += [f"{call.name}: {problem}" for problem in found]
-    return [f"{conversation.where}: {problem}" for problem in problems]
+    remedy = "correct the row, or leave such rows out with --bad-calls drop"
+    return [f"{conversation.where}: {problem}; {remedy}" for problem in problems]
 
 
 def check_arguments(
@@ -81,14 +85,14 @@ def check_argument(schema: dict[str, Any], value: Any, where: str) -> list[str]:
     if value is None and schema.get("nullable") is True:  # OpenAPI's way to allow null
         return []
     if choices and text not in choices:
-        return [f"{where} must be one of {', '.join(choices)}, got {shorten(text)}"]
+        return [f"{where} must be one of {', '.join(choices)}, got {begin(text)}"]
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else _keyword(schema, "type", list, [])
     kinds = [kind for kind in kinds if isinstance(kind, str)]
     allowed = [python for kind in kinds for python in PYTHON_TYPES.get(kind, ())]
     # type() and not isinstance(), because to Python a bool is an int.
     if allowed and type(value) not in allowed:
-        return [f"{where} must be {' or '.join(kinds)}, got {shorten(text)}"]
+        return [f"{where} must be {' or '.join(kinds)}, got {begin(text)}"]
     if isinstance(value, dict):
         return check_arguments(schema, value, f"{where}.")
     problems = []

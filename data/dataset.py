@@ -4,6 +4,7 @@ Separate from `files.py`, which knows file formats, and from `packing.py`, which
 """
 
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def load_conversations(
         report.calls += sum(len(message.calls) for message in conversation.messages)
     if report.bad_calls and bad_calls == "error":
         got = f"got {len(report.bad_calls)} others:\n{first_lines(report.bad_calls)}"
-        advice = "repair them, or choose --bad-calls keep or drop"
+        advice = "--bad-calls keep trains on them all the same"
         raise ValueError(f"{path_or_repo}: expected calls that fit their tools, {got}\n{advice}")
     reasons = first_lines(report.dropped or report.bad_calls)
     if not conversations:
@@ -61,11 +62,13 @@ def load_conversations(
         raise ValueError(
             f"{path_or_repo}: expected conversations, got {report.rows} {left}:\n{reasons}"
         )
-    if len(report.dropped) > max_dropped * report.rows:
+    dropped = len(report.dropped)
+    if dropped / report.rows > max_dropped:
+        enough = math.ceil(1000 * dropped / report.rows) / 1000
         raise ValueError(
             f"{path_or_repo}: expected at most {max_dropped:.0%} unreadable rows, got "
-            f"{len(report.dropped)} of {report.rows}:\n{reasons}\nrepair them, or raise "
-            "--max-dropped, and dropped.jsonl will name them all"
+            f"{dropped} of {report.rows}:\n{reasons}\nrepair them, or allow them with "
+            f"--max-dropped {enough:g}, and dropped.jsonl will name them all"
         )
     return conversations, report
 

@@ -12,9 +12,8 @@ from common.hub import fetch
 from common.json_file import check_regular
 from data.lenient_json import LiteralError, shorten, unique_keys
 from data.parquet_file import read_parquet
-from data.reports import first_lines
 
-Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is refused as a row
+Row = tuple[str, dict[str, Any] | str]  # "file:line", object or a line that is no row
 # The folder of the Berkeley leaderboard's answers, beside its questions
 ANSWERS = "possible_answer"
 # A JSON file that holds one object with one of these keys is that row, not a list of rows
@@ -32,8 +31,8 @@ def read_rows(path_or_repo: str | Path) -> Iterator[Row]:
     set, the files with "train" in their name are read, or all if no name says so.
 
     Raises: FileNotFoundError for nothing there or no file of a known kind; ValueError for an empty
-    file, one that is no regular file or unpacks to too much, bytes that are not UTF-8, or lines
-    that are no JSON objects (the first ones are named).
+    file, one that is no regular file or unpacks to too much, bytes that are not UTF-8, a line that
+    is far too long, or a JSON file that cannot be read as a whole.
     """
     path = fetch(path_or_repo, PATTERNS, "dataset")
     for file in _training_files(path) if path.is_dir() else [path]:
@@ -95,9 +94,8 @@ def _open(file: Path) -> TextIO:
 
 
 def _read_lines(file: Path) -> Iterable[Row]:
-    """Read JSON lines, all before the first is returned, so that a cut file is noticed at once."""
+    """Read JSON lines; one that is no JSON object comes as it is, and `parse_row` says why."""
     rows: list[Row] = []
-    broken: list[str] = []
     with _open(file) as lines:
         # Not `for line in lines`: a line without an end would be all of the file. Nor splitlines:
         # JSON strings may hold U+2028 and other characters that it takes for line ends
@@ -106,21 +104,14 @@ def _read_lines(file: Path) -> Iterable[Row]:
                 continue
             place = f"{file.name}:{number}"
             if len(line) > MAX_LINE:
-                broken.append(f"{place}: expected a line of at most {MAX_LINE} characters")
-                break  # what follows is the rest of this line
+                # Where the next row begins is not known: what follows is the rest of this line
+                problem = f"expected a line of at most {MAX_LINE} characters, got a longer one"
+                raise ValueError(f"{place}: {problem}; end each row with a newline")
             try:
                 row = json.loads(line, object_pairs_hook=unique_keys)
-            except json.JSONDecodeError as error:
-                broken.append(f"{place}: expected a JSON object, got {shorten(line)} ({error})")
-                continue
             except (ValueError, RecursionError):
-                row = line  # a key twice, a depth or a number for which `parse_row` drops the row
-            if isinstance(row, dict) or row is line:
-                rows.append((place, row))
-            else:
-                broken.append(f"{place}: expected a JSON object, got {shorten(line)}")
-    if broken:
-        raise ValueError(first_lines(broken) + "\nrepair or remove them")
+                row = None  # no JSON, a key twice, a depth or a number that is refused
+            rows.append((place, row if isinstance(row, dict) else line.rstrip("\r\n")))
     return rows
 
 

@@ -47,12 +47,12 @@ HINTS = {
 
 
 class LiteralError(ValueError):
-    """A value that cannot be accepted; `code` is a key of HINTS."""
+    """A value that cannot be accepted; `code` is a key of HINTS, whose hint is the usual one."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.code = code
-        self.hint = HINTS[code]
+        self.hint = hint or HINTS[code]
 
 
 def find_end(text: str, start: int) -> int | None:
@@ -312,5 +312,11 @@ def read_text(content: Any) -> str:
 
 def shorten(text: str, limit: int = 60) -> str:
     """Quote the beginning of `text` for a message."""
+    text = begin(text, limit)
+    return repr(text) if text else ""
+
+
+def begin(text: str, limit: int = 60) -> str:
+    """Return the beginning of `text` on one line, as it is: JSON has quotes of its own."""
     text = " ".join(text.split())
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...") if text else ""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

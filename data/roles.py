@@ -8,10 +8,11 @@ from data.lenient_json import shorten
 
 # "call" is a message that holds only a call, as in ShareGPT
 ROLES = {
-    **{"system": "system", "developer": "system", "human": "user", "user": "user"},
-    **{"model": "model", "assistant": "model", "gpt": "model"},
+    # In the order in which an error lists them: the usual names first
+    **{"user": "user", "assistant": "model", "tool": "tool", "system": "system"},
+    **{"human": "user", "model": "model", "gpt": "model", "developer": "system"},
     **{"function_call": "call", "tool_call": "call", "function-call": "call", "tool-call": "call"},
-    **{"tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool"},
+    **{"observation": "tool", "function": "tool", "ipython": "tool"},
     **{"function_response": "tool", "tool_response": "tool"},
     **{"function-response": "tool", "tool-response": "tool"},
 }

@@ -8,6 +8,7 @@ structure once a model's text makes a call with them; in every user's text they 
 """
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,11 @@ def parse_row(row: Mapping[str, Any] | str | bytes, where: str = "row") -> Conve
             raise ValueError(f"{where}: {error}; {error.hint}") from None
         except (ValueError, RecursionError) as error:
             # Errors of UTF-8 and of JSON are ValueErrors alike
-            problem = f"expected one JSON object on the line, got {error}; repair the line"
+            got = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                # The parser's own line and offset would be a second place beside the row's
+                got = f"{shorten(error.doc) or 'nothing'} ({error.msg}, column {error.colno})"
+            problem = f"expected one JSON object on the line, got {got}; repair or remove the line"
             raise ValueError(f"{where}: {problem}") from None
     if not isinstance(row, Mapping):
         got = shorten(repr(row))
@@ -181,7 +186,10 @@ class _Reader:
     def read(
         self, messages: Sequence[Message | Mapping[str, Any]], tools: Any = None, system: Any = None
     ) -> None:
-        """Read a row's columns and every message; the order after a broken one is still checked."""
+        """Read a row's columns and every message; the order after a broken one is still checked.
+
+        After a role that is none, nothing more is read.
+        """
         try:
             self.tools = read_tools(tools) or self.tools
         except ValueError as error:
@@ -207,7 +215,11 @@ class _Reader:
             is_split = is_split and not (last and last.calls)
             if not (role in NEXT[previous] or is_split) or is_late or is_lone:
                 self.complain(explain_place(raw, role, previous), number)
-            if not role or is_late:
+            if not role:
+                # Whose turn it is nobody knows, so what follows would only be its consequences
+                self.has_reply = True
+                break
+            if is_late:
                 continue
             self.has_reply |= role in ("model", "call")
             try:

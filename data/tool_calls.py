@@ -112,7 +112,7 @@ def _read_call(value: Any, tools: Iterable[Tool]) -> tuple[Outcome, list[str]]:
     try:
         call, repairs = make_call(name, arguments, tools)
     except LiteralError as error:
-        return error_for(error.code, str(error), name), []
+        return CallError(error.code, str(error), error.hint, name), []
     repairs = (["string_arguments"] if isinstance(arguments, str) else []) + repairs
     return call, repairs + (["extra_keys"] if set(value) - {"name", "arguments"} else [])
 
@@ -128,7 +128,14 @@ def make_call(
     tool = next((tool for tool in tools if tool.name == name), None)
     if isinstance(arguments, str) and arguments.strip():
         # OpenAI's API gives arguments as a string of JSON, and models copy the habit
-        values, repairs = read_values(arguments)
+        try:
+            values, repairs = read_values(arguments)
+        except LiteralError as error:
+            # The usual hint asks for the whole call, of which only this string is broken
+            is_no_json = error.code in ("invalid_json", "not_an_object")
+            hint = "Close or correct the JSON of the arguments." if is_no_json else ""
+            problem = f"{name}: arguments: {error}"
+            raise LiteralError(error.code, problem, hint) from None
         arguments = values[0] if len(values) == 1 else values
     if arguments is None or arguments == "":
         if tool and tool.required:

@@ -1,7 +1,7 @@
 """LoRA on a linear layer, and the operator it computes with: all linears that read the same x.
 
-Shapes: M rows, K in, N_i and r_i of linear i, R = sum of the ranks. With D = dropout of x, one mask
-for the group:
+Shapes: M rows, K in, N_i and r_i of linear i, R = sum of the ranks. With D = dropout, one mask for
+the group, and D' = its backward, the same mask and factor 1 / (1 - p) on a gradient:
 
     forward    s    = c D(x) A^T                (M, R)     shrink: one read of x
                y_i  = x W_i^T + s_i B_i^T       (M, N_i)   expand_: added in place

@@ -62,6 +62,10 @@ def attention_mask(
     A key must not lie in the query's future, must be one of the last `window` keys (the query's own
     included) and must belong to the same document. Positions (B, T) and (B, S) restart in each
     document of a pack.
+
+    Documents come from tests, benchmarks and pretraining (embedded/), where the mask is the plain
+    definition. A pack that is fine-tuned meets no mask: `document_spans` and `tiles` of
+    `attention_tiles.py` cut it at its documents, and in decoding a row is one document.
     """
     distance = query_positions[:, :, None] - key_positions[:, None, :]  # (B, T, S)
     allowed = distance >= 0

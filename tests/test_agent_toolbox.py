@@ -318,7 +318,7 @@ def test_null_for_an_argument_that_may_be_left_out_leaves_it_out(box: ToolBox) -
         "unit": "C",
         "days": None,
     }
-    assert "city must be string, got 'null'" in error(box.call("google", {"city": None}))["message"]
+    assert "city must be string, got null" in error(box.call("google", {"city": None}))["message"]
     assert (
         "unknown argument 'x'" in error(box.call("google", {"city": "Rome", "x": None}))["message"]
     )
@@ -556,12 +556,12 @@ def test_arguments_that_fit(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"n": True}, "n must be integer, got 'true'"),
-        ({"n": 1.0}, "n must be integer, got '1.0'"),
-        ({"n": "1"}, "n must be integer"),
-        ({"n": None}, "n must be integer, got 'null'"),
+        ({"n": True}, "n must be integer, got true"),
+        ({"n": 1.0}, "n must be integer, got 1.0"),
+        ({"n": "1"}, 'n must be integer, got "1"'),
+        ({"n": None}, "n must be integer, got null"),
         ({"x": False}, "x must be number"),
-        ({"s": 0}, 's must be one of "a", "ö", got \'0\''),
+        ({"s": 0}, 's must be one of "a", "ö", got 0'),
         ({"s": "A"}, "s must be one of"),
         ({"flag": 1}, "flag must be boolean"),
         ({"choice": True}, "choice must be one of"),

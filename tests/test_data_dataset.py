@@ -1,6 +1,7 @@
 """Files are read whole or refused with their place; dropped and cut rows are counted."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +110,8 @@ def test_a_hub_id_is_downloaded_as_a_data_set(
         ("a.json", b" ", "a.json: expected at least one row, got an empty file"),
         ("a.json", b"[]", "a.json: expected at least one row, got an empty file"),
         ("a.jsonl", b'{"a": "\xff"}', "a.jsonl: expected UTF-8"),
-        (
-            "a.jsonl",
-            LINES.encode() + b'\n{"conv\n[]\n',
-            "a.jsonl:4: expected a JSON object, got '{\"conv'",
-        ),
-        (
-            "a.jsonl",
-            LINES.encode() + b'\n{"conv\n[]\n',
-            "a.jsonl:5: expected a JSON object, got '[]'",
-        ),
         ("a.jsonl", b"x\n" * 9, "and 4 more"),
+        ("a.jsonl", b"[]\n", "a.jsonl:1: expected a JSON object, got '[]'"),
         ("a.json", b"[1,\n2", "a.json:2: expected JSON"),
         ("a.json", b"[{}, 5]", "a.json:2: expected a JSON object, got '5'"),
         ("a.json", b'{"a": [], "b": []}', "expected an object with one list of rows, got 2 lists"),
@@ -132,6 +124,37 @@ def test_broken_files_are_refused_with_their_place(
     with pytest.raises(ValueError) as caught:
         load_conversations(tmp_path / name)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_broken_line_costs_its_own_row_and_has_one_place(tmp_path: Path, name: str) -> None:
+    lines = [*LINES.split("\n"), '{"conv', "[]", '{"messages": [] "id": 1}']
+    path = write(tmp_path, name, "\n".join(lines) + "\n")
+    rows, report = load_conversations(path)
+    assert len(rows) == 3 and report.rows == 6
+    expected = "expected one JSON object on the line, got"
+    end = "); repair or remove the line"
+    assert report.dropped == [
+        f"{name}:4: {expected} '{{\"conv' (Unterminated string starting at, column 2{end}",
+        f"{name}:5: expected a JSON object, got '[]'; wrap it in {{...}}",
+        f'{name}:6: {expected} \'{{"messages": [] "id": 1}}\' '
+        f"(Expecting ',' delimiter, column 17{end}",
+    ]
+    with pytest.raises(ValueError, match="expected at most 40% unreadable rows, got 3 of 6"):
+        load_conversations(path, max_dropped=0.4)
+
+
+@pytest.mark.parametrize(("bad", "count"), [(7, 19), (29, 100), (1, 3), (3, 6)])
+def test_the_share_that_an_error_names_is_enough(tmp_path: Path, bad: int, count: int) -> None:
+    lines = ["{}"] * bad + [json.dumps(row("q"))] * (count - bad)
+    path = write(tmp_path, "a.jsonl", "\n".join(lines))
+    with pytest.raises(ValueError) as caught:
+        load_conversations(path, max_dropped=0.05)
+    named = re.findall(r"allow them with --max-dropped (\S+),", str(caught.value))
+    enough = float(named[0])
+    assert len(load_conversations(path, max_dropped=enough)[1].dropped) == bad
+    with pytest.raises(ValueError):
+        load_conversations(path, max_dropped=enough - 0.001)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -384,11 +384,11 @@ def call_row(body: str) -> dict[str, Any]:
         ({"messages": []}, ["f:7: expected a list of messages, got '[]'"]),
         (
             {"messages": [5, {"role": "user", "content": "x"}]},
-            ["f:7: message 1: expected an object", "f:7: expected a model's message, got none"],
+            ["f:7: message 1: expected an object"],
         ),
         (
             openai("user x", "pope y"),
-            ["f:7: message 2: expected a role out of", "got 'pope'", "expected a model's message"],
+            ["f:7: message 2: expected a role out of user, assistant, tool, system,", "got 'pope'"],
         ),
         (openai("model z"), ["f:7: message 1: expected the role user as the first turn"]),
         (
@@ -422,6 +422,17 @@ def call_row(body: str) -> dict[str, Any]:
         (
             openai("user x", "model y", function_call={"name": "f", "arguments": "[1]"}),
             ["f:7: message 2: f: expected an object, got '[1]'"],
+        ),
+        (
+            openai("user x", "model y", function_call={"name": "f", "arguments": '{"a": 1'}),
+            [
+                "f:7: message 2: f: arguments: expected a complete JSON object, got '{\"a\": 1'; "
+                "Close or correct the JSON of the arguments."
+            ],
+        ),
+        (
+            call_row('{"name": "f", "arguments": "[1"}'),
+            ["f: arguments: expected a complete", "; Close or correct the JSON of the arguments."],
         ),
         (
             {**openai("user x", "model y"), "tools": [{"name": 3}, SPEC, SPEC]},
@@ -561,3 +572,10 @@ def test_a_reply_that_cannot_be_read_is_not_said_to_be_missing() -> None:
     with pytest.raises(ValueError) as error:
         parse_row({"messages": [{"role": "user", "content": "Go."}, reply]}, "f:1")
     assert "message 2" in str(error.value) and "got none" not in str(error.value)
+
+
+@pytest.mark.parametrize("turns", [("user x", "pope y"), ("pope x", "model y", "tool z")])
+def test_an_unknown_role_is_the_only_error_of_its_row(turns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_row(openai(*turns), "f:7")
+    assert str(caught.value).count("expected") == 1 and "'pope'; rename it" in str(caught.value)

@@ -25,6 +25,7 @@ from agent import evaluate, loading
 from agent.limits import MAX_RESULT_CHARACTERS, Limits
 from benchmarks.tiny_base import tiny_config
 from data.chat import parse_reply
+from data.conversation import ToolCall
 from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.adapter import load_adapter
@@ -1051,6 +1052,7 @@ def test_evaluate_writes_every_reply_with_its_verdict(
         (call("add", a=1), "right"),
         (call("add", a=2), "other arguments"),
         (call("sub", a=1), "other tools"),
+        (call("add", a=1) + call("sub", a=1), "other tools"),
         ("No.", "no call"),
         ("", "empty"),
         ("<tool_call>x</tool_call>", "broken call: not_an_object"),
@@ -1061,6 +1063,25 @@ def test_a_verdict_names_what_is_wrong(base: Path, text: str, verdict: str) -> N
     expected = parse_row(row("q", call("add", a=1))).messages[1].calls
     reply = parse_reply(ids_of(text, tokenizer), tokenizer)
     assert evaluate.judge(expected, reply) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (call("add", a=1), "a call is missing"),
+        (call("add", a=9), "a call is missing"),
+        (call("mul", a=1), "other tools"),
+        (call("sub", b=2) + call("add", a=1), "right"),
+        (call("sub", b=2) + call("add", a=9), "other arguments"),
+    ],
+)
+def test_one_call_of_two_that_are_due_is_a_missing_call(
+    base: Path, text: str, verdict: str
+) -> None:
+    tokenizer = Tokenizer.from_pretrained(base)
+    due = (ToolCall("add", {"a": 1}), ToolCall("sub", {"b": 2}))
+    reply = parse_reply(ids_of(text, tokenizer), tokenizer)
+    assert evaluate.judge(due, reply) == verdict
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def batches(shape: tuple[int, int] | None, ranks: Ranks | None = None) -> StepBa
     return StepBatches(packs, 1, 4, ranks or Ranks(), seed=0, pad_id=0, shape=shape)
 
 
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks(0, 2)])
+def test_what_a_run_shows_is_what_its_steps_take(ranks: Ranks) -> None:
+    data = batches(None, ranks)
+    data = replace(data, packs=[pack[:i] for i, pack in enumerate(data.packs, start=1)])
+    for steps in range(8):
+        taken = [pack for step in range(1, steps + 1) for pack in data.of_step(step)]
+        assert data.num_shown(steps) == sum(map(len, taken))
+    assert data.num_shown(1) < sum(map(len, data.packs)) or ranks.count > 1
+
+
 def gradients(model: Gemma2, data: StepBatches, step: int) -> list[torch.Tensor]:
     """Summed loss and gradients of a step, as `train.train_step` adds them up."""
     step_loss, total = StepLoss(model), torch.zeros(())

@@ -1,6 +1,7 @@
 """What a run says of its rows: losses, bad calls, several data sets, held-out files, the check."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,13 @@ def test_unreadable_rows_are_shown_and_all_written(start: Start, tmp_path: Path)
     [
         ('{"city": "Oslo"}', "get_time", ""),
         ('{"city": "Oslo", "day": 1}', "get_time", "get_time: unknown argument 'day'"),
-        ('{"city": 5}', "get_time", "get_time: city must be string, got '5'"),
+        ('{"city": 5}', "get_time", "get_time: city must be string, got 5;"),
         ("{}", "get_time", "get_time: missing argument 'city'"),
-        ('{"city": "Oslo"}', "get_tim", "calls 'get_tim', which is not offered; the tools are"),
+        (
+            '{"city": "Oslo"}',
+            "get_tim",
+            "calls 'get_tim', which is not offered; the tools are 'get_",
+        ),
     ],
 )
 def test_a_call_that_its_tools_do_not_allow_is_found(
@@ -84,6 +89,9 @@ def test_a_call_that_its_tools_do_not_allow_is_found(
     found = bad_calls(parse_row(with_call(arguments, name), "f:1"))
     assert len(found) == bool(problem)
     assert not problem or found[0].startswith(f"f:1: {problem}")
+    assert not problem or found[0].endswith(
+        "; correct the row, or leave such rows out with --bad-calls drop"
+    )
     row = with_call(arguments, name)
     row["conversations"][2]["weight"] = 0  # context, which nobody learns
     assert bad_calls(parse_row(row)) == []
@@ -168,7 +176,7 @@ def test_a_file_of_its_own_is_held_out(start: Start, tmp_path: Path) -> None:
     held_out = write(tmp_path / "b.jsonl", *good_rows()[7:])
     flags = ("--dataset", rows, "--eval-dataset", held_out, "--eval-fraction", "0.5")
     code, folder, said = start(*flags)
-    assert code == 0 and "13 read" in said and "5 held out" in said
+    assert code == 0 and "rows: 8 to train on, 5 held out;" in said
     assert "warning: 1 rows of --eval-dataset are trained on too" in said
     assert metrics(folder)[0]["eval_loss"] > 0
     assert start("--dataset", rows, "--eval-dataset", "nowhere.jsonl", output="no")[0] == 2
@@ -213,6 +221,10 @@ def test_check_says_what_a_run_needs_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
     assert "a.jsonl:13: expected a list of messages" in said and "all of them are in" not in said
     assert said.count("What time is it in") == 2  # two rows with their masks
+    assert len(set(re.findall(r"What time is it in (\w+)", said))) == 2  # not one of them twice
+    assert "which 50 steps of 1 pack show about" in said
+    assert re.search(r"check: these steps are \d+\.?\d* passes over the rows", said)
+    assert "a share of fewer than 20 says little" in said
     assert "check: 50 steps of" in said and "take about" in said and "GB of memory" in said
     assert "nothing was trained and nothing was written" in said
     code, folder, _ = start(*flags)

@@ -111,7 +111,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
 def test_what_cannot_be_shown_is_one_sentence(
     start: Start, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the tools\nbroke")
 
     monkeypatch.setattr(train if name == "try_out" else finale, name, fail)
@@ -182,6 +182,25 @@ def test_the_sentence_about_the_rest_reckons_with_the_rows_of_the_last_test(tmp_
     (sentence,) = report.describe_rest(run, line)
     assert "took about 4 s; about 30 s of training and about 33 s of the last test" in sentence
     assert report.describe_rest(run, line | {"step": 3}) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_step", "shown", "words"),
+    [
+        (165, 1, 597, "of which 165 steps of 1 pack show about 600, each once"),
+        (4, 8, 2000, "which 4 steps of 8 packs show once each"),
+        (40, 4, 5000, "which 40 steps of 4 packs show about 2.5 times each"),
+        (1650, 1, 330_000, "which 1,650 steps of 1 pack show about 165 times each"),
+    ],
+)
+def test_how_much_of_the_rows_the_steps_see(
+    steps: int, per_step: int, shown: int, words: str
+) -> None:
+    packing = {"packs_per_step": per_step, "conversations_shown": shown}
+    data = {"rendering": {"examples": 2000}, "held_out_rows": 30}
+    run = {"data": data, "packing": packing, "total_steps": steps, "arguments": {"dataset": ["a"]}}
+    sentence = f"On what: 2,000 conversations (a), {words}; kept to test it: 30 more."
+    assert opening.describe_rows(run) == sentence
 
 
 @pytest.mark.parametrize(
@@ -326,6 +345,26 @@ def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
     assert "right    this is the call" in lines[1] and "wrong    due: f(x=1)" in lines[2]
 
 
+@pytest.mark.parametrize("dataset", [None, ["rows.jsonl"]])
+def test_whoever_brings_rows_is_told_that_the_questions_are_not_about_them(
+    tmp_path: Path, dataset: list[str] | None
+) -> None:
+    line = json.dumps({"step": 0, "shown": [reply("x")]})
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
+    run: Any = SimpleNamespace(
+        output=tmp_path,
+        args=SimpleNamespace(shard=False, quiet=False, dataset=dataset),
+        ranks=SimpleNamespace(is_first=True),
+        data=SimpleNamespace(has_results=True),
+    )
+    console = screen()
+    finale.show(run, lambda: iter([(Trial("Q?", ()), [])]), console)
+    said = " ".join(text_of(console).split())
+    assert "before and after" in said and "question Q?" in said
+    for words in ("They are not about your tools: the same questions", "They are not your tools,"):
+        assert (words in said) == bool(dataset)
+
+
 @pytest.mark.parametrize("has_results", [True, False])
 def test_the_adapter_is_tried_where_its_rows_hold_results(
     tmp_path: Path, has_results: bool
@@ -333,7 +372,7 @@ def test_the_adapter_is_tried_where_its_rows_hold_results(
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "shown": [1]}\n', encoding="utf-8")
     run: Any = SimpleNamespace(
         output=tmp_path,
-        args=SimpleNamespace(shard=False, quiet=False),
+        args=SimpleNamespace(shard=False, quiet=False, dataset=None),
         ranks=SimpleNamespace(is_first=True),
         data=SimpleNamespace(has_results=has_results),
     )
@@ -363,6 +402,7 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
         "has never shown" not in said and "two calls" not in said
     )  # nothing of the kind was asked
     assert "The base makes no call at all" in said
+    assert "Only calls are judged, not the words of an answer." in " ".join(said.split())
     with_no_free = screen()
     finale.show_accuracy([line, line], with_no_free)
     assert "free" not in text_of(with_no_free)

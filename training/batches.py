@@ -49,6 +49,14 @@ class StepBatches:
         order = epoch_order(len(self.packs), self.seed, epoch)
         return [self.packs[i] for i in order[index * self.packs_per_step :][: self.packs_per_step]]
 
+    def num_shown(self, steps: int) -> int:
+        """Conversations of the first `steps` optimizer steps, each counted every time it comes."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        # Not step by step: each draws its epoch's order anew
+        last = epoch_order(len(self.packs), self.seed, epochs)[: rest * self.packs_per_step]
+        whole = epochs * sum(map(len, self.packs))
+        return whole + sum(len(self.packs[i]) for i in last)
+
     def micro_batches(self, packs: Sequence[Pack]) -> list[Batch]:
         """This rank's part of a step's packs.
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from common.screen import has_colour
 from data.masks import mask_text
 from lora.inject import trainable_parameters
-from training.opening import in_words
+from training.opening import in_digits, in_words
 from training.run import Run
 
 STEPS = 3  # that are timed
+FEW_SCORED = 20  # rows; the share of so few moves by 5% with each
 WARMUP = 1  # before them: it compiles kernels and fills caches
 
 
@@ -24,10 +25,13 @@ def check(run: Run, step: Callable[[Run, int], dict[str, Any]], console: Console
 
     step: `train_step`, which takes the run and the step's number.
     """
+    shown = run.data.sample
     rows = (row for pack in run.data.batches.packs for row in pack)
-    shortest = min(rows, key=lambda row: len(row.tokens))  # it shows what a long one hides
+    # The sample may be only the beginning of its row, and a row may stand twice
+    others = [row for row in rows if row.where != shown.where and row.tokens != shown.tokens]
     marked = not has_colour(console)
-    if not run.args.quiet:
+    if others and not run.args.quiet:
+        shortest = min(others, key=lambda row: len(row.tokens))  # it shows what a long one hides
         console.print(mask_text(shortest, run.data.tokenizer, marked=marked), soft_wrap=True)
     lines = [step(run, number) for number in range(1, min(WARMUP + STEPS, run.total_steps) + 1)]
     timed = lines[WARMUP:] or lines
@@ -41,9 +45,17 @@ def describe_need(run: Run, seconds: float, line: dict[str, Any]) -> list[str]:
     size = 4 * sum(p.numel() for p in trainable_parameters(run.model).values()) / 1e6
     memory = line["peak_memory_bytes"]
     peak = f"{memory / 1e9:.1f} GB of memory at the peak" if memory else "memory not measured here"
+    batches, scored = run.data.batches, min(len(run.data.held_out), run.args.eval_calls)
+    passes = batches.num_shown(run.total_steps) / sum(map(len, batches.packs))
+    few = (
+        f"check: the calls of {scored} held-out rows are scored, and a share of fewer than "
+        f"{FEW_SCORED} says little; see --eval-fraction, --eval-dataset and --eval-calls"
+    )
     return [
         f"check: {run.total_steps} steps of {seconds:.1f} s ({line['tokens_per_second']:.0f} "
         f"tokens/s) take {in_words(seconds * run.total_steps)}, evaluations not counted; {peak}",
+        f"check: these steps are {in_digits(passes)} passes over the rows (--epochs, --max-steps)",
+        *([few] if scored < FEW_SCORED else []),
         f"check: the adapter would take {size:.0f} MB, the checkpoint {3 * size:.0f} MB",
         "check: nothing was trained and nothing was written; leave --check out to begin",
     ]

@@ -40,6 +40,12 @@ NO_RESULTS = (
     "tried with real tools."
 )
 
+# Where a run has rows of its own.
+NOT_YOURS = (
+    "They are not about your tools: the same questions in every run show whether calling as such "
+    "was learned."
+)
+NOT_YOUR_TOOLS = "They are not your tools, of which rows hold only the descriptions."
 
 # Questions (`agent.trial.Trial`), each with the events (`agent.limits.Event`) of its answer.
 Trials = Callable[[], Iterator[tuple[Any, Iterable[Any]]]]
@@ -51,9 +57,9 @@ def show(run: Run, trials: Trials, console: Console) -> None:
     Only on the first rank; the model of a sharded run answers on all ranks or none. With --quiet
     only the best evaluation's line.
     """
-    lines = read_metrics(run.output)
+    lines, has_own_rows = read_metrics(run.output), bool(run.args.dataset)
     parts: list[Callable[[], None]] = [
-        lambda: show_replies(lines, console),
+        lambda: show_replies(lines, console, has_own_rows=has_own_rows),
         lambda: show_accuracy(lines, console),
         lambda: show_best(run, console),
     ]
@@ -61,7 +67,7 @@ def show(run: Run, trials: Trials, console: Console) -> None:
     if has_asked and run.ranks.is_first and not run.args.shard:
         # Who has never seen a result cannot answer from one: its calls were shown above.
         if run.data.has_results:
-            parts.append(lambda: show_trials(trials, console))
+            parts.append(lambda: show_trials(trials, console, has_own_rows=has_own_rows))
         else:
             parts.append(lambda: console.print(NO_RESULTS))
     if run.args.quiet:
@@ -75,7 +81,7 @@ def show(run: Run, trials: Trials, console: Console) -> None:
             console.print(f"this cannot be shown ({problem}); the adapter is saved", soft_wrap=True)
 
 
-def show_replies(lines: list[Line], console: Console) -> None:
+def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = False) -> None:
     """The replies to the shown questions before and after training, side by side."""
     asked = [line["shown"] for line in lines if line.get("shown")]
     # A run that broke off, or was given no rows to hold out, has nothing to compare.
@@ -86,6 +92,7 @@ def show_replies(lines: list[Line], console: Console) -> None:
         "One of the program's own questions of each kind, about tools that training has never "
         "seen; whatever came out. "
         "Right is a reply with exactly the calls that are due, and none where none is due.",
+        NOT_YOURS if has_own_rows else "",
     )
     for before, after in zip(asked[0], asked[-1], strict=True):
         due = ", ".join(before["due"]) or "no call"
@@ -155,7 +162,8 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
     console.print(table)
     console.print(
         "Each is a share of conversations that are not trained on: the first reply counts if every "
-        "call in it has the right name and exactly the right values, with none too many. Held-out "
+        "call in it has the right name and exactly the right values, with none too many or "
+        "missing. Only calls are judged, not the words of an answer. Held-out "
         f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
         "right words are to the model, 0 would be not at all."
     )
@@ -184,10 +192,13 @@ def show_best(run: Run, console: Console) -> None:
         console.print(f"best evaluation: {found}; its adapter is in {where}", soft_wrap=True)
 
 
-def show_trials(trials: Trials, console: Console) -> None:
+def show_trials(trials: Trials, console: Console, *, has_own_rows: bool = False) -> None:
     """The model answers with real Python tools, event by event, each question marked at its end."""
     console.rule("the adapter in use", align="left")
-    console.print("Python functions that training has never seen, really called by the model.")
+    console.print(
+        "Python functions that training has never seen, really called by the model."
+        + f" {NOT_YOUR_TOOLS}" * has_own_rows
+    )
     for trial, answering in trials():
         console.print(Text.assemble(("\nquestion ", "bold"), trial.question))
         events = []

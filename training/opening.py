@@ -28,7 +28,8 @@ def introduce(
     """
     left_out = counts.pop("left_out")
     # All of it in one object: what is printed is read from what is written.
-    packs, length = run.data.batches.packs, run.args.max_length
+    batches, length = run.data.batches, run.args.max_length
+    packs = batches.packs
     trained = sum(p.numel() for p in trainable_parameters(run.model).values())
     content: dict[str, Any] = {
         "arguments": vars(run.args),
@@ -37,6 +38,8 @@ def introduce(
         "data": counts,
         "packing": {
             "packs": len(packs),
+            "packs_per_step": min(batches.packs_per_step, len(packs)),
+            "conversations_shown": batches.num_shown(run.total_steps),
             "efficiency": counts["rendering"]["tokens"] / (len(packs) * length),
         },
         "parameters": sum(p.numel() for p in run.model.parameters()) - trained,
@@ -74,13 +77,38 @@ def _say(console: Console, sentence: str, style: str) -> None:
 
 
 def describe_rows(run: dict[str, Any]) -> str:
-    """The second line: on what."""
+    """The second line: on what, and how much of it the steps of the run will see."""
     data, names = run["data"], run["arguments"]["dataset"] or ["the rows of this repository"]
-    held_out = data["held_out_rows"]
+    held_out, packing = data["held_out_rows"], run["packing"]
     tests = f"kept to test it: {held_out:,} more" if held_out else "none is kept to test it"
-    return (
-        f"On what: {data['rendering']['examples']:,} conversations ({', '.join(names)}); {tests}."
+    count, shown, per_step = (
+        data["rendering"]["examples"],
+        packing["conversations_shown"],
+        packing["packs_per_step"],
     )
+    steps = f"{run['total_steps']:,} steps of {per_step} pack{'s' * (per_step > 1)}"
+    # An epoch shows each once before any comes again.
+    if shown < count:
+        seen = f"of which {steps} show about {_rounded(shown):,}, each once"
+    else:
+        seen = f"which {steps} show {in_times(shown / count)} each"
+    return f"On what: {count:,} conversations ({', '.join(names)}), {seen}; {tests}."
+
+
+def _rounded(count: int) -> int:
+    """A count to two digits: 597 is about 600."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return round(count / unit) * unit
+
+
+def in_times(passes: float) -> str:
+    """How often, as people say it: once, about 1.5 times, about 165 times."""
+    return "once" if passes == 1 else f"about {in_digits(passes)} times"
+
+
+def in_digits(passes: float) -> str:
+    """A number of passes without false precision: 0.3, 1.5, 2, 165."""
+    return f"{passes:.2g}" if passes < 9.95 else f"{passes:,.0f}"
 
 
 def describe_time(run: dict[str, Any]) -> str:
@@ -168,17 +196,18 @@ def describe_run(run: dict[str, Any]) -> list[str]:
         for name, (choice, reason) in run["choices"].items()
     ]
     counts = {
+        "to train on": rendering["examples"],
+        "held out": run["data"]["held_out_rows"],
         "unreadable": reading["dropped"],
         "repaired": reading["repaired_rows"],
         "bad calls": reading["bad_calls"],
         "too long": rendering["dropped_overlong"],
         "cut": rendering["truncated"],
-        "held out": run["data"]["held_out_rows"],
     }
-    rows = [f"{reading['rows']} read", *(f"{n} {what}" for what, n in counts.items() if n)]
+    rows = [f"{n} {what}" for what, n in counts.items() if n or what == "held out"]
     return [
-        f"in all, {supervised:,} of {tokens:,} tokens ({100 * supervised / tokens:.0f}%) are the "
-        "model's to write",
+        f"in all {rendering['examples']:,} conversations, {supervised:,} of {tokens:,} tokens "
+        f"({100 * supervised / tokens:.0f}%) are the model's to write",
         f"rows: {', '.join(rows)}; {packing['packs']} packs of up to "
         f"{run['arguments']['max_length']} tokens, {100 * packing['efficiency']:.0f}% full; "
         f"tools: offered in {reading['rows_with_tools']} rows, {reading['calls']} calls made",
