@@ -244,8 +244,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | " + " | ".join(row["label"] for row in rows) + " | wanted |"]
     lines.append("|---" * (len(rows) + 2) + "|")
     for name in names:
-        values = [row.get(name, "-") for row in rows]
-        cells = [f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in values]
+        values = [row.get(name) for row in rows]
+        cells = ["-" if v is None else f"{v:,.2f}" if v != int(v) else f"{v:,.0f}" for v in values]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {LIMITS.get(name, '')} |")
     return "\n".join(lines) + "\n"
 
