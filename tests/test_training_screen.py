@@ -405,7 +405,14 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     assert "Only calls are judged, not the words of an answer." in " ".join(said.split())
     with_no_free = screen()
     finale.show_accuracy([line, line], with_no_free)
-    assert "free" not in text_of(with_no_free)
+    assert "free" not in text_of(with_no_free) and "another hand" not in said
+    by_hand = {"overall": 0.5, "unseen": 0.2, "parallel": 0.0, "no_call": 0.75}
+    asked = {"questions_accuracy": by_hand | {"n": dict(unseen=30, parallel=10, no_call=20)}}
+    console = screen()
+    finale.show_accuracy([line, line | asked], console)
+    said = " ".join(text_of(console).split())
+    assert "another hand: one call" in said and "20% of 30" in said and "75% of 20" in said
+    assert "The questions in another hand are plain English" in said
 
 
 def test_a_reply_is_asked_again_only_where_a_name_is_not_offered(

@@ -167,6 +167,11 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
         "right words are to the model, 0 would be not at all."
     )
+    if last.get("questions_accuracy"):
+        console.print(
+            "The questions in another hand are plain English, written without a look at these rows: "
+            "what is right there was not learned from the rows' own small grammar."
+        )
     if "after, free" in columns:
         console.print(
             "Names of tools and arguments are held to those on offer while a call is written; "
