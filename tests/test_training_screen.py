@@ -407,7 +407,7 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     finale.show_accuracy([line, line], with_no_free)
     assert "free" not in text_of(with_no_free) and "another hand" not in said
     by_hand = {"overall": 0.5, "unseen": 0.2, "parallel": 0.0, "no_call": 0.75}
-    asked = {"questions_accuracy": by_hand | {"n": dict(unseen=30, parallel=10, no_call=20)}}
+    asked = {"questions_accuracy": by_hand | {"n": {"unseen": 30, "parallel": 10, "no_call": 20}}}
     console = screen()
     finale.show_accuracy([line, line | asked], console)
     said = " ".join(text_of(console).split())

@@ -169,8 +169,8 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
     )
     if last.get("questions_accuracy"):
         console.print(
-            "The questions in another hand are plain English, written without a look at these rows: "
-            "what is right there was not learned from the rows' own small grammar."
+            "The questions in another hand are plain English, written without a look at these "
+            "rows: what is right there was not learned from the rows' own small grammar."
         )
     if "after, free" in columns:
         console.print(
