@@ -4,53 +4,22 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from row_checks import CALL, calls_of, check_call, tools_of
 
 from embedded.generate.__main__ import main
 from embedded.generate.calls import HELDOUT_ROWS, Row, heldout_rows, training_rows
 
 FOLDER = Path(__file__).parents[1] / "embedded" / "rows"
-CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
-TOOLS = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
 WISH = re.compile(r"(?:<think>|\. )([^.:<>]+): (\w+) fits\.")
-TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
 @pytest.fixture(scope="module")
 def splits() -> tuple[list[Row], list[Row]]:
     rows, tools = training_rows(0)
     return rows, heldout_rows(0, tools)
-
-
-def tools_of(row: Row) -> dict[str, Any]:
-    match = TOOLS.search(row["conversations"][0]["content"])
-    assert match
-    tools = json.loads(match[1])
-    assert len({tool["name"] for tool in tools}) == len(tools)
-    return {tool["name"]: tool for tool in tools}
-
-
-def calls_of(row: Row) -> Iterator[dict[str, Any]]:
-    for message in row["conversations"]:
-        if message["role"] == "model":
-            yield from (json.loads(text) for text in CALL.findall(message["content"]))
-
-
-def check_call(call: dict[str, Any], tools: dict[str, Any]) -> None:
-    parameters = tools[call["name"]]["parameters"]
-    needed = [name for name, kind in parameters.items() if not str(kind).endswith("?")]
-    assert set(needed) <= set(call["arguments"])
-    assert list(call["arguments"]) == [name for name in parameters if name in call["arguments"]]
-    for name, value in call["arguments"].items():
-        allowed = parameters[name]
-        if isinstance(allowed, list):
-            assert value in allowed
-        else:
-            assert isinstance(value, TYPES[allowed.removesuffix("?")])
 
 
 def test_calls_fit_their_tools_and_copy_their_values(splits: tuple[list[Row], list[Row]]) -> None:
