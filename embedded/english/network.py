@@ -4,29 +4,28 @@ Size, tiles and compilation are those of `embedded.pretrain_model`.
 Shapes: B packs, T positions, D model width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from embedded.english.packs import Batch, branch_mask, tensors
-from embedded.pretrain_model import CONFIG, TiledMasks, compute_dtype, new_model
+from embedded.pretrain_model import CONFIG, TiledMasks, compute_dtype
 from model.loader import load_gemma2
 from model.transformer import Gemma2
 
 
 def start_model(before: Path) -> Gemma2:
     """The weights of an exported base. Raises: ValueError for another size."""
-    dtype = compute_dtype()
-    base = new_model(0, dtype)
-    exported = load_gemma2(before, dtype=dtype)
-    if exported.config != CONFIG:
+    base = load_gemma2(before, dtype=compute_dtype())
+    got = base.config
+    if replace(got, vocab_size=CONFIG.vocab_size) != CONFIG:
         raise ValueError(
             f"{before}: expected a base of this pretraining (width {CONFIG.hidden_size}, "
-            f"{CONFIG.vocab_size} pieces), got one of width {exported.config.hidden_size} and "
-            f"{exported.config.vocab_size} pieces; name an export of embedded.pretrain"
+            f"{CONFIG.num_hidden_layers} layers), got one of width {got.hidden_size} and "
+            f"{got.num_hidden_layers} layers; name an export of embedded.pretrain"
         )
-    base.load_state_dict(exported.state_dict())
-    return base
+    return base.requires_grad_(True)
 
 
 def see_branches(base: Gemma2) -> None:

@@ -28,6 +28,7 @@ from embedded.english.generate.general import fingerprint, missing_packages
 from embedded.english.network import hidden_states, see_branches, start_model
 from embedded.english.packs import WEIGHTS, Batch, packs, to_batch
 from embedded.english.stages import STAGES, Stage, documents
+from embedded.english.words import widen
 from embedded.pretrain import ALLOCATOR, LOG_EVERY, WARMUP_TOKENS, Threads, log, log_progress
 from embedded.pretrain_model import compile_blocks, head_loss
 from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
@@ -88,9 +89,11 @@ def rate_scale(stage: Stage, state: State, lateness: float = 0.0) -> float:
 def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
     """One stage, from the export `before` or its own checkpoint, until its end or --minutes."""
     folder = args.out / stage.name
-    folder.mkdir(parents=True, exist_ok=True)
     log_file, last = folder / "log.jsonl", folder / "last"
-    tokenizer = Tokenizer.from_file(str(args.out / TOKENIZER[0]))
+    if stage.widens:
+        before = widen(before, folder / "start")
+    find_tokenizer(before, folder)
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER[0]))
     base = start_model(before)
     optimizers = Optimizers(base, stage.muon_rate, stage.adam_rate)
     state = load_checkpoint(last, optimizers) if (last / "state.json").is_file() else State()
@@ -149,10 +152,8 @@ def record(stage: Stage, before: Path, state: State, scores: dict[str, float]) -
 
 
 def export(base: Gemma2, folder: Path, record: dict[str, object]) -> None:
-    """Writes a base that train.py can use: weights, tokenizer, and the record of its stages."""
+    """Adds weights and the record of its stages to the tokenizer: a base that train.py can use."""
     save_gemma2(base.to(torch.bfloat16), folder)
-    for name in TOKENIZER:
-        shutil.copyfile(folder.parent / name, folder / name)
     text = json.dumps(record, indent=2) + "\n"
     (folder / "pretrain.json").write_text(text, encoding="utf-8")
 
@@ -175,14 +176,14 @@ def find_before(number: int, args: argparse.Namespace) -> Path:
     return before
 
 
-def find_tokenizer(before: Path, out: Path) -> None:
-    """Puts the tokenizer of the exported model into --out.
+def find_tokenizer(before: Path, folder: Path) -> None:
+    """Puts the tokenizer of the exported model into a stage's folder.
 
     Raises: ValueError for a model without its tokenizer, and for two tokenizers.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER:
-        source, target = before / name, out / name
+        source, target = before / name, folder / name
         if not source.is_file():
             raise ValueError(
                 f"{before}: expected {name}, which the model was trained with, found no such "
@@ -204,7 +205,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     last = len(STAGES) - 1
-    out = "folder of the tokenizer, and of a folder for each stage: log, checkpoint, export"
+    out = "folder of a folder for each stage: log, checkpoint, export"
     add("--out", type=Path, default=Path("runs/english"), help=out)
     numbers = range(len(STAGES))
     names = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(STAGES))
@@ -245,7 +246,6 @@ def main(argv: list[str] | None = None) -> int:
                 f"install them: apt-get install {packages}"
             )
         befores = {n: find_before(n, args) for n in range(args.first, args.last + 1)}
-        find_tokenizer(befores[args.first], args.out)
         for number, before in befores.items():
             train(STAGES[number], before, args)
     except USER_ERRORS as error:
