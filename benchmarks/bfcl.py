@@ -7,7 +7,8 @@
 Base and adapter get the same questions in the adapter's wording and are judged by the leaderboard's
 rules (`bfcl_rules.py`), which `--check-rules` holds against the checker of its package. Questions
 that the adapter was trained on are left out. `--perturb` asks again with the tools shuffled, with
-near-duplicates beside them, with other names, with the right tool gone, with a required value gone.
+near-duplicates beside them (the trainer's, and others that no training has), with other names, with
+the right tool gone, with a required value gone.
 Rows go to --out batch by batch, and the same command goes on where it ended; tables lie beside it.
 """
 

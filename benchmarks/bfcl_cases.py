@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from data.augment import CHANGES, SHARES
+from data.augment import CHANGES, SHARES, add_near
 from data.conversation import Conversation, SystemPrompt, Tool
 from data.files import read_rows
 from data.schema import parse_row
@@ -27,7 +27,17 @@ CATEGORIES = (
     *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple"),
     *("live_irrelevance", "live_relevance"),
 )
-PLAIN, KINDS = "plain", tuple(SHARES)
+PLAIN, UNSEEN = "plain", "near-unseen"
+KINDS = (*SHARES, UNSEEN)
+# Near-duplicates in other words than the trainer's: what an adapter trained with `--augment near`
+# has learned beyond these words.
+OTHER_NEAR = (
+    ("template", "{about} Nothing is done: the request is saved as a template."),
+    ("history", "Lists the earlier uses of this function. {about}"),
+    ("estimate", "{about} Only estimates what a real call would cost."),
+    ("partners", "For partner companies with a contract alone. {about}"),
+    ("retired", "{about} Switched off last year, kept for reference."),
+)
 INSTALL = "pip install --no-deps bfcl-eval"
 
 
@@ -112,14 +122,18 @@ def sample(cases: Sequence[Case], limit: int | None, seed: int) -> list[Case]:
 
 
 def changed(case: Case, kind: str, others: Sequence[Tool], seed: int) -> Case | None:
-    """The case under one of the trainer's `--augment` kinds; None where that cannot be applied.
+    """The case under a kind of `--augment` or UNSEEN; None where that cannot be applied.
 
     What is due follows: no call where the tool or a required value is gone, else the same calls,
     under new names where the tools got new ones. others: tools of other questions.
     """
     if case.due != "calls":
         return None
-    row = CHANGES[kind](case.row, others, random.Random(f"bfcl {seed} {kind} {case.id}"))
+    rng = random.Random(f"bfcl {seed} {kind} {case.id}")
+    if kind == UNSEEN:
+        row = add_near(case.row, others, rng, OTHER_NEAR)
+    else:
+        row = CHANGES[kind](case.row, others, rng)
     if row is None:
         return None
     if kind in ("none", "missing"):

@@ -119,12 +119,21 @@ def _shuffle(row: Conversation, others: Sequence[Tool], rng: random.Random) -> C
     return dataclasses.replace(row, tools=tuple(tools)) if tuple(tools) != row.tools else None
 
 
-def _add_near(row: Conversation, others: Sequence[Tool], rng: random.Random) -> Conversation | None:
+def add_near(
+    row: Conversation,
+    others: Sequence[Tool],
+    rng: random.Random,
+    variants: Sequence[tuple[str, str]] = NEAR,
+) -> Conversation | None:
+    """One or two tools beside one that is called, almost the same; None for a row without calls.
+
+    variants: what comes after its name, and its description, with {about} for the first one's.
+    """
     called = [tool for tool in row.tools if tool.name in _called(row)]
     if not called:
         return None
     tool, tools = rng.choice(called), list(row.tools)
-    for word, about in rng.sample(NEAR, rng.randint(1, 2)):
+    for word, about in rng.sample(variants, rng.randint(1, 2)):
         name = f"{tool.name}_{word}"
         if name not in {other.name for other in tools}:
             near = dataclasses.replace(
@@ -258,7 +267,7 @@ Change = Callable[[Conversation, Sequence[Tool], random.Random], Conversation | 
 CHANGES: dict[str, Change] = {
     "none": _remove_tool,
     "missing": _remove_value,
-    "near": _add_near,
+    "near": add_near,
     "shuffle": _shuffle,
     "names": _mask_names,
 }

@@ -9,9 +9,10 @@ import pytest
 from builders import make_adapter
 
 from benchmarks import bfcl
-from benchmarks.bfcl_cases import CATEGORIES, KINDS, Case, changed, load_cases, sample
+from benchmarks.bfcl_cases import CATEGORIES, KINDS, UNSEEN, Case, changed, load_cases, sample
 from benchmarks.bfcl_check import our_judge
 from benchmarks.bfcl_table import tables, wilson
+from data.augment import NEAR
 from data.chat import render, render_prompt
 from data.conversation import DEFAULT_PROMPT, Conversation, SystemPrompt, ToolCall
 from data.lenient_json import HINTS
@@ -190,12 +191,12 @@ def test_rows_and_tables(
     )
     monkeypatch.setattr(bfcl, "write_replies", script)
     out = tmp_path / "rows.jsonl"
-    assert bfcl.main([*flags, "--perturb", "near,none", "--out", str(out)]) == 0
+    assert bfcl.main([*flags, "--perturb", "near,near-unseen,none", "--out", str(out)]) == 0
     head, *rows = read(out)
     assert head["settings"]["names"] == "offered" and "commit" in head
     assert str(tmp_path.parent) not in out.read_text()  # no folder of this machine
     right = {(row["change"], row["id"]): row["right"] for row in rows}
-    assert len(rows) == len(right) == 8 + 6 + 5  # both tools of the parallel one would go
+    assert len(rows) == len(right) == 8 + 6 + 6 + 5  # both tools of the parallel one would go
     assert all(right["plain", f"m{i}"] and right["near", f"m{i}"] for i in range(5))
     # The script calls where the tool is gone; it says nothing where it knows no answer.
     assert not any(ok for (kind, _), ok in right.items() if kind == "none")
@@ -206,6 +207,9 @@ def test_rows_and_tables(
     assert "| live_relevance | 1 | 0.0% (0.0 to 79.3) |" in shown
     assert "| **all with due calls** | 6 | 100.0% (61.0 to 100.0) |" in shown
     assert "| near | the same | 6 | 100.0% (61.0 to 100.0) | 100.0% (61.0 to 100.0) |" in shown
+    assert (
+        "| near-unseen | the same | 6 | 100.0% (61.0 to 100.0) | 100.0% (61.0 to 100.0) |" in shown
+    )
     assert "| none | no call | 5 | 100.0% (56.6 to 100.0) | 0.0% (0.0 to 43.4) |" in shown
 
 
@@ -323,7 +327,10 @@ def test_wrong_input_is_one_sentence(
     for flags, said in (
         ("--categories simple,parallel", f"expected some of {', '.join(CATEGORIES)}, got simple"),
         ("--only adapter", "--only adapter: expected --adapter RUN too, got none"),
-        ("--perturb names,x", "expected some of shuffle, near, names, none, missing, got names,x"),
+        (
+            "--perturb names,x",
+            f"expected some of {', '.join(KINDS)}, got names,x",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             bfcl.main(flags.split())
@@ -336,3 +343,11 @@ def test_wrong_input_is_one_sentence(
 def test_a_category_without_its_file_is_named(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a file BFCL_v4_live_simple.json, got"):
         load_cases(folder, "live_simple")
+
+
+def test_near_duplicates_of_the_benchmark_are_not_those_of_training(folder: Path) -> None:
+    case = load_cases(folder, "multiple")[0]
+    ours = changed(case, UNSEEN, [], seed=0)
+    assert ours is not None and ours.truth == case.truth and ours.due == case.due
+    new = {tool.name for tool in ours.row.tools} - {tool.name for tool in case.row.tools}
+    assert new and not {name.rsplit("_", 1)[1] for name in new} & {word for word, _ in NEAR}
