@@ -32,7 +32,9 @@ from training.run_folder import RUN, append_metrics
 
 def read_arguments(folder: Path) -> argparse.Namespace:
     """The flags of a run. Raises: ValueError for one that the peer cannot follow."""
-    args = argparse.Namespace(**read_object(folder / RUN)["arguments"])
+    # A run that is older than a flag has done what is now that flag's default.
+    recorded = read_object(folder / RUN)["arguments"]
+    args = argparse.Namespace(**(vars(train.parse_args([])) | recorded))
     wanted = {"dropout": 0.0, "targets": ",".join(LINEARS), "adapt": "rows", "ranks": 1}
     for name, value in wanted.items():
         if getattr(args, name) != value:
