@@ -51,6 +51,7 @@ def test_words_of_like_meaning_begin_near(
 ) -> None:
     base = start_model(wide)
     assert isinstance(base, Gemma2) and base.config.vocab_size == NUM_PIECES
+    assert base.config.sliding_window == 1024 and base.config.rope_theta == 1e6
     table = base.model.embed_tokens.weight.detach().float()
     table = torch.nn.functional.normalize(table - table.mean(0), dim=1)
     piece = tokenizers[1].get_vocab()

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from embedded.english.packs import Batch, branch_mask, tensors
+from embedded.english.words import FAR
 from embedded.pretrain_model import CONFIG, TiledMasks, compute_dtype
 from model.loader import load_gemma2
 from model.transformer import Gemma2
@@ -19,7 +20,9 @@ def start_model(before: Path) -> Gemma2:
     """The weights of an exported base. Raises: ValueError for another size."""
     base = load_gemma2(before, dtype=compute_dtype())
     got = base.config
-    if replace(got, vocab_size=CONFIG.vocab_size) != CONFIG:
+    # What words.py changes may differ.
+    free = {name: getattr(CONFIG, name) for name in ("vocab_size", *FAR)}
+    if replace(got, **free) != CONFIG:
         raise ValueError(
             f"{before}: expected a base of this pretraining (width {CONFIG.hidden_size}, "
             f"{CONFIG.num_hidden_layers} layers), got one of width {got.hidden_size} and "

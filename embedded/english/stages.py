@@ -27,7 +27,7 @@ class Stage:
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
     after      the stage whose weights it begins with; the first begins with embedded.pretrain's
     picks      weight of the tokens that choose a tool, 1 for the others that a model writes
-    widens     whether whole words become pieces first (words.py)
+    widens     whether whole words become pieces first, and all layers see far (words.py)
     """
 
     name: str
@@ -65,14 +65,14 @@ LONG = replace(BASIC, branches=24)
 # Four times as many tools, each with a few plain requests: what decides is how many different ones.
 PLAIN_STYLES = ("everyday", "commerce", "science", "business", "civic")
 PLAIN = replace(LONG, styles=(*HAND_STYLES, *PLAIN_STYLES * 3))
-WORDS = replace(PLAIN, turns=(38, 22, 7, 18, 12, 26))
+WORDS = replace(PLAIN, turns=(34, 18, 6, 14, 8, 30))
 WORDS_MIX = (0.66, 0.1, 0.03, 0.05, 0.16)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
     Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
     Stage("plain", 9, 13_312_000, PLAIN, (0.62, 0.12, 0.04, 0.04, 0.18), 0.015, 2e-3, True, "wide"),
-    Stage("words", 10, 4_014_080, WORDS, WORDS_MIX, 0.015, 2e-3, False, "plain", widens=True),
-    Stage("long", 11, 22_016_000, WORDS, WORDS_MIX, 0.01, 1.5e-3, True, "words"),
+    Stage("words", 10, 120_012_800, WORDS, WORDS_MIX, 0.006, 1e-3, False, "plain", widens=True),
+    Stage("end", 11, 12_001_280, WORDS, WORDS_MIX, 0.006, 1e-3, True, "words"),
 )
 
 
