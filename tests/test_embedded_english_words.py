@@ -1,5 +1,6 @@
 """Whole words as pieces: what was split stays split, what is near in meaning begins near."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from embedded.english.gate import HELD
 from embedded.english.network import start_model
+from embedded.english.overlap import chosen_share
 from embedded.english.words import NUM_PIECES, nearest_turn, read_words, widen
 from embedded.pretrain_model import CONFIG
 from model.transformer import Gemma2
@@ -79,3 +82,11 @@ def test_the_turn_finds_a_rotation() -> None:
     axes: NDArray[np.float32] = np.linalg.qr(rng.normal(size=(CONFIG.hidden_size, 100)))[0].T
     vectors = rng.normal(size=(400, 100)).astype(np.float32)
     assert np.allclose(nearest_turn(vectors, vectors @ axes), axes, atol=1e-4)
+
+
+def test_words_alone_choose_most_tools_whose_requests_are_plain() -> None:
+    plain, hard = (
+        chosen_share(replace(HELD, styles=styles), lists=40)
+        for styles in (("apart",), ("leisure", "money"))
+    )
+    assert plain > 0.7 and 0.25 < hard < plain
