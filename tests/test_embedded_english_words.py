@@ -49,6 +49,10 @@ def test_what_is_no_word_has_its_old_pieces_and_every_text_survives(
     assert new.decode(new.encode("Book a Café, then call.").ids) == "Book a Café, then call."
 
 
+def test_a_wide_base_stays_as_it_is(wide: Path, tmp_path: Path) -> None:
+    assert widen(wide, tmp_path / "again") == wide and not (tmp_path / "again").exists()
+
+
 def test_words_of_like_meaning_begin_near(
     wide: Path, tokenizers: tuple[Tokenizer, Tokenizer]
 ) -> None:

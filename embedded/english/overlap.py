@@ -38,8 +38,8 @@ def known_words(text: str, vectors: Vectors) -> list[str]:
     return [w for w in re.findall(r"[a-z]+", text.lower()) if w in vectors]
 
 
-def nearness(request: Sequence[str], entry: Entry, vectors: Vectors) -> float:
-    """How near an entry's words are to those of a request, 0 to 1."""
+def likeness(request: Sequence[str], entry: Entry, vectors: Vectors) -> float:
+    """How like an entry's words are to those of a request, 0 to 1."""
     names = " ".join(spoken(name) for name in (entry.name, *entry.names.values()))
     found = [vectors[w] for w in known_words(f"{names} {entry.description}", vectors)]
     if not request or not found:
@@ -57,7 +57,7 @@ def chosen_share(recipe: Recipe, lists: int = LISTS, seed: int = 3) -> float:
         for _ in range(MESSAGES):
             asked = ask_one(page)
             request = known_words(asked.text, vectors)
-            best = max(page.entries, key=lambda entry: nearness(request, entry, vectors))
+            best = max(page.entries, key=lambda entry: likeness(request, entry, vectors))
             right += best is asked.wishes[0][0]
     return right / (lists * MESSAGES)
 

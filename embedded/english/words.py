@@ -80,10 +80,15 @@ def widen_embedding(old: Floats, tokenizer: Tokenizer, new: list[str]) -> Floats
 
 
 def widen(before: Path, out: Path) -> Path:
-    """Writes the exported base `before` with more pieces and a far sight; returns `out`."""
+    """Writes the exported base `before` with more pieces and a far sight; returns `out`.
+
+    One that has all the words already is returned as it is.
+    """
     tokenizer = Tokenizer.from_file(str(before / "tokenizer.json"))
     pieces = tokenizer.get_vocab()
     new = [word for word in read_words()[0] if word not in pieces]
+    if not new:
+        return before
     out.mkdir(parents=True, exist_ok=True)
     content = json.loads((before / "tokenizer.json").read_text(encoding="utf-8"))
     widen_tokenizer(content, new)
