@@ -14,6 +14,12 @@ from embedded.english.generate import pairs
 from embedded.english.generate.corpus import HELD_OUT, tools
 from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import GCIDE
+from embedded.english.generate.lookups import (
+    content_words,
+    likeness,
+    lookup_document,
+    near_words,
+)
 from embedded.english.generate.messages import core, new_wish
 from embedded.english.generate.tool_documents import new_page, show, tools_document
 from embedded.english.generate.wordnet import WORDNET
@@ -32,7 +38,8 @@ needs_english = pytest.mark.skipif(
         (1, "efc1840a6478025d"),
         (2, "c1dee4085464a660"),
         (3, "bcaff383913baf7e"),
-        (4, "cd495fe9e4f51677"),
+        (4, "3ba3cefb78e8a9cc"),
+        (5, "29282ffef4d7292e"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
@@ -103,6 +110,39 @@ def test_a_list_of_definitions_is_mostly_asked_by_other_words_than_its_names() -
                 chosen.append(name.lower() in message.lower())
     # An example sentence holds the word itself
     assert len(chosen) > 150 and sum(chosen) < len(chosen) / 3
+
+
+def test_near_words_are_near_and_begin_otherwise() -> None:
+    assert {"pasta", "bread"} & set(near_words("soup")), near_words("soup")
+    assert near_words("zzyzx") == ()
+    for word in ("weather", "train", "doctor", "soup", "guitar"):
+        near = near_words(word)
+        assert near and not any(other[:4] == word[:4] for other in near)
+        assert all(likeness(other, [word]) > 0.55 for other in near)
+    assert likeness("weather", ["zzyzx", "rain"]) > 0.5 > likeness("weather", ["invoice"])
+
+
+@needs_english
+def test_the_words_of_a_lookup_are_those_of_one_entry_alone() -> None:
+    """Each message names words of its entry, or near ones, that no other entry has."""
+    rng, found = Random(8), {"same": 0, "near": 0, "none": 0}
+    for _ in range(10):
+        document = lookup_document(rng, STAGES[4].recipe)
+        page = document.shared[0][0].lower()
+        for branch in document.branches:
+            message = branch[0][0].split("<end_of_turn>")[0].lower()
+            picked = next(text for text, tag in branch if tag == "pick").split(" fits.")[0].strip()
+            stands = [w for w in re.findall(r"[a-z]{4,}", message) if w in page]
+            found["none" if picked == "none" else "same" if stands else "near"] += 1
+            assert picked == "none" or picked.lower() in page
+    assert all(count > 25 for count in found.values()), found
+
+
+def test_content_words_tell_what_an_entry_is_about() -> None:
+    page, _ = new_page(Random(4), STAGES[4].recipe, 4)
+    for entry in page.entries:
+        words = content_words(entry)
+        assert len(words) == len(set(words)) and not {"with", "from", "this", "get"} & set(words)
 
 
 @needs_english

@@ -40,7 +40,7 @@ def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer) -> None:
     optimizers = Optimizers(base, 0.02, 3e-3)
     found = packs(tokenizer, gate_documents("one", Recipe(("travel",)), 4), 512)
     batch = to_batch(list(islice(found, 1)), 512)
-    losses = [train_step(base, head_loss, optimizers, batch, scale=1.0) for _ in range(3)]
+    losses = [train_step(base, head_loss, optimizers, [batch], scale=1.0) for _ in range(3)]
     assert losses[-1] < losses[0] - 0.3
 
 

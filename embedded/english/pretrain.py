@@ -3,6 +3,7 @@
 The grammar comes first, from `python -m embedded.pretrain`. Recorded stages (stages.py), each from
 the weights of the one before: warm-up and a constant rate, and where a stage is marked `decay` a
 fall to zero (arXiv:2405.18392). Model, optimizers and checkpoints are those of `embedded.pretrain`.
+`torchrun --nproc-per-node 2 -m embedded.english.pretrain` shares the batches of a step.
 Shapes: B packs, T positions, D model width, N targets.
 """
 
@@ -29,6 +30,7 @@ from embedded.english.network import hidden_states, see_branches, start_model
 from embedded.english.packs import WEIGHTS, Batch, packs, to_batch
 from embedded.english.stages import STAGES, Stage, documents
 from embedded.english.words import widen
+from embedded.english.workers import add_up, join, this_process, wait
 from embedded.pretrain import ALLOCATOR, LOG_EVERY, WARMUP_TOKENS, Threads, log, log_progress
 from embedded.pretrain_model import compile_blocks, head_loss
 from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
@@ -42,23 +44,42 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 ENVIRONMENT = ALLOCATOR | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def stage_batches(stage: Stage, tokenizer: Tokenizer) -> Iterator[Batch]:
-    """The stage's batches of packs, in its documents' own order."""
+def stage_batches(stage: Stage, tokenizer: Tokenizer, steps: int) -> Iterator[list[Batch]]:
+    """What each step after the first `steps` computes here: the stage's batches of packs, in its
+    documents' own order, dealt out to the processes.
+
+    Earlier batches are made and thrown away.
+    """
+    rank, processes = this_process()
     stream = packs(tokenizer, documents(stage), LENGTH)
     weights = WEIGHTS | {"pick": stage.picks}
-    while True:
-        yield to_batch(list(itertools.islice(stream, ROWS)), LENGTH, weights)
+    for step in itertools.count():
+        dealt = [list(itertools.islice(stream, ROWS)) for _ in range(stage.batches)]
+        if step >= steps:
+            yield [to_batch(rows, LENGTH, weights) for rows in dealt[rank::processes]]
 
 
 def train_step(
     base: Gemma2,
     head: Callable[..., tuple[Tensor, Tensor]],
     optimizers: Optimizers,
-    batch: Batch,
+    batches: list[Batch],
     *,
     scale: float,
 ) -> float:
     """One update; returns the mean loss on targets of weight 1 or more."""
+    # Summed loss of those targets, their number, summed weights of all.
+    totals = sum((backward(base, head, optimizers, batch) for batch in batches), torch.zeros(3))
+    add_up(optimizers.masters.values(), totals)
+    loss, count, weight = totals.tolist()
+    optimizers.step(scale, weight)
+    return float(loss / max(1.0, count))
+
+
+def backward(
+    base: Gemma2, head: Callable[..., tuple[Tensor, Tensor]], optimizers: Optimizers, batch: Batch
+) -> Tensor:
+    """Adds a batch's gradients to the masters'; returns its totals (3)."""
     states = hidden_states(base, batch).flatten(0, 1)  # (B, T, D) -> (B * T, D)
     ids, weights = torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)
 
@@ -70,8 +91,7 @@ def train_step(
     loss, loss_of_full = head(base, states[learned], targets[learned], w[learned])
     loss.backward()
     optimizers.take_gradients()
-    optimizers.step(scale, float(w.sum()))
-    return float(loss_of_full.detach()) / max(1, int((w >= 1.0).sum()))
+    return torch.stack([loss_of_full.detach(), (w >= 1.0).sum(), w.sum()]).float()
 
 
 def late(args: argparse.Namespace, state: State, start: State) -> float:
@@ -88,11 +108,15 @@ def rate_scale(stage: Stage, state: State, lateness: float = 0.0) -> float:
 
 def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
     """One stage, from the export `before` or its own checkpoint, until its end or --minutes."""
+    rank, processes = this_process()
+    if stage.batches % processes:
+        raise ValueError(
+            f"stage {stage.name!r}: expected a number of processes that divides its "
+            f"{stage.batches} batches a step, got {processes}; see torchrun --nproc-per-node"
+        )
     folder = args.out / stage.name
     log_file, last = folder / "log.jsonl", folder / "last"
-    if stage.widens:
-        before = widen(before, folder / "start")
-    find_tokenizer(before, folder)
+    before = begin(stage, before, folder)
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER[0]))
     base = start_model(before)
     optimizers = Optimizers(base, stage.muon_rate, stage.adam_rate)
@@ -101,9 +125,8 @@ def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
     compile_blocks(base)
     see_branches(base)
     head = torch.compile(head_loss, dynamic=True)  # the number of targets changes with each batch
-    # A stopped stage takes up its stream where it was: earlier batches are made and thrown away.
-    stream = itertools.islice(stage_batches(stage, tokenizer), state.steps, None)
-    threads = Threads(args.threads)
+    stream = stage_batches(stage, tokenizer, state.steps)
+    threads = Threads(max(1, args.threads // processes))
 
     losses: list[float] = []
     saved = gated = state.tokens
@@ -114,8 +137,10 @@ def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
         losses.append(train_step(base, head, optimizers, next(stream), scale=scale))
         taken = time.perf_counter() - clock
         threads.measured(taken)
-        state.tokens, state.steps = state.tokens + ROWS * LENGTH, state.steps + 1
+        state.tokens, state.steps = state.tokens + stage.batches * ROWS * LENGTH, state.steps + 1
         state.seconds += taken
+        if rank:  # the others wait for the first one's gradients while it measures and saves
+            continue
 
         if state.steps % LOG_EVERY == 0:
             log_progress(log_file, state, start, loss=losses, rate=scale, threads=threads.now)
@@ -127,10 +152,24 @@ def train(stage: Stage, before: Path, args: argparse.Namespace) -> None:
             saved = state.tokens
             save_checkpoint(last, optimizers, state)
 
-    save_checkpoint(last, optimizers, state)
-    scores = measure(base, tokenizer, stage, lists=args.lists)
-    log(log_file, tokens=state.tokens, final=True, **scores)
-    export(base, folder, record(stage, before, state, scores))
+    if not rank:
+        save_checkpoint(last, optimizers, state)
+        scores = measure(base, tokenizer, stage, lists=args.lists)
+        log(log_file, tokens=state.tokens, final=True, **scores)
+        export(base, folder, record(stage, before, state, scores))
+    wait()
+
+
+def begin(stage: Stage, before: Path, folder: Path) -> Path:
+    """The export that a stage begins with, widened if need be, and its tokenizer in `folder`: made
+    by the first process, read by all.
+    """
+    if not this_process()[0]:
+        before = widen(before, folder / "start") if stage.widens else before
+        find_tokenizer(before, folder)
+    wait()
+    made = folder / "start"
+    return made if stage.widens and (made / "config.json").is_file() else before
 
 
 def measure(base: Gemma2, tokenizer: Tokenizer, stage: Stage, *, lists: int) -> dict[str, float]:
@@ -245,6 +284,9 @@ def main(argv: list[str] | None = None) -> int:
                 f"general English: expected the Debian packages {packages}, found no such files; "
                 f"install them: apt-get install {packages}"
             )
+        join()
+        if args.minutes and this_process()[1] > 1:
+            raise ValueError("--minutes: expected one process, whose clock counts, got several")
         befores = {n: find_before(n, args) for n in range(args.first, args.last + 1)}
         for number, before in befores.items():
             train(STAGES[number], before, args)

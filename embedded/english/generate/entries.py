@@ -127,7 +127,7 @@ def _stems(text: str) -> set[str]:
     return {w[:5] for w in re.findall(r"[a-z]{3,}", text.lower())} - LITTLE
 
 
-_COMMON = _stems(
+COMMON = _stems(
     "the for this that with from one user get set add show list current returns return "
     "given name new find search time date"
 )
@@ -155,7 +155,7 @@ def nearness(tool: Tool) -> tuple[Tool, ...]:
 @cache
 def _own_words(tool: Tool) -> frozenset[str]:
     """Stems of name and description that tell something about the tool."""
-    return frozenset(_stems(f"{spoken(tool.name)} {tool.description}")) - _COMMON
+    return frozenset(_stems(f"{spoken(tool.name)} {tool.description}")) - COMMON
 
 
 def likeness(tool: Tool, other: Tool) -> float:
