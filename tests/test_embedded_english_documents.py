@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from embedded.english.generate import pairs
+from embedded.english.generate.bound import bound_document, bound_tool
 from embedded.english.generate.corpus import HELD_OUT, tools
 from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import GCIDE
@@ -39,7 +40,8 @@ needs_english = pytest.mark.skipif(
         (2, "c1dee4085464a660"),
         (3, "bcaff383913baf7e"),
         (4, "3ba3cefb78e8a9cc"),
-        (5, "29282ffef4d7292e"),
+        (5, "b7fcb7b73649ec1c"),
+        (6, "6a39db9162be8bb5"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
@@ -136,6 +138,36 @@ def test_the_words_of_a_lookup_are_those_of_one_entry_alone() -> None:
             found["none" if picked == "none" else "same" if stands else "near"] += 1
             assert picked == "none" or picked.lower() in page
     assert all(count > 25 for count in found.values()), found
+
+
+def test_a_bound_value_stands_beside_a_word_of_its_argument() -> None:
+    rng = Random(6)
+    for _ in range(30):
+        tool = bound_tool(rng)
+        for request in tool.requests:
+            clauses = re.split(r", | and |; |: (?!\{)|\. | - | with ", request)
+            for argument in tool.arguments:
+                if f"{{{argument.name}}}" in request:
+                    clause = next(c for c in clauses if f"{{{argument.name}}}" in c)
+                    words = re.findall(r"(?<!\{)\b[a-z]{2,}\b(?!\})", clause)
+                    best = max(likeness(word, [argument.name]) for word in words)
+                    assert best > 0.55, (argument.name, clause)
+        assert {missing for _, missing in tool.asks} <= {a.name for a in tool.arguments}
+        for text, missing in tool.asks:
+            assert f"{{{missing}}}" not in text
+
+
+def test_bound_documents_hold_records_of_what_is_said() -> None:
+    rng, filled = Random(2), 0
+    for _ in range(8):
+        document = bound_document(rng, STAGES[5].recipe)
+        page = document.shared[0][0]
+        for branch in document.branches:
+            message, record = branch[0][0].lower(), "".join(t for t, tag in branch if tag == "fill")
+            texts = [one for one in re.findall(r'": "([^"]*)"', record) if f'"{one}"' not in page]
+            assert all(text.lower() in message for text in texts), (message, record)
+            filled += len(texts)
+    assert filled > 100
 
 
 def test_content_words_tell_what_an_entry_is_about() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
+from embedded.english.generate.bound import bound_document
 from embedded.english.generate.defined import defined_document
 from embedded.english.generate.general import text_document, word_document
 from embedded.english.generate.lookups import lookup_document
@@ -24,7 +25,7 @@ class Stage:
     """What one stage is trained on, how long and how fast.
 
     mixture    shares of the documents: tools, the grammar of invented words, words, general text,
-               lists of definitions, words looked up
+               lists of definitions, words looked up, values beside the words of their arguments
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
     after      the stage whose weights it begins with; the first begins with embedded.pretrain's
     picks      weight of the tokens that choose a tool, 1 for the others that a model writes
@@ -71,13 +72,15 @@ PLAIN = replace(LONG, styles=(*HAND_STYLES, *PLAIN_STYLES * 3))
 WORDS = replace(PLAIN, turns=(34, 18, 6, 14, 8, 30))
 WORDS_MIX = (0.66, 0.1, 0.03, 0.05, 0.16)
 LOOKS_MIX = (0.56, 0.07, 0.02, 0.04, 0.11, 0.2)
+BINDS_MIX = (0.5, 0.05, 0.02, 0.03, 0.1, 0.18, 0.12)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
     Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
     Stage("plain", 9, 13_312_000, PLAIN, (0.62, 0.12, 0.04, 0.04, 0.18), 0.015, 2e-3, True, "wide"),
     Stage("words", 10, 16_056_320, WORDS, WORDS_MIX, 0.006, 1e-3, False, "plain", widens=True),
-    Stage("looks", 12, 104_038_400, WORDS, LOOKS_MIX, 0.006, 1e-3, False, "words", batches=2),
-    Stage("end", 13, 12_042_240, WORDS, LOOKS_MIX, 0.006, 1e-3, True, "looks", batches=2),
+    Stage("looks", 12, 7_053_312, WORDS, LOOKS_MIX, 0.006, 1e-3, False, "words", batches=2),
+    Stage("binds", 14, 98_304_000, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
+    Stage("end", 15, 12_042_240, WORDS, BINDS_MIX, 0.006, 1e-3, True, "binds", batches=2),
 )
 
 
@@ -106,5 +109,7 @@ def documents(stage: Stage, seed: int | None = None) -> Iterator[Document]:
             yield text_document(rng)
         elif kind == 4:
             yield defined_document(rng, stage.recipe)
-        else:
+        elif kind == 5:
             yield lookup_document(rng, stage.recipe)
+        else:
+            yield bound_document(rng, stage.recipe)
