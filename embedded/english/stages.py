@@ -73,14 +73,17 @@ WORDS = replace(PLAIN, turns=(34, 18, 6, 14, 8, 30))
 WORDS_MIX = (0.66, 0.1, 0.03, 0.05, 0.16)
 LOOKS_MIX = (0.56, 0.07, 0.02, 0.04, 0.11, 0.2)
 BINDS_MIX = (0.5, 0.05, 0.02, 0.03, 0.1, 0.18, 0.12)
+NEARS = replace(WORDS, near=0.5)
+NEARS_MIX = (0.45, 0.04, 0.02, 0.03, 0.1, 0.2, 0.16)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
     Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
     Stage("plain", 9, 13_312_000, PLAIN, (0.62, 0.12, 0.04, 0.04, 0.18), 0.015, 2e-3, True, "wide"),
     Stage("words", 10, 16_056_320, WORDS, WORDS_MIX, 0.006, 1e-3, False, "plain", widens=True),
     Stage("looks", 12, 7_053_312, WORDS, LOOKS_MIX, 0.006, 1e-3, False, "words", batches=2),
-    Stage("binds", 14, 98_304_000, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
-    Stage("end", 15, 12_042_240, WORDS, BINDS_MIX, 0.006, 1e-3, True, "binds", batches=2),
+    Stage("binds", 14, 15_114_240, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
+    Stage("nears", 16, 83_886_080, NEARS, NEARS_MIX, 0.006, 1e-3, False, "binds", batches=2),
+    Stage("end", 17, 12_042_240, NEARS, NEARS_MIX, 0.006, 1e-3, True, "nears", batches=2),
 )
 
 

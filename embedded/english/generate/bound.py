@@ -18,6 +18,7 @@ from embedded.english.generate.turns import missing_turn, one_turn
 
 TURNS = (one_turn, two_turn, missing_turn)
 SHARES = (60, 25, 15)
+SIZES, NEAR_SIZES = (1, 2, 2, 3, 4), (2, 3, 3, 4, 5)  # tools on a list
 REQUESTS, BRANCHES = 8, 24
 MARGIN = 0.1  # by how much a word is nearer to its own argument than to the others
 
@@ -30,16 +31,16 @@ def _nouns() -> tuple[str, ...]:
 
 
 @cache
-def _near_nouns(noun: str) -> tuple[str, ...]:
-    listed = set(pool("nouns"))
-    return tuple(word for word in near_words(noun) if word in listed)
+def _near(word: str, of: str = "nouns") -> tuple[str, ...]:
+    listed = set(pool(of))
+    return tuple(near for near in near_words(word) if near in listed)
 
 
 def bound_document(rng: Random, recipe: Recipe) -> Document:
     """A short list of such tools, and messages about them."""
     made: dict[str, Tool] = {}
-    for _ in range(rng.choice((1, 2, 2, 3, 4))):
-        tool = bound_tool(rng)
+    for _ in range(rng.choice(NEAR_SIZES if recipe.near else SIZES)):
+        tool = bound_tool(rng, recipe.near)
         made[tool.name] = tool
     entries = [new_entry(rng, tool) for tool in made.values()]
     if len({entry.name for entry in entries}) < len(entries):
@@ -51,18 +52,20 @@ def bound_document(rng: Random, recipe: Recipe) -> Document:
     return document
 
 
-def bound_tool(rng: Random) -> Tool:
+def bound_tool(rng: Random, near: float = 0.0) -> Tool:
+    """A tool named by a verb and a noun; the share `near` of its requests names it by near ones."""
     verb, (subject, *nouns) = rng.choice(pool("imperatives")), _unlike(rng, rng.randint(2, 5))
-    arguments = tuple(_argument(rng, noun, optional=i > 0) for i, noun in enumerate(nouns))
+    arguments = tuple(_argument(rng, noun, near, optional=i > 0) for i, noun in enumerate(nouns))
     needed = [a.name for a in arguments if a.required]
     requests, asks = [], []
     for number in range(REQUESTS):
         said = [a.name for a in arguments if a.required or rng.random() < 0.6]
+        words = verb, subject
+        if near and rng.random() < near:
+            words = rng.choice((verb, *_near(verb, "imperatives"))), rng.choice(_near(subject))
         if number < 3 and (lacks := rng.choice(needed)):
-            asks.append(
-                (_request(rng, verb, subject, nouns, [n for n in said if n != lacks]), lacks)
-            )
-        requests.append(_request(rng, verb, subject, nouns, said))
+            asks.append((_request(rng, words, nouns, [n for n in said if n != lacks]), lacks))
+        requests.append(_request(rng, words, nouns, said))
     about = f"{verb.capitalize()} a {subject}" if rng.random() < 0.7 else ""
     name = styled(rng, [verb, subject], 0.4)
     return Tool("bound", name, about, arguments, tuple(requests), tuple(asks), ())
@@ -78,10 +81,12 @@ def _unlike(rng: Random, count: int) -> list[str]:
     return found
 
 
-def _argument(rng: Random, noun: str, *, optional: bool) -> Argument:
+def _argument(rng: Random, noun: str, near: float, *, optional: bool) -> Argument:
     """An argument of any type: only the words say which value is meant."""
     kind = rng.choices(("integer", "number", "string"), (35, 15, 50))[0]
     values = [_value(rng, kind) for _ in range(4)]
+    if near and kind == "string":
+        values = [_phrase(rng) if rng.random() < near else value for value in values]
     required = not optional or rng.random() < 0.7
     return Argument(noun, kind, "", (), None, required, tuple(values))
 
@@ -105,15 +110,23 @@ def _value(rng: Random, kind: str) -> Said:
     return Said(text, text)
 
 
-def _request(rng: Random, verb: str, subject: str, nouns: list[str], said: list[str]) -> str:
+def _phrase(rng: Random) -> Said:
+    """A text whose end is not the end of a word: "camera, flour and salt", "her uncle Ken"."""
+    a, b, c = (rng.choice(_nouns()) for _ in range(3))
+    name = rng.choice(pool("first_names"))
+    forms = [f"{a} {b}", f"{a} {b}", f"{a} and {b}", f"{a}, {b} and {c}", f"{a} of {b}"]
+    forms += [f"{rng.choice(('my', 'his', 'her', 'our'))} {a} {name}", f"the {a} of {name}"]
+    text = rng.choice(forms)
+    return Said(text, text)
+
+
+def _request(rng: Random, words: tuple[str, str], nouns: list[str], said: list[str]) -> str:
     """The wish, and the values in any order, each beside a word for its argument."""
-    clauses = []
+    clauses, (verb, subject) = [], words
     for noun in rng.sample(said, len(said)):
         others = [other for other in (subject, *nouns) if other != noun]
         fitting = [
-            near
-            for near in _near_nouns(noun)
-            if likeness(near, others) + MARGIN < likeness(near, [noun])
+            near for near in _near(noun) if likeness(near, others) + MARGIN < likeness(near, [noun])
         ]
         label = rng.choice(fitting) if fitting and rng.random() < 0.5 else noun
         form = rng.choice(wordings("bound values"))

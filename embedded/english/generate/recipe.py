@@ -20,6 +20,8 @@ class Recipe:
     held       whether the held-out lines of those are meant, for the gate
     turns      weights of the messages: one wish, two, talk, unfit, missing, only a choice or a list
     branches   messages that are made for a list; what has no room in a pack is dropped
+    near       share of the requests for a made-up tool that name it by near words, and of its texts
+               that are phrases of several words
     """
 
     styles: tuple[str, ...]
@@ -36,3 +38,4 @@ class Recipe:
     held: bool = False
     turns: tuple[int, ...] = (42, 25, 6, 11, 10, 6)
     branches: int = 14
+    near: float = 0.0
