@@ -13,7 +13,8 @@ from lora.config import LoRAConfig
 from lora.inject import add_lora
 
 ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "embedded" / "weights"
+# 2,048 pieces, as `embedded.generate.tokenizer` makes them: the shipped base may have others.
+TOKENIZER = ROOT / "tests" / "grammar"
 RUN_FILES = set(
     "adapter_config.json adapter_model.safetensors tokenizer.json tokenizer_config.json "
     "chat_template.jinja metrics.jsonl loss.png run.json README.md checkpoint".split()

@@ -22,7 +22,7 @@ from serve.engine import Engine
 from serve.page import PageTools
 
 ROOT = Path(__file__).parents[1]
-TOKENIZER = Tokenizer.from_pretrained(ROOT / "embedded" / "weights")
+TOKENIZER = Tokenizer.from_pretrained(ROOT / "tests" / "grammar")
 
 
 def spell(text: str) -> list[int]:

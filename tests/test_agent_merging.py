@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import TOKENIZER
 from conftest import randomize
 from safetensors.torch import load_file, save_file
 
@@ -23,8 +24,6 @@ from lora.wrapped import add_delta_
 from model.loader import load_gemma2, save_gemma2
 from model.transformer import Gemma2
 
-WEIGHTS = loading.EMBEDDED_MODEL
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomize(model)
     save_gemma2(model.to(torch.bfloat16), folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(WEIGHTS / name, folder / name)
+        shutil.copy(TOKENIZER / name, folder / name)
     return folder
 
 

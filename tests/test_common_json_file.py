@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import TOKENIZER
 from safetensors.torch import save_file
 
 from agent.loading import EMBEDDED_MODEL, load_model
@@ -48,7 +49,7 @@ def folder(make_model: Callable[..., Gemma2], tmp_path: Path) -> Path:
     (tmp_path / "model.safetensors").unlink()  # so that the index is read
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(EMBEDDED_MODEL / name, tmp_path / name)
+        shutil.copy(TOKENIZER / name, tmp_path / name)
     config = LoRAConfig(rank=2)
     save_adapter(add_lora(model, config), tmp_path, config)
     return tmp_path

@@ -3,10 +3,10 @@
 import hashlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import TOKENIZER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -28,12 +28,10 @@ from embedded.generate.tokenizer import NUM_PIECES, SPECIALS, train_tokenizer, t
 from embedded.generate.values import KINDS, Source, new_field, new_value
 from embedded.generate.words import NOUNS, mine, side, templates
 
-FOLDER = Path(__file__).parents[1] / "embedded" / "weights"
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
 
 
 def texts(seed: int, count: int, held: bool = False) -> list[str]:
@@ -167,7 +165,7 @@ def test_everyday_tools_and_idioms_are_different() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_tokenizer_is_lossless(text: str) -> None:
-    reader = Tokenizer.from_file(str(FOLDER / "tokenizer.json")) if not _READER else _READER[0]
+    reader = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json")) if not _READER else _READER[0]
     _READER[:] = [reader]
     assert reader.decode(reader.encode(text).ids, skip_special_tokens=False) == text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import TOKENIZER
 from tokenizers import Tokenizer
 
 from embedded.english.gate import gate, gate_documents
@@ -26,12 +27,10 @@ from embedded.pretrain_model import CONFIG, head_loss, new_model
 from embedded.pretrain_state import Optimizers, State
 from model.loader import save_gemma2
 
-SHIPPED = Path(__file__).parents[1] / "embedded" / "weights"
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
 
 
 def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer) -> None:
@@ -63,13 +62,15 @@ def test_the_rate_warms_up_and_only_the_last_stage_decays() -> None:
 
 
 def test_a_stage_begins_with_the_one_before_or_with_what_is_named(tmp_path: Path) -> None:
-    whole = parse_args(["--out", str(tmp_path), "--after", str(SHIPPED)])
+    named = tmp_path / "named"
+    save_gemma2(new_model(0, torch.bfloat16), named)
+    whole = parse_args(["--out", str(tmp_path), "--after", str(named)])
     befores = [find_before(number, whole) for number in range(3)]
-    assert befores == [SHIPPED, tmp_path / "warm", tmp_path / "wide"]
+    assert befores == [named, tmp_path / "warm", tmp_path / "wide"]
     later = ["--out", str(tmp_path), "--first", "2"]
     with pytest.raises(ValueError, match="wide: expected the exported model"):
         find_before(2, parse_args(later))
-    assert find_before(2, parse_args([*later, "--after", str(SHIPPED)])) == SHIPPED
+    assert find_before(2, parse_args([*later, "--after", str(named)])) == named
 
 
 def test_a_base_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -77,19 +78,20 @@ def test_a_base_of_another_size_is_refused(tmp_path: Path) -> None:
     save_gemma2(new_model(0, torch.bfloat16, small), tmp_path)
     with pytest.raises(ValueError, match="width 256, 6 layers.*width 64 and 6 layers"):
         start_model(tmp_path)
-    assert torch.isfinite(start_model(SHIPPED).model.embed_tokens.weight).all()
+    save_gemma2(new_model(0, torch.bfloat16), tmp_path)
+    assert torch.isfinite(start_model(tmp_path).model.embed_tokens.weight).all()
 
 
 def test_the_tokenizer_comes_with_the_model(tmp_path: Path) -> None:
     out, empty = tmp_path / "out", tmp_path / "empty"
     with pytest.raises(ValueError, match="which the model was trained with, found no such file"):
         find_tokenizer(empty, out)
-    find_tokenizer(SHIPPED, out)
+    find_tokenizer(TOKENIZER, out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (out / name).read_bytes() == (SHIPPED / name).read_bytes()
+        assert (out / name).read_bytes() == (TOKENIZER / name).read_bytes()
     (out / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="is another tokenizer than"):
-        find_tokenizer(SHIPPED, out)
+        find_tokenizer(TOKENIZER, out)
     assert (out / "tokenizer.json").read_text(encoding="utf-8") == "{}"
 
 

@@ -1,11 +1,13 @@
 """Whole words as pieces: what was split stays split, what is near in meaning begins near."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builders import TOKENIZER
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -13,20 +15,23 @@ from embedded.english.gate import HELD
 from embedded.english.network import start_model
 from embedded.english.overlap import chosen_share
 from embedded.english.words import NUM_PIECES, nearest_turn, read_words, widen
-from embedded.pretrain_model import CONFIG
+from embedded.pretrain_model import CONFIG, new_model
+from model.loader import save_gemma2
 from model.transformer import Gemma2
-
-SHIPPED = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return widen(SHIPPED, tmp_path_factory.mktemp("wide"))
+    before = tmp_path_factory.mktemp("before")
+    save_gemma2(new_model(0, torch.bfloat16), before)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, before / name)
+    return widen(before, tmp_path_factory.mktemp("wide"))
 
 
 @pytest.fixture(scope="module")
 def tokenizers(wide: Path) -> tuple[Tokenizer, Tokenizer]:
-    old, new = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (SHIPPED, wide))
+    old, new = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (TOKENIZER, wide))
     return old, new
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from builders import TOKENIZER
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -20,12 +21,11 @@ from embedded.english.stages import STAGES
 from embedded.english.workers import this_process
 from embedded.pretrain_model import head_loss, new_model
 from embedded.pretrain_state import Optimizers
-
-SHIPPED = Path(__file__).parents[1] / "embedded" / "weights"
+from model.loader import save_gemma2
 
 
 def two_batches() -> list[Batch]:
-    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     found = packs(tokenizer, gate_documents("one", Recipe(("travel",)), 8), 512)
     return [to_batch(list(islice(found, 1)), 512) for _ in range(2)]
 
@@ -61,7 +61,7 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
 
 
 def test_batches_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     monkeypatch.setattr("embedded.english.pretrain.documents", lambda _: endless())
     alone = list(islice(stage_batches(STAGES[4], tokenizer, 0), 2))
     for rank in range(2):
@@ -79,14 +79,15 @@ def endless():  # type: ignore[no-untyped-def]
 
 
 def test_a_limit_by_the_clock_needs_one_clock(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    save_gemma2(new_model(0, torch.bfloat16), base := tmp_path / "base")
     monkeypatch.setattr("embedded.english.pretrain.missing_packages", list)
     monkeypatch.setattr("embedded.english.pretrain.join", lambda: None)
     monkeypatch.setattr("embedded.english.pretrain.this_process", lambda: (0, 2))
-    assert main(["--after", str(SHIPPED), "--minutes", "1"]) == 2
+    assert main(["--after", str(base), "--minutes", "1"]) == 2
     assert "expected one process, whose clock counts" in capsys.readouterr().err
     # An odd number of batches cannot be shared by two.
-    assert main(["--after", str(SHIPPED), "--last", "0"]) == 2
+    assert main(["--after", str(base), "--last", "0"]) == 2
     assert "divides its 1 batches a step, got 2" in capsys.readouterr().err
     assert "WORLD_SIZE" not in os.environ

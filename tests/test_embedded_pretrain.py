@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import TOKENIZER
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
@@ -23,15 +24,14 @@ from embedded.pretrain_model import (
 )
 from embedded.pretrain_state import Optimizers, State, load_checkpoint, save_checkpoint
 from model import attention, layers
-from model.loader import load_gemma2
+from model.loader import load_gemma2, save_gemma2
 
-FOLDER = Path(__file__).parents[1] / "embedded" / "weights"
 ROWS, LENGTH = 2, 128
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
 
 
 def first_batches(tokenizer: Tokenizer, count: int) -> list[Batch]:
@@ -118,9 +118,10 @@ def test_the_gate_scores_every_kind_between_zero_and_one(tokenizer: Tokenizer) -
     assert all(0.0 <= value <= 1.0 for value in scores.values())
 
 
-def test_init_starts_from_the_exported_weights() -> None:
-    base = start_model(seed=0, device="cpu", init=FOLDER)
-    exported = load_gemma2(FOLDER, dtype=compute_dtype())
+def test_init_starts_from_the_exported_weights(tmp_path: Path) -> None:
+    save_gemma2(new_model(1, torch.bfloat16), tmp_path)
+    base = start_model(seed=0, device="cpu", init=tmp_path)
+    exported = load_gemma2(tmp_path, dtype=compute_dtype())
     for name, p in exported.named_parameters():
         assert torch.equal(dict(base.named_parameters())[name], p)
 

@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from builders import TOKENIZER
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from agent.loading import EMBEDDED_MODEL, load_base
+from agent.loading import load_base
 from data.chat import parse_reply, parse_tool_calls, render
 from data.dataset import load_conversations, split
 from data.schema import parse_row
@@ -175,13 +176,13 @@ class Fuzz:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tokenizer = Tokenizer.from_pretrained(EMBEDDED_MODEL)
+        self.tokenizer = Tokenizer.from_pretrained(TOKENIZER)
         self.base, self.adapter = folder / "base", folder / "adapter"
         torch.manual_seed(0)
         model = Gemma2(TINY)
         save_gemma2(model, self.base)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(EMBEDDED_MODEL / name, self.base / name)
+            shutil.copy(TOKENIZER / name, self.base / name)
         config = LoRAConfig(rank=2, token_ids=(3, 4), rank_pattern={"q_proj": 1, "v.*": 3})
         save_adapter(add_lora(model, config), self.adapter, config)
         self.good = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_adapter
+from builders import TOKENIZER, make_adapter
 from conftest import randomize
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomize(model)
     save_gemma2(model, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "embedded" / "weights" / name, folder / name)
+        shutil.copy(TOKENIZER / name, folder / name)
     return folder
 
 
