@@ -13,7 +13,7 @@ from lora.config import LoRAConfig
 from lora.inject import add_lora
 
 ROOT = Path(__file__).parents[1]
-# 2,048 pieces, as `embedded.generate.tokenizer` makes them: the shipped base may have others.
+# The tokenizer of 2,048 pieces that the base of the grammar has; the shipped base may get another.
 TOKENIZER = ROOT / "tests" / "grammar"
 RUN_FILES = set(
     "adapter_config.json adapter_model.safetensors tokenizer.json tokenizer_config.json "

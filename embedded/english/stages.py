@@ -5,7 +5,7 @@ Each goes on from the exported weights of an earlier one, with new optimizer sta
 warm-up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -100,19 +100,15 @@ def documents(stage: Stage, seed: int | None = None) -> Iterator[Document]:
     source = Source(
         Random(rng.random()), fluent=True, everyday=0.35, verbless=0.35, shared=0.4, natural=0.3
     )
+    kinds: tuple[Callable[[], Document], ...] = (
+        lambda: tools_document(rng, stage.recipe),
+        lambda: grammar_document(source),
+        lambda: word_document(rng),
+        lambda: text_document(rng),
+        lambda: defined_document(rng, stage.recipe),
+        lambda: lookup_document(rng, stage.recipe),
+        lambda: bound_document(rng, stage.recipe),
+    )
     while True:
-        kind = rng.choices(range(len(stage.mixture)), stage.mixture)[0]
-        if kind == 0:
-            yield tools_document(rng, stage.recipe)
-        elif kind == 1:
-            yield grammar_document(source)
-        elif kind == 2:
-            yield word_document(rng)
-        elif kind == 3:
-            yield text_document(rng)
-        elif kind == 4:
-            yield defined_document(rng, stage.recipe)
-        elif kind == 5:
-            yield lookup_document(rng, stage.recipe)
-        else:
-            yield bound_document(rng, stage.recipe)
+        (make,) = rng.choices(kinds[: len(stage.mixture)], stage.mixture)
+        yield make()

@@ -9,7 +9,7 @@ from random import Random
 
 from embedded.english.generate.corpus import Argument, Said, Tool, pool, wordings
 from embedded.english.generate.entries import new_entry, styled
-from embedded.english.generate.lookups import likeness, near_words
+from embedded.english.generate.lookups import near_words, nearest_cosine
 from embedded.english.generate.pairs import two_turn
 from embedded.english.generate.recipe import Recipe
 from embedded.english.generate.sheets import list_text, new_layout
@@ -19,7 +19,7 @@ from embedded.english.generate.turns import missing_turn, one_turn
 TURNS = (one_turn, two_turn, missing_turn)
 SHARES = (60, 25, 15)
 SIZES, NEAR_SIZES = (1, 2, 2, 3, 4), (2, 3, 3, 4, 5)  # tools on a list
-REQUESTS, BRANCHES = 8, 24
+REQUESTS, ASKS, BRANCHES = 8, 3, 24
 MARGIN = 0.1  # by how much a word is nearer to its own argument than to the others
 
 
@@ -63,7 +63,8 @@ def bound_tool(rng: Random, near: float = 0.0) -> Tool:
         words = verb, subject
         if near and rng.random() < near:
             words = rng.choice((verb, *_near(verb, "imperatives"))), rng.choice(_near(subject))
-        if number < 3 and (lacks := rng.choice(needed)):
+        if number < ASKS:
+            lacks = rng.choice(needed)
             asks.append((_request(rng, words, nouns, [n for n in said if n != lacks]), lacks))
         requests.append(_request(rng, words, nouns, said))
     about = f"{verb.capitalize()} a {subject}" if rng.random() < 0.7 else ""
@@ -76,7 +77,7 @@ def _unlike(rng: Random, count: int) -> list[str]:
     found: list[str] = []
     while len(found) < count:
         noun = rng.choice(_nouns())
-        if likeness(noun, found) < 0.4:
+        if nearest_cosine(noun, found) < 0.4:
             found.append(noun)
     return found
 
@@ -111,7 +112,7 @@ def _value(rng: Random, kind: str) -> Said:
 
 
 def _phrase(rng: Random) -> Said:
-    """A text whose end is not the end of a word: "camera, flour and salt", "her uncle Ken"."""
+    """A text of several words: "camera, flour and salt", "her uncle Ken"."""
     a, b, c = (rng.choice(_nouns()) for _ in range(3))
     name = rng.choice(pool("first_names"))
     forms = [f"{a} {b}", f"{a} {b}", f"{a} and {b}", f"{a}, {b} and {c}", f"{a} of {b}"]
@@ -126,7 +127,9 @@ def _request(rng: Random, words: tuple[str, str], nouns: list[str], said: list[s
     for noun in rng.sample(said, len(said)):
         others = [other for other in (subject, *nouns) if other != noun]
         fitting = [
-            near for near in _near(noun) if likeness(near, others) + MARGIN < likeness(near, [noun])
+            near
+            for near in _near(noun)
+            if nearest_cosine(near, others) + MARGIN < nearest_cosine(near, [noun])
         ]
         label = rng.choice(fitting) if fitting and rng.random() < 0.5 else noun
         form = rng.choice(wordings("bound values"))

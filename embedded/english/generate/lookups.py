@@ -1,7 +1,7 @@
 """Lists, and messages of a few words that one entry has, or that are near to one of its words.
 
 Holding the words of a message against those of a list is the skill that a choice needs, and here it
-is alone: short messages, so that a pack has three times as many choices, about any words at all.
+is alone: short messages, 29 choices in a pack where tools have 11, about any words at all.
 What is near is what GloVe's vectors say (`overlap.py` chooses by them alone).
 """
 
@@ -40,7 +40,9 @@ from embedded.english.words import read_words
 
 BRANCHES = 40
 SENSES, NEAR, MISSING = 0.5, 0.5, 0.12  # lists of meanings; messages of near words; without entry
-CLOSE, STRANGE, MARGIN, NEAREST = 0.55, 0.3, 0.1, 8
+# Cosines: of a near word at least, of a word that no entry has at most, nearer to its own entry.
+CLOSE, STRANGE, MARGIN = 0.55, 0.3, 0.1
+NEAREST = 8  # of the words near to one, the most that are used
 TRIES = 300  # most draws for the branches of a list whose words say little
 
 
@@ -57,7 +59,7 @@ def _centred() -> tuple[dict[str, int], NDArray[np.int64], NDArray[np.float64]]:
     return places, whole, np.sqrt((whole**2).sum(1))
 
 
-def likeness(word: str, others: list[str]) -> float:
+def nearest_cosine(word: str, others: list[str]) -> float:
     """The cosine of a word and the nearest of the others; words without a vector do not count."""
     places, vectors, lengths = _centred()
     at = [places[other] for other in others if other in places]
@@ -109,7 +111,7 @@ def _turn(rng: Random, entries: list[Entry], listed: list[list[str]]) -> list[Se
     if rng.random() < MISSING:
         word = rng.choice([*_centred()[0]])
         every = [other for words in listed for other in words]
-        strange = likeness(word, every) < STRANGE and not _shares(word, every)
+        strange = nearest_cosine(word, every) < STRANGE and not _shares(word, every)
         return _answered(rng, word, UNFIT) if strange else []
     at = rng.randrange(len(entries))
     others = [word for i, words in enumerate(listed) if i != at for word in words]
@@ -129,7 +131,8 @@ def _near(rng: Random, word: str, others: list[str]) -> str:
     fitting = [
         near
         for near in near_words(word)
-        if likeness(near, others) + MARGIN < likeness(near, [word]) and not _shares(near, others)
+        if nearest_cosine(near, others) + MARGIN < nearest_cosine(near, [word])
+        and not _shares(near, others)
     ]
     return rng.choice(fitting) if fitting else ""
 
