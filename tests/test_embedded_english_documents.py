@@ -5,15 +5,18 @@ what messages say.
 import hashlib
 import json
 import re
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
 import pytest
 
+from embedded.english.gate import HELD
 from embedded.english.generate import lookups, pairs
 from embedded.english.generate.bound import bound_document, bound_tool
-from embedded.english.generate.corpus import HELD_OUT, tools, wordings
+from embedded.english.generate.corpus import HELD_OUT, Argument, Said, Tool, tools, wordings
 from embedded.english.generate.defined import defined_document
+from embedded.english.generate.entries import Entry
 from embedded.english.generate.general import GCIDE
 from embedded.english.generate.lookups import (
     content_words,
@@ -21,7 +24,10 @@ from embedded.english.generate.lookups import (
     nearest_cosine,
 )
 from embedded.english.generate.messages import core, new_wish
+from embedded.english.generate.sheets import new_layout
+from embedded.english.generate.thoughts import Page, record
 from embedded.english.generate.tool_documents import new_page, show, tools_document
+from embedded.english.generate.values import new_value
 from embedded.english.generate.wordnet import WORDNET
 from embedded.english.stages import STAGES, documents
 
@@ -42,7 +48,8 @@ needs_english = pytest.mark.skipif(
         (4, "3ba3cefb78e8a9cc"),
         (5, "b7fcb7b73649ec1c"),
         (6, "29b7e476cd8b2138"),
-        (7, "352752de1f55a33f"),
+        (7, "79bafb963c855c00"),
+        (8, "bc5e52ee4f999cd7"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
@@ -52,7 +59,10 @@ def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) ->
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize(("number", "digest"), [(5, "93942d03fefdbca7"), (6, "bb5580ad5d07124f")])
+@pytest.mark.parametrize(
+    ("number", "digest"),
+    [(5, "93942d03fefdbca7"), (6, "bb5580ad5d07124f"), (7, "509f0dfb6a59d73d")],
+)
 def test_the_bound_documents_of_a_stage_never_change(number: int, digest: str) -> None:
     text = "".join(show(bound_document(Random(k), STAGES[number].recipe)) for k in range(8))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
@@ -196,6 +206,42 @@ def test_content_words_tell_what_an_entry_is_about() -> None:
     for entry in page.entries:
         words = content_words(entry)
         assert len(words) == len(set(words)) and not {"with", "from", "this", "get"} & set(words)
+
+
+@pytest.mark.parametrize(
+    ("said", "passed"),
+    [
+        ("the folding table", "folding table"),
+        ("an oak", "oak"),
+        ("The Coral", "The Coral"),
+        ("an hour", "an hour"),
+        ("the 3rd", "the 3rd"),
+        ("the keys are there", "the keys are there"),
+    ],
+)
+def test_a_bare_value_is_passed_without_its_article(said: str, passed: str) -> None:
+    argument = Argument("item", "string", "", (), None, True, (Said(said, said),))
+    bare = replace(HELD, listed=1.0, bare=True)
+    assert new_value(Random(1), argument, bare) == Said(said, passed)
+    assert new_value(Random(1), argument, replace(bare, bare=False)).value == said
+    message = replace(argument, name="message")
+    assert new_value(Random(1), message, bare).value == said
+
+
+def test_a_bare_value_of_a_message_in_lower_case_is_in_lower_case() -> None:
+    argument = Argument("item", "string", "", (), None, True, (Said("the Eiffel", "the Eiffel"),))
+    tool = Tool("x", "see_item", "", (argument,), ("See {item}.",), (), ())
+    recipe = replace(HELD, listed=1.0, bare=True)
+    entry = Entry(tool, "see_item", "", {"item": "item"})
+    page = Page(Random(1), [entry], new_layout(Random(1), recipe), recipe)
+    wish = new_wish(Random(1), tool, recipe)
+    assert "eiffel" in record(page, entry, wish, lowered=True)[0]
+    assert "Eiffel" in record(page, entry, wish, lowered=False)[0]
+
+
+def test_keys_of_a_list_tell_those_of_its_records() -> None:
+    keys = [line.split() for line in wordings("telling keys")]
+    assert len({tuple(line[:3]) for line in keys}) == len(keys)
 
 
 @needs_english

@@ -592,12 +592,13 @@ def test_streams_that_a_shell_has_closed(
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
-def test_codes_of_a_terminal_stay_escaped_in_json(say: Say, ask: Ask, tools: Path) -> None:
+def test_codes_of_a_terminal_stay_escaped_in_json(say: Say, base: Path, tools: Path) -> None:
     tools.write_text('def code() -> str:\n    return "\\x9b2J\\x7f\\x1b[2J"\n')
     say(call("code"), "a \x9b2J b")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert infer.main(["--prompt", "x", "--json", "--tools", str(tools)]) == 0
+        flags = ["--model", str(base), "--tools", str(tools)]
+        assert infer.main(["--prompt", "x", "--json", *flags]) == 0
     assert not re.search(r"[\x1b\x7f-\x9f]", out.getvalue())
     lines = [json.loads(line)["content"] for line in out.getvalue().splitlines()]
     assert lines[1]["content"] == "\x9b2J\x7f\x1b[2J" and lines[2] == "a \x9b2J b"

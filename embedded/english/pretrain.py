@@ -52,7 +52,7 @@ def stage_batches(stage: Stage, tokenizer: Tokenizer, steps: int) -> Iterator[li
     """
     rank, processes = this_process()
     stream = packs(tokenizer, documents(stage), LENGTH)
-    weights = WEIGHTS | {"pick": stage.picks}
+    weights = WEIGHTS | {"pick": stage.picks, "args": stage.fields, "lack": stage.fields}
     for step in itertools.count():
         dealt = [list(itertools.islice(stream, ROWS)) for _ in range(stage.batches)]
         if step >= steps:

@@ -24,7 +24,7 @@ from embedded.english.generate.recipe import Recipe
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
-from embedded.english.stages import PLAIN
+from embedded.english.stages import WAYS
 from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
 from embedded.generate.calls import training_rows as grammar_rows
 from embedded.generate.layouts import compact
@@ -39,7 +39,7 @@ SYSTEMS = (
 )
 NUM_TRAIN = 2000
 GRAMMAR = 0.15  # of the training rows: their words are invented and cannot be known
-TRAIN_SHARES = {"one": 0.4, "two": 0.28, "none": 0.2, "missing": 0.12}
+TRAIN_SHARES = {"one": 0.48, "two": 0.26, "none": 0.16, "missing": 0.1}
 TALK = 0.5  # of the messages for which nothing fits
 BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # JSON, not prose
 LIST = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
@@ -50,7 +50,6 @@ ODD = re.compile(
     r"|\b(and|the|a|to|of|with|for|in|is) \1\b|  | [,.;:?!](?= |$)|\\"
 )
 RESULTS = 0.85  # of the calls whose results are known
-OWN = 0.6  # of the tools are offered exactly as they were written
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
 
@@ -166,7 +165,9 @@ def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> 
     layout = Layout("function", lambda entries: "", call_record)
     while True:
         count = max(rng.choice(recipe.sizes), 2 if kind == "two" else 1)
-        page = Page(rng, new_entries(rng, choose_tools(rng, recipe, count), OWN), layout, recipe)
+        page = Page(
+            rng, new_entries(rng, choose_tools(rng, recipe, count), recipe.own), layout, recipe
+        )
         if not _can_be(kind, page):
             continue
         messages = [{"role": "system", "content": system_text(page)}, *EXCHANGES[kind](page)]
@@ -184,9 +185,11 @@ def is_odd(message: Message) -> bool:
     return bool(ODD.search(text)) or text.count('"') % 2 == 1 or "{" in text
 
 
-TRAIN = replace(PLAIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), mates=0.0, listed=0.6, options=True)
+TRAIN = replace(WAYS, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
 # As plain as what people ask; the two other held-out styles are for the gate alone.
-APART = replace(HELD, sizes=TRAIN.sizes, styles=("apart",), listed=0.6, options=True)
+APART = replace(
+    HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, options=True, own=0.6, bare=True
+)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:

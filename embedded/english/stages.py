@@ -29,6 +29,7 @@ class Stage:
     decay      whether the rate falls to zero over the stage: a base to use, a dead end for training
     after      the stage whose weights it begins with; the first begins with embedded.pretrain's
     picks      weight of the tokens that choose a tool, 1 for the others that a model writes
+    fields     weight of those that list its fields, and end there or say what is missing
     widens     whether whole words become pieces first, and all layers see far (words.py)
     batches    batches of a step, which as many processes can share
     """
@@ -43,6 +44,7 @@ class Stage:
     decay: bool
     after: str = ""
     picks: float = 3.0
+    fields: float = 1.0
     widens: bool = False
     batches: int = 1
 
@@ -75,6 +77,25 @@ LOOKS_MIX = (0.56, 0.07, 0.02, 0.04, 0.11, 0.2)
 BINDS_MIX = (0.5, 0.05, 0.02, 0.03, 0.1, 0.18, 0.12)
 NEARS = replace(WORDS, near=0.5)
 NEARS_MIX = (0.45, 0.04, 0.02, 0.03, 0.1, 0.2, 0.16)
+# Families of like tools, asked for in more ways and within more that is no request; values that
+# suit the tools. What tells one wish from two is how the list of fields ends.
+FAMILY_STYLES = ("errands", "desk", "systems", "learning", "roads", "apps", "services")
+WAYS = replace(
+    NEARS,
+    styles=(*HAND_STYLES, *PLAIN_STYLES * 3, *FAMILY_STYLES * 2),
+    sizes=(1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8),
+    listed=0.5,
+    mates=0.0,
+    options=True,
+    own=0.4,
+    bare=True,
+    keyed=True,
+    talk=("talk", "talk2", "talk3"),
+    frames=("frames", "frames2", "frames3"),
+    joins=("joins", "joins2", "joins3"),
+    turns=(46, 16, 6, 10, 6, 16),
+)
+WAYS_MIX = (0.68, 0.03, 0.02, 0.02, 0.06, 0.1, 0.09)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
     Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
@@ -82,8 +103,9 @@ STAGES = (
     Stage("words", 10, 16_056_320, WORDS, WORDS_MIX, 0.006, 1e-3, False, "plain", widens=True),
     Stage("looks", 12, 7_053_312, WORDS, LOOKS_MIX, 0.006, 1e-3, False, "words", batches=2),
     Stage("binds", 14, 15_114_240, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
-    Stage("nears", 16, 83_886_080, NEARS, NEARS_MIX, 0.006, 1e-3, False, "binds", batches=2),
-    Stage("end", 17, 12_042_240, NEARS, NEARS_MIX, 0.006, 1e-3, True, "nears", batches=2),
+    Stage("nears", 16, 42_319_872, NEARS, NEARS_MIX, 0.006, 1e-3, False, "binds", batches=2),
+    Stage("ways", 18, 20_152_320, WAYS, WAYS_MIX, 0.006, 1e-3, False, "nears", 3.0, 2.0, batches=2),
+    Stage("end", 19, 12_042_240, WAYS, WAYS_MIX, 0.006, 1e-3, True, "ways", 3.0, 2.0, batches=2),
 )
 
 

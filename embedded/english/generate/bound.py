@@ -45,7 +45,7 @@ def bound_document(rng: Random, recipe: Recipe) -> Document:
     entries = [new_entry(rng, tool) for tool in made.values()]
     if len({entry.name for entry in entries}) < len(entries):
         entries = entries[:1]
-    layout = new_layout(rng, recipe.schemas)
+    layout = new_layout(rng, recipe)
     page = Page(rng, entries, layout, recipe)
     document = Document([(USER + list_text(rng, layout, entries), "page")])
     document.branches = [rng.choices(TURNS, SHARES)[0](page) for _ in range(BRANCHES)]

@@ -31,7 +31,7 @@ MISSING = 0.12  # of the messages are about a meaning that is not on the list
 def defined_document(rng: Random, recipe: Recipe) -> Document:
     """A list of meanings, and a message about one of them in each branch."""
     entries = new_entries(rng, recipe, rng.choice(recipe.sizes))
-    layout = new_layout(rng, recipe.schemas)
+    layout = new_layout(rng, recipe)
     document = Document([(USER + list_text(rng, layout, [e for e, _ in entries]), "page")])
     document.branches = [_turn(rng, entries) for _ in range(recipe.branches)]
     return document

@@ -96,7 +96,7 @@ def lookup_document(rng: Random, recipe: Recipe) -> Document:
         entries = [entry for entry, _ in new_senses(rng, recipe, count)]
     else:
         entries = new_entries(rng, choose_tools(rng, recipe, count))
-    document = Document([(USER + list_text(rng, new_layout(rng, recipe.schemas), entries), "page")])
+    document = Document([(USER + list_text(rng, new_layout(rng, recipe), entries), "page")])
     listed = [content_words(entry) for entry in entries]
     for _ in range(TRIES):
         if len(document.branches) < BRANCHES and (branch := _turn(rng, entries, listed)):

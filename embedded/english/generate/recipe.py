@@ -13,6 +13,9 @@ class Recipe:
     mates      share of string values taken from arguments of like names in all the styles
     listed     share of values that are the ones written beside the tool, before any other draw
     options    an option of an enum keeps its capitals in a call where the message has lost them
+    own        share of tools shown exactly as they were written
+    bare       a string is passed without the article that it is said with: the lamp, "lamp"
+    keyed      the keys of a list tell those of the records
     schemas    share of lists that show complete JSON schemas
     apart      tools of different styles that share so much of their words do not meet on a list
     tidy       no full stop and no capital where a joined sentence goes on
@@ -29,6 +32,9 @@ class Recipe:
     mates: float = 0.0
     listed: float = 0.0
     options: bool = False
+    own: float = 0.0
+    bare: bool = False
+    keyed: bool = False
     schemas: float = 0.0
     apart: float = 2.0
     tidy: bool = False

@@ -12,6 +12,7 @@ from typing import Any
 
 from embedded.english.generate.corpus import Argument, Scalar, wordings
 from embedded.english.generate.entries import Entry
+from embedded.english.generate.recipe import Recipe
 from embedded.generate.layouts import compact
 
 Record = dict[str, Scalar]
@@ -49,10 +50,13 @@ def _schema(entry: Entry, about: bool) -> dict[str, Any]:
     return fields
 
 
-def _json_layout(rng: Random) -> Layout:
-    name, about, fields, filled = rng.choice(
-        wordings("keys")
-    ).split()  # name, description, fields, filled
+def _keys(rng: Random, keyed: bool) -> list[str]:
+    """The keys of name, description, fields and what is filled in."""
+    return rng.choice(wordings("telling keys" if keyed else "keys")).split()
+
+
+def _json_layout(rng: Random, keyed: bool) -> Layout:
+    name, about, fields, filled = _keys(rng, keyed)
     form, marks, separator = rng.random(), rng.random() < 0.5, rng.choice((", ", ", ", "\n"))
 
     def one(e: Entry) -> str:
@@ -134,9 +138,9 @@ def _line_layout(rng: Random) -> Layout:
     return Layout("line", listing, record)
 
 
-def _whole_schema_layout(rng: Random) -> Layout:
+def _whole_schema_layout(rng: Random, keyed: bool) -> Layout:
     """Each entry with a complete JSON schema of its fields, as programs exchange them."""
-    name, about, fields, filled = rng.choice(wordings("keys")).split()
+    name, about, fields, filled = _keys(rng, keyed)
 
     def listing(entries: Sequence[Entry]) -> str:
         items = []
@@ -150,12 +154,14 @@ def _whole_schema_layout(rng: Random) -> Layout:
     return Layout("function", listing, lambda e, v: compact({name: e, filled: v}))
 
 
-def new_layout(rng: Random, schemas: float = 0.0) -> Layout:
+def new_layout(rng: Random, recipe: Recipe) -> Layout:
     """Mostly JSON, as the calls will be."""
-    if schemas and rng.random() < schemas:
-        return _whole_schema_layout(rng)
-    make = rng.choices((_json_layout, _signature_layout, _line_layout), (70, 20, 10))[0]
-    return make(rng)
+    if recipe.schemas and rng.random() < recipe.schemas:
+        return _whole_schema_layout(rng, recipe.keyed)
+    kind = rng.choices(("json", "signature", "line"), (70, 20, 10))[0]
+    if kind == "json":
+        return _json_layout(rng, recipe.keyed)
+    return _signature_layout(rng) if kind == "signature" else _line_layout(rng)
 
 
 def list_text(rng: Random, layout: Layout, entries: Sequence[Entry]) -> str:

@@ -87,9 +87,11 @@ def record(page: Page, entry: Entry, wish: Wish, lowered: bool) -> Segment:
     enums = {a.name for a in entry.tool.arguments if a.enum} if page.recipe.options else set()
     for name in needed(entry, wish):
         said = wish.values[name]
-        is_same = isinstance(said.value, str) and said.value == said.said
-        lowers = lowered and is_same and name not in enums
-        values[entry.names[name]] = said.said.lower() if lowers else said.value
+        value = said.value
+        if lowered and name not in enums and isinstance(value, str):
+            is_part = page.recipe.bare and said.said.endswith(f" {value}")
+            value = value.lower() if value == said.said or is_part else value
+        values[entry.names[name]] = value
     return "\n" + page.layout.record(entry.name, values), "fill"
 
 

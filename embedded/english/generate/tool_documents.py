@@ -21,8 +21,8 @@ TURNS: tuple[Build, ...] = (one_turn, two_turn, talk_turn, unfit_turn, missing_t
 
 
 def new_page(rng: Random, recipe: Recipe, count: int) -> tuple[Page, Document]:
-    entries = new_entries(rng, choose_tools(rng, recipe, count))
-    layout = new_layout(rng, recipe.schemas)
+    entries = new_entries(rng, choose_tools(rng, recipe, count), recipe.own)
+    layout = new_layout(rng, recipe)
     page = Page(rng, entries, layout, recipe)
     return page, Document([(USER + list_text(rng, layout, entries), "page")])
 

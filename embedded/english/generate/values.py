@@ -39,6 +39,13 @@ FREE = re.compile(
     r"message|text|note|reason|comment|body|content|description|summary|details|review|caption|remark|"
     r"question|answer|feedback|thoughts|cause|issue|symptom|incident|instruction|announcement|memo"
 )
+# Not that of a measure or of a day: "an hour", "the next day".
+MEASURES = (
+    "second minute hour day night week weekend month quarter year decade while few couple lot bit "
+    "pair half third hundred thousand million dozen first last next following rest whole other"
+).split()
+ARTICLE = re.compile(rf"^(the|an?) (?!({'|'.join(MEASURES)})s?\b|\d)")
+SENTENCE = re.compile(r"(\S+ ){5}|\b(is|are|was|were|has|have)\b")
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+$")
 URL = re.compile(r"(https?://|www\.)\S+$")
 ISO = re.compile(r"\d{4}-\d\d-\d\d")
@@ -78,6 +85,16 @@ def last_word(name: str) -> str:
 
 
 def new_value(rng: Random, argument: Argument, recipe: Recipe) -> Said:
+    """A value as it is said and as it is passed."""
+    given = _new_value(rng, argument, recipe)
+    if not recipe.bare or argument.enum or given.value != given.said:
+        return given
+    # Whether an article belongs to a value cannot be known; to a sentence it does.
+    is_text = FREE.search(argument.name.lower()) or SENTENCE.search(given.said)
+    return given if is_text else Said(given.said, ARTICLE.sub("", given.said))
+
+
+def _new_value(rng: Random, argument: Argument, recipe: Recipe) -> Said:
     """A listed value or, mostly, a fresh one of the same form."""
     listed = rng.choice(argument.values)
     if recipe.listed and rng.random() < recipe.listed:
