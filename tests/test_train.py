@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 import train
 from agent import trial
+from common.constants import EMBEDDED_MODEL
+from model.config import Gemma2Config
 from training import opening, saving
 from training import run as run_module
 
@@ -85,9 +87,9 @@ def test_a_run_leaves_every_file_and_a_line_per_step(run: Runner) -> None:
     assert content["choices"]["lora"][0] == "torch" and torch.__version__.startswith(
         content["versions"]["torch"]
     )
-    assert json.loads((folder / "adapter_config.json").read_text())[
-        "trainable_token_indices"
-    ] == list(range(2048, 2056))
+    rows = Gemma2Config.from_json(EMBEDDED_MODEL).vocab_size
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["trainable_token_indices"] == list(range(rows, rows + 8))
     assert {
         tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()
     } == {torch.float32}
