@@ -6,6 +6,7 @@ names, arguments and values do. Shapes: B packs, T positions.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -36,6 +37,9 @@ HELD = Recipe(
     HELD_OUT,
     apart=0.4,
     tidy=True,
+    options=True,
+    bare=True,  # what nobody could know is not asked for: articles in values,
+    keyed=True,  # and keys that a list does not tell
     talk=("talk2",),
     frames=("frames2",),
     joins=("joins2",),
@@ -75,7 +79,8 @@ def gate(
     blocks are compiled for them.
     """
     scores: dict[str, float] = {}
-    asked = [(kind, kind, HELD) for kind in KINDS] + [("known_one", "one", Recipe(trained))]
+    known = replace(HELD, styles=trained, held=False)
+    asked = [(kind, kind, HELD) for kind in KINDS] + [("known_one", "one", known)]
     for name, kind, recipe in asked:
         found = list(packs(tokenizer, gate_documents(kind, recipe, lists), length))
         hits: dict[str, list[bool]] = {}

@@ -187,9 +187,7 @@ def is_odd(message: Message) -> bool:
 
 TRAIN = replace(WAYS, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
 # As plain as what people ask; the two other held-out styles are for the gate alone.
-APART = replace(
-    HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, options=True, own=0.6, bare=True
-)
+APART = replace(HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, own=0.6)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:
