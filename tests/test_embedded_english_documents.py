@@ -14,9 +14,9 @@ import pytest
 from embedded.english.gate import HELD
 from embedded.english.generate import lookups, pairs
 from embedded.english.generate.bound import bound_document, bound_tool
-from embedded.english.generate.corpus import HELD_OUT, Argument, Said, Tool, tools, wordings
+from embedded.english.generate.corpus import HELD_OUT, Argument, Said, Scalar, Tool, tools, wordings
 from embedded.english.generate.defined import defined_document
-from embedded.english.generate.entries import Entry
+from embedded.english.generate.entries import Entry, choose_tools
 from embedded.english.generate.general import GCIDE
 from embedded.english.generate.lookups import (
     content_words,
@@ -24,6 +24,7 @@ from embedded.english.generate.lookups import (
     nearest_cosine,
 )
 from embedded.english.generate.messages import core, new_wish
+from embedded.english.generate.results import made_up_result, say
 from embedded.english.generate.sheets import new_layout
 from embedded.english.generate.thoughts import Page, record
 from embedded.english.generate.tool_documents import new_page, show, tools_document
@@ -49,7 +50,8 @@ needs_english = pytest.mark.skipif(
         (5, "b7fcb7b73649ec1c"),
         (6, "29b7e476cd8b2138"),
         (7, "79bafb963c855c00"),
-        (8, "bc5e52ee4f999cd7"),
+        (8, "426057d2839ad688"),
+        (9, "e34a8fd8a572ee5f"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:
@@ -61,7 +63,12 @@ def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) ->
 
 @pytest.mark.parametrize(
     ("number", "digest"),
-    [(5, "93942d03fefdbca7"), (6, "bb5580ad5d07124f"), (7, "509f0dfb6a59d73d")],
+    [
+        (5, "93942d03fefdbca7"),
+        (6, "bb5580ad5d07124f"),
+        (7, "509f0dfb6a59d73d"),
+        (8, "3dcc7e3592cf747c"),
+    ],
 )
 def test_the_bound_documents_of_a_stage_never_change(number: int, digest: str) -> None:
     text = "".join(show(bound_document(Random(k), STAGES[number].recipe)) for k in range(8))
@@ -237,6 +244,34 @@ def test_a_bare_value_of_a_message_in_lower_case_is_in_lower_case() -> None:
     wish = new_wish(Random(1), tool, recipe)
     assert "eiffel" in record(page, entry, wish, lowered=True)[0]
     assert "Eiffel" in record(page, entry, wish, lowered=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"share": 31.5}, "The share is 31.5."),
+        ({"openGuests": 4, "bus": "Line 7"}, "The open guests are 4, and the bus is Line 7."),
+    ],
+)
+def test_a_result_is_said_by_rule(result: dict[str, Scalar], said: str) -> None:
+    assert say(result) == said
+
+
+def test_a_made_up_result_is_said_whole() -> None:
+    rng = Random(4)
+    page, _ = new_page(rng, STAGES[8].recipe, 4)
+    for entry in page.entries * 10:
+        result, answer = made_up_result(rng, entry)
+        assert result and all(str(value) in answer for value in result.values())
+
+
+def test_a_close_list_holds_one_style() -> None:
+    close = replace(STAGES[8].recipe, close=1.0)
+    rng = Random(7)
+    styles = [{t.style for t in choose_tools(rng, close, 4)} for _ in range(20)]
+    assert all(len(found) == 1 for found in styles)
+    loose = [{t.style for t in choose_tools(rng, replace(close, close=0.0), 4)} for _ in range(20)]
+    assert any(len(found) > 1 for found in loose)
 
 
 def test_keys_of_a_list_tell_those_of_its_records() -> None:

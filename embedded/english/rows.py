@@ -3,9 +3,8 @@
 
 A row is {"id", "kind", "conversations": [{"role", "content"}, ...]} in the course's format. Kinds:
 "one" call, "two" calls, "none" (nothing fits) and "missing" (a value has to be asked for). Training
-rows are made of the tools that the pretraining knows, in tags and a form of calls that it does not,
-and a few of the grammar of invented words, which have to be copied. The held-out ones are made of
-tools, talk, frames and joins that neither has seen.
+rows are made of the tools that the pretraining knows, in tags and a form of calls that it does not.
+The held-out ones are made of tools, talk, frames and joins that neither has seen.
 """
 
 import argparse
@@ -21,12 +20,12 @@ from embedded.english.gate import HELD
 from embedded.english.generate.entries import Entry, choose_tools, new_entries
 from embedded.english.generate.pairs import ask_two
 from embedded.english.generate.recipe import Recipe
+from embedded.english.generate.results import made_up_result
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
-from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
-from embedded.english.stages import WAYS
+from embedded.english.generate.turns import ask_one, missing_turn, talk_turn, unfit_turn
+from embedded.english.stages import KIN
 from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
-from embedded.generate.calls import training_rows as grammar_rows
 from embedded.generate.layouts import compact
 
 SYSTEMS = (
@@ -38,7 +37,6 @@ SYSTEMS = (
     "Answer, or call a tool.",
 )
 NUM_TRAIN = 2000
-GRAMMAR = 0.08  # of the training rows: their words are invented and cannot be known
 TRAIN_SHARES = {"one": 0.44, "two": 0.24, "none": 0.2, "missing": 0.12}
 TALK = 0.5  # of the messages for which nothing fits
 BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # JSON, not prose
@@ -49,7 +47,7 @@ ODD = re.compile(
     r"\b[Aa] (?!is\b)(?=[aeio]|u[^aeiou][^aeiou]|(?:guests|people|days|minutes|children)\b)"
     r"|\b(and|the|a|to|of|with|for|in|is) \1\b|  | [,.;:?!](?= |$)|\\"
 )
-RESULTS = 0.85  # of the calls whose results are known
+RESULTS = 0.4  # of the calls have one
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
 
@@ -114,21 +112,16 @@ def _refusal(segments: list[Segment]) -> list[Message]:
 
 
 def _served(page: Page, asked: Asked) -> list[Message]:
-    """A message, its calls and, where the tools' results are known, at times what comes after."""
+    """A message, its calls and, at times, what the tools gave back and the answer."""
     messages = [
         {"role": "human", "content": asked.text},
         {"role": "model", "content": _thinking(calls(page, asked))},
     ]
-    known = all(entry.tool.outcomes for entry, _, _ in asked.wishes)
-    if not known or page.rng.random() > RESULTS:
-        return messages
-    observed = [observe(page.rng, entry, wish, asked.lowered) for entry, wish, _ in asked.wishes]
-    found = [one for one in observed if one]
-    if len(found) < len(observed):
-        return messages
-    results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in found)
-    messages.append({"role": "tool", "content": results})
-    messages.append({"role": "model", "content": " ".join(answer for _, answer in found)})
+    if page.rng.random() < RESULTS:
+        made = [made_up_result(page.rng, entry) for entry, _, _ in asked.wishes]
+        results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in made)
+        messages.append({"role": "tool", "content": results})
+        messages.append({"role": "model", "content": " ".join(answer for _, answer in made)})
     return messages
 
 
@@ -185,23 +178,19 @@ def is_odd(message: Message) -> bool:
     return bool(ODD.search(text)) or text.count('"') % 2 == 1 or "{" in text
 
 
-TRAIN = replace(WAYS, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
+TRAIN = replace(KIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
 # As plain as what people ask; the two other held-out styles are for the gate alone.
 APART = replace(HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, own=0.6)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:
-    """Rows of the styles that are trained on, and of the grammar."""
+    """Rows of the styles that are trained on."""
     rng = Random(f"train-{seed}")
-    invented = iter(grammar_rows(seed, count)[0])
     rows: list[Row] = []
     for i in range(count):
         row_id = f"train-{i:04d}"
         kind = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
-        if rng.random() < GRAMMAR:
-            rows.append(next(invented) | {"id": row_id})
-        else:
-            rows.append(new_row(rng, TRAIN, kind, row_id, TRAIN_SIZE))
+        rows.append(new_row(rng, TRAIN, kind, row_id, TRAIN_SIZE))
     return rows
 
 

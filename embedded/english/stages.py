@@ -96,6 +96,16 @@ WAYS = replace(
     turns=(46, 16, 6, 10, 6, 16),
 )
 WAYS_MIX = (0.68, 0.03, 0.02, 0.02, 0.06, 0.1, 0.09)
+# Families as a whole, results of every tool, and more that cannot be served.
+KIN = replace(
+    WAYS,
+    styles=(*HAND_STYLES, *PLAIN_STYLES * 2, *FAMILY_STYLES * 3),
+    listed=0.7,
+    close=0.35,
+    results=True,
+    turns=(44, 16, 7, 13, 10, 10),
+)
+KIN_MIX = (0.74, 0.02, 0.01, 0.02, 0.05, 0.08, 0.08)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
     Stage("wide", 8, 5_017_600, LONG, (0.5, 0.16, 0.05, 0.05, 0.24), 0.01, 1.5e-3, False, "warm"),
@@ -105,7 +115,8 @@ STAGES = (
     Stage("binds", 14, 15_114_240, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
     Stage("nears", 16, 42_319_872, NEARS, NEARS_MIX, 0.006, 1e-3, False, "binds", batches=2),
     Stage("ways", 18, 20_152_320, WAYS, WAYS_MIX, 0.006, 1e-3, False, "nears", 3.0, 2.0, batches=2),
-    Stage("end", 19, 12_042_240, WAYS, WAYS_MIX, 0.006, 1e-3, True, "ways", 3.0, 2.0, batches=2),
+    Stage("kin", 20, 83_886_080, KIN, KIN_MIX, 0.006, 1e-3, False, "ways", 3.0, 2.0, batches=2),
+    Stage("end", 21, 12_042_240, KIN, KIN_MIX, 0.006, 1e-3, True, "kin", 3.0, 2.0, batches=2),
 )
 
 

@@ -177,7 +177,7 @@ def overlaps(tool: Tool, others: list[Tool], apart: float = 2.0) -> bool:
 def choose_tools(rng: Random, recipe: Recipe, count: int) -> list[Tool]:
     """Some tools for a list: near-duplicates of one another beside ones of other styles."""
     chosen: list[Tool] = []
-    near = rng.random()
+    near = 1.0 if recipe.close and rng.random() < recipe.close else rng.random()
     while len(chosen) < count:
         if chosen and rng.random() < near:
             tool = rng.choice(nearness(rng.choice(chosen))[:6])

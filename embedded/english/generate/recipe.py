@@ -16,6 +16,8 @@ class Recipe:
     own        share of tools shown exactly as they were written
     bare       a string is passed without the article that it is said with: the lamp, "lamp"
     keyed      the keys of a list tell those of the records
+    results    whether tools without hand-written results give back made-up ones
+    close      the share of lists of which all tools are near to one another
     schemas    share of lists that show complete JSON schemas
     apart      tools of different styles that share so much of their words do not meet on a list
     tidy       no full stop and no capital where a joined sentence goes on
@@ -35,6 +37,8 @@ class Recipe:
     own: float = 0.0
     bare: bool = False
     keyed: bool = False
+    results: bool = False
+    close: float = 0.0
     schemas: float = 0.0
     apart: float = 2.0
     tidy: bool = False

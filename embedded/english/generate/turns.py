@@ -10,6 +10,7 @@ from typing import Any
 from embedded.english.generate.corpus import Scalar, share, tools, wordings
 from embedded.english.generate.entries import Entry, overlaps, spoken, subject
 from embedded.english.generate.messages import SLOT, Wish, core, lacking_wish, new_wish, roughen
+from embedded.english.generate.results import made_up_result
 from embedded.english.generate.thoughts import (
     FITS,
     LACKS,
@@ -37,7 +38,7 @@ def one_turn(page: Page) -> list[Segment]:
     asked = ask_one(page)
     entry, wish, _ = asked.wishes[0]
     segments = turn(asked.text, calls(page, asked))
-    if entry.tool.outcomes and page.rng.random() < 0.25:
+    if (entry.tool.outcomes or page.recipe.results) and page.rng.random() < 0.25:
         segments += result_turn(page, entry, wish, asked.lowered)
     return segments
 
@@ -53,7 +54,10 @@ def ask_one(page: Page) -> Asked:
 
 def result_turn(page: Page, entry: Entry, wish: Wish, lowered: bool) -> list[Segment]:
     """What came back and a sentence that says it; nothing where a slot stays open."""
-    observed = observe(page.rng, entry, wish, lowered)
+    if entry.tool.outcomes:
+        observed = observe(page.rng, entry, wish, lowered)
+    else:
+        observed = made_up_result(page.rng, entry)
     if not observed:
         return []
     result, answer = observed
