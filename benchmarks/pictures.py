@@ -30,7 +30,6 @@ from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.layer import LoRALinear
 from model.attention import attention_mask
-from model.config import Gemma2Config
 from training.finale import KINDS, RIGHT, VERDICTS
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +37,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 FOLDER = ROOT / "docs" / "pictures"
 GREEN, GREY, RED, BLUE = "#1a7f37", "#57606a", "#b42318", "#0969da"
 DPI = 130
+CUT_LINES = 4  # of a reply that never ends
+# Of a drawn pack: it is shorter than the embedded model's window (1024), and than Gemma-2's (4096).
+WINDOW = 256
 RANK = 16  # of the counted layouts; a group of three linears has three times as many
 
 
@@ -97,12 +99,11 @@ def draw_mask(path: Path, width: int = 96) -> None:
 def draw_pack(path: Path, length: int = 1500) -> None:
     """Who sees whom in one pack, in both kinds of layers."""
     tokenizer = Tokenizer.from_pretrained(EMBEDDED_MODEL)
-    window = Gemma2Config.from_json(EMBEDDED_MODEL).sliding_window
     found = examples(tokenizer, ROOT / "embedded" / "rows" / "train.jsonl", 24)
     packs = pack_examples(found, length).packs
     batch = collate([max(packs, key=len)], tokenizer.pad_id, length)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
-    for axis, limit in zip(figure.subplots(1, 2), (None, window), strict=True):
+    for axis, limit in zip(figure.subplots(1, 2), (None, WINDOW), strict=True):
         places, documents = batch.positions, batch.documents
         mask = attention_mask(places, places, documents, documents, limit)[0, 0]  # (T, T)
         axis.imshow(np.where(mask, 0, 1), cmap="gray", vmin=-0.4, vmax=1, interpolation="nearest")
@@ -110,7 +111,7 @@ def draw_pack(path: Path, length: int = 1500) -> None:
         for edge in edges:
             axis.axvline(edge, color=BLUE, lw=0.7)
             axis.axhline(edge, color=BLUE, lw=0.7)
-        kind = "full attention" if limit is None else f"a window of {limit} keys"
+        kind = "full attention" if limit is None else f"a window, here of {limit} keys"
         axis.set_title(f"layers with {kind}", fontsize=11)
         axis.set(xlabel="key, by its place in the pack", ylabel="query that looks at it")
     count = int(batch.documents.max()) + 1
@@ -261,21 +262,24 @@ def draw_real(path: Path) -> None:
     save(figure, path)
 
 
+def reply_lines(reply: dict[str, Any]) -> list[str]:
+    """A reply in lines; of one that never ended the first few."""
+    found = [line for part in reply["reply"].splitlines() for line in textwrap.wrap(part, 44)]
+    return [*found[:CUT_LINES], "... and so on"] if reply["tokens"] else found
+
+
 def draw_replies(path: Path) -> None:
     """Replies of the default run before and after training, as they came."""
     rows = rows_of("default_run.jsonl")
     before, after = rows[0]["shown"], rows[-1]["shown"]
-    wrap = partial(textwrap.wrap, break_long_words=False)
+    wrap = partial(textwrap.wrap, break_long_words=False)  # of what is due: no name is broken
     height, cells = 0.0, []
     for old, new in zip(before, after, strict=True):
         question = [
             *wrap(old["question"], 30),
             *wrap("due: " + (", ".join(old["due"]) or "no call"), 32),
         ]
-        texts = [
-            [line for part in r["reply"].splitlines() for line in wrap(part, 44)]
-            for r in (old, new)
-        ]
+        texts = [reply_lines(r) for r in (old, new)]
         verdicts = [r["verdict"] for r in (old, new)]
         size = max(len(question), *(len(text) + 1 for text in texts)) + 0.8
         cells.append((height, question, texts, verdicts))

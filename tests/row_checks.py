@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from embedded.generate.calls import Row
+from embedded.english.rows import Row
 
 CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 TOOLS = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
@@ -15,7 +15,7 @@ BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # J
 FAULTS = {
     "a slot or code": re.compile(r"[{}\\]|\\n|\bNone\b(?! fits)|def \w+\(|</?\w+>"),
     "spaces": re.compile(r"  | [,.;:?!](?= |$)|^\s|\s$|\t"),
-    "a line break": re.compile(r"\n"),
+    "a line break": re.compile(r"\n[ \t]"),  # people write lists, a line each, but no code
     "a doubled word": re.compile(r"\b(and|the|a|to|of|with|for|in|is) \1\b"),
     "a before a vowel": re.compile(r"\b[Aa] (?!is\b)(?=[aeio]|u[^aeiou][^aeiou])"),
     "a before many": re.compile(r"\b[Aa] (guests|people|days|minutes|eggs|adults|children)\b"),

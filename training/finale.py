@@ -170,7 +170,7 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
     if last.get("questions_accuracy"):
         console.print(
             "The questions in another hand are plain English, written without a look at these "
-            "rows: what is right there was not learned from the rows' own small grammar."
+            "rows: what is right there was not learned from the rows' own ways of asking."
         )
     if "after, free" in columns:
         console.print(

@@ -1,5 +1,5 @@
-"""Function-calling rows in plain English, to fine-tune on and to measure with
-(`python -m embedded.english.rows`): same seed, same bytes.
+"""The function-calling rows of the default run (`python -m embedded.english.rows`): same seed, same
+bytes.
 
 A row is {"id", "kind", "conversations": [{"role", "content"}, ...]} in the course's format. Kinds:
 "one" call, "two" calls, "none" (nothing fits) and "missing" (a value has to be asked for). Training
@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,12 +20,11 @@ from embedded.english.gate import HELD
 from embedded.english.generate.entries import Entry, choose_tools, new_entries
 from embedded.english.generate.pairs import ask_two
 from embedded.english.generate.recipe import Recipe
-from embedded.english.generate.results import made_up_result
+from embedded.english.generate.results import made_up_result, say
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
-from embedded.english.generate.turns import ask_one, missing_turn, talk_turn, unfit_turn
+from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
 from embedded.english.stages import KIN
-from embedded.generate.calls import HELDOUT_ROWS, Message, Row, Size, length_of, write_rows
 from embedded.generate.layouts import compact
 
 SYSTEMS = (
@@ -37,6 +36,14 @@ SYSTEMS = (
     "Answer, or call a tool.",
 )
 NUM_TRAIN = 2000
+# (names seen in training, kind) -> held-out rows
+HELDOUT_ROWS = {
+    (True, "one"): 60,
+    (False, "one"): 120,
+    (False, "two"): 60,
+    (False, "none"): 45,
+    (False, "missing"): 15,
+}
 TRAIN_SHARES = {"one": 0.44, "two": 0.24, "none": 0.2, "missing": 0.12}
 TALK = 0.5  # of the messages for which nothing fits
 BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # JSON, not prose
@@ -48,7 +55,24 @@ ODD = re.compile(
     r"|\b(and|the|a|to|of|with|for|in|is) \1\b|  | [,.;:?!](?= |$)|\\"
 )
 RESULTS = 0.4  # of the calls have one
+MOST_TOLD = 3  # fields that a sentence names one by one
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
+
+
+Row = dict[str, Any]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long a row gets: `exchanges` after the first, drawn from these, and limits in characters.
+
+    No exchange is added to `enough` characters; a row of more than `most` is made anew.
+    """
+
+    exchanges: tuple[int, ...]
+    enough: int
+    most: int
 
 
 # The list of tools is most of a row, and only what the model writes teaches: training rows go on.
@@ -111,6 +135,22 @@ def _refusal(segments: list[Segment]) -> list[Message]:
     ]
 
 
+def _told(page: Page, asked: Asked) -> list[tuple[Any, str]]:
+    """What each of the tools gave back, and a sentence for it by rule: hand-written sentences are
+    each put in another way, and a small model blends them.
+    """
+    told = []
+    for entry, wish, _ in asked.wishes:
+        found = observe(page.rng, entry, wish, asked.lowered) if entry.tool.outcomes else None
+        result = found[0] if found else {"error": ""}
+        is_plain = all(type(value) in (str, int, float) for value in result.values())
+        if is_plain and len(result) <= MOST_TOLD and "error" not in result:
+            told.append((result, say(result)))
+        else:
+            told.append(made_up_result(page.rng, entry))
+    return told
+
+
 def _served(page: Page, asked: Asked) -> list[Message]:
     """A message, its calls and, at times, what the tools gave back and the answer."""
     messages = [
@@ -118,10 +158,10 @@ def _served(page: Page, asked: Asked) -> list[Message]:
         {"role": "model", "content": _thinking(calls(page, asked))},
     ]
     if page.rng.random() < RESULTS:
-        made = [made_up_result(page.rng, entry) for entry, _, _ in asked.wishes]
-        results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in made)
+        told = _told(page, asked)
+        results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in told)
         messages.append({"role": "tool", "content": results})
-        messages.append({"role": "model", "content": " ".join(answer for _, answer in made)})
+        messages.append({"role": "model", "content": " ".join(answer for _, answer in told)})
     return messages
 
 
@@ -151,6 +191,10 @@ def _can_be(kind: str, page: Page) -> bool:
     if kind == "missing":
         return any(entry.tool.asks for entry in page.entries)
     return kind != "two" or len(page.entries) > 1
+
+
+def length_of(messages: list[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
 
 
 def new_row(rng: Random, recipe: Recipe, kind: str, row_id: str, size: Size) -> Row:
@@ -229,6 +273,14 @@ def heldout_rows(seed: int, train: list[Row]) -> list[Row]:
     return [row for _, row in sorted(placed, key=lambda item: item[0])]
 
 
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """One JSON object per line."""
+    # newline="\n": Windows would write "\r\n" otherwise, and the bytes would differ.
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(compact(row) + "\n" for row in rows)
+    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m embedded.english.rows",
@@ -236,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/rows"), help="folder of the two files")
+    add("--out", type=Path, default=Path("embedded/rows"), help="folder of the two files")
     add("--seed", type=int, default=0, help="of both files")
     add("--rows", type=int, default=NUM_TRAIN, help="number of training rows")
     args = parser.parse_args(argv)

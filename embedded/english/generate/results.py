@@ -3,14 +3,16 @@
 Hand-written answers are each put in another way, and a small model blends them; a rule it learns.
 """
 
+from collections.abc import Callable
 from functools import cache
 from random import Random
 
 from embedded.english.generate.corpus import Scalar, pool
 from embedded.english.generate.entries import Entry, split_name, spoken, styled
-from embedded.english.generate.values import person, place
+from embedded.english.generate.values import MONTHS, person, place
 
 MOST_FIELDS = 2
+STATES = "done sent saved booked confirmed ready open closed full free on off".split()
 
 
 @cache
@@ -22,7 +24,8 @@ def made_up_result(rng: Random, entry: Entry) -> tuple[dict[str, Scalar], str]:
     """One field or two, and a sentence for them."""
     result: dict[str, Scalar] = {}
     for _ in range(rng.randint(1, MOST_FIELDS)):
-        result[_key(rng, entry)] = _value(rng)
+        key, value = _field(rng, entry)
+        result[key] = value
     return result, say(result)
 
 
@@ -38,27 +41,44 @@ def _verb(key: str) -> str:
     return "are" if is_many else "is"
 
 
-def _key(rng: Random, entry: Entry) -> str:
-    """A noun of the tool's name, or any."""
+def _field(rng: Random, entry: Entry) -> tuple[str, Scalar]:
+    """A noun of the tool's name and how it stands, a usual field, or any noun."""
     own = [word for word in split_name(entry.name) if word in _nouns()]
-    if own and rng.random() < 0.5:
-        return own[-1]
-    nouns = [rng.choice(pool("nouns")).partition(" ")[0] for _ in range(rng.choice((1, 1, 2)))]
-    return styled(rng, nouns, 0.3)
-
-
-def _value(rng: Random) -> Scalar:
     form = rng.random()
-    if form < 0.25:
-        return rng.randint(0, 20) if rng.random() < 0.5 else rng.randint(21, 5000)
     if form < 0.4:
-        return round(rng.uniform(0, 300), rng.choice((1, 1, 2)))
-    if form < 0.55:
-        return person(rng)
-    if form < 0.7:
-        return place(rng)
-    noun = rng.choice(pool("nouns"))
-    if form < 0.85:
-        return f"{rng.choice(pool('adjectives'))} {noun}"
-    hour = f"{rng.randint(0, 23)}:{rng.choice(('00', '15', '30', '45'))}"
-    return f"{noun.title()}, {rng.choice(('until', 'from', 'at'))} {hour}"
+        key = rng.choice(sorted(USUAL))
+        return key, USUAL[key](rng)
+    if form < 0.9 and own:
+        return own[-1], rng.choice((rng.choice(STATES), _count(rng), _amount(rng)))
+    nouns = [rng.choice(pool("nouns")).partition(" ")[0] for _ in range(rng.choice((1, 1, 2)))]
+    return styled(rng, nouns, 0.3), rng.choice(list(USUAL.values()))(rng)
+
+
+def _count(rng: Random) -> int:
+    return rng.randint(0, 20) if rng.random() < 0.6 else rng.randint(21, 5000)
+
+
+def _amount(rng: Random) -> float:
+    return round(rng.uniform(0, 300), rng.choice((1, 1, 2)))
+
+
+def _clock(rng: Random) -> str:
+    return f"{rng.randint(0, 23)}:{rng.choice(('00', '15', '30', '45'))}"
+
+
+def _opening(rng: Random) -> str:
+    return f"{place(rng)}, {rng.choice(('until', 'from'))} {_clock(rng)}"
+
+
+USUAL: dict[str, Callable[[Random], Scalar]] = {
+    "status": lambda rng: rng.choice(STATES),
+    "count": _count,
+    "total": _amount,
+    "price": _amount,
+    "time": _clock,
+    "date": lambda rng: f"{rng.randint(1, 28)} {rng.choice(MONTHS)}",
+    "place": place,
+    "address": _opening,
+    "name": person,
+    "number": lambda rng: f"{rng.choice('ABCDEFGHK')}-{rng.randint(100, 9999)}",
+}
