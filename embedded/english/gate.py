@@ -33,13 +33,14 @@ KINDS: dict[str, Callable[[Page], list[Segment]]] = {
     "unfit": unfit_turn,
     "missing": missing_turn,
 }
+# Not asked for is what nobody could know: articles of values, keys that a list does not tell.
 HELD = Recipe(
     HELD_OUT,
     apart=0.4,
     tidy=True,
     options=True,
-    bare=True,  # what nobody could know is not asked for: articles in values,
-    keyed=True,  # and keys that a list does not tell
+    bare=True,
+    keyed=True,
     talk=("talk2",),
     frames=("frames2",),
     joins=("joins2",),

@@ -142,13 +142,17 @@ def _told(page: Page, asked: Asked) -> list[tuple[Any, str]]:
     told = []
     for entry, wish, _ in asked.wishes:
         found = observe(page.rng, entry, wish, asked.lowered) if entry.tool.outcomes else None
-        result = found[0] if found else {"error": ""}
-        is_plain = all(type(value) in (str, int, float) for value in result.values())
-        if is_plain and len(result) <= MOST_TOLD and "error" not in result:
-            told.append((result, say(result)))
+        if found and _can_be_told(found[0]):
+            told.append((found[0], say(found[0])))
         else:
             told.append(made_up_result(page.rng, entry))
     return told
+
+
+def _can_be_told(result: dict[str, Any]) -> bool:
+    """Whether the rule makes a sentence of it: a few plain fields, and no error."""
+    is_plain = all(type(value) in (str, int, float) for value in result.values())
+    return is_plain and len(result) <= MOST_TOLD and "error" not in result
 
 
 def _served(page: Page, asked: Asked) -> list[Message]:

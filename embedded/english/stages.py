@@ -114,10 +114,12 @@ STAGES = (
     Stage("looks", 12, 7_053_312, WORDS, LOOKS_MIX, 0.006, 1e-3, False, "words", batches=2),
     Stage("binds", 14, 15_114_240, WORDS, BINDS_MIX, 0.006, 1e-3, False, "looks", batches=2),
     Stage("nears", 16, 42_319_872, NEARS, NEARS_MIX, 0.006, 1e-3, False, "binds", batches=2),
-    Stage("ways", 18, 20_152_320, WAYS, WAYS_MIX, 0.006, 1e-3, False, "nears", 3.0, 2.0, batches=2),
-    Stage("end", 19, 12_042_240, WAYS, WAYS_MIX, 0.006, 1e-3, True, "ways", 3.0, 2.0, batches=2),
-    Stage("kin", 20, 83_886_080, KIN, KIN_MIX, 0.006, 1e-3, False, "ways", 3.0, 2.0, batches=2),
-    Stage("done", 21, 12_042_240, KIN, KIN_MIX, 0.006, 1e-3, True, "kin", 3.0, 2.0, batches=2),
+    Stage(
+        "ways", 18, 20_152_320, WAYS, WAYS_MIX, 0.006, 1e-3, False, "nears", fields=2.0, batches=2
+    ),
+    Stage("end", 19, 12_042_240, WAYS, WAYS_MIX, 0.006, 1e-3, True, "ways", fields=2.0, batches=2),
+    Stage("kin", 20, 83_886_080, KIN, KIN_MIX, 0.006, 1e-3, False, "ways", fields=2.0, batches=2),
+    Stage("done", 21, 12_042_240, KIN, KIN_MIX, 0.006, 1e-3, True, "kin", fields=2.0, batches=2),
 )
 
 

@@ -41,7 +41,7 @@ def small_talk(source: Source) -> tuple[str, str]:
     }
     if style < 0.6:
         ask = source.wording(FRAMES).format(**slots)
-        return ask[:1].upper() + ask[1:], source.answer(FRAME_ANSWERS).format(**slots)
+        return ask[:1].upper() + ask[1:], source.template(FRAME_ANSWERS).format(**slots)
     question, answer = source.pick(templates(MADE_PAIRS, source.held))
     return question.format(**slots), answer.format(**slots)
 

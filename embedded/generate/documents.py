@@ -70,13 +70,13 @@ def _filled(layout: Layout, request: Request) -> Segment:
 
 def result_turn(source: Source) -> tuple[object, str]:
     """A result, which is a record or a bare value, and the sentence that answers from it."""
-    done = source.answer(phrases.DONE)
+    done = source.template(phrases.DONE)
     bare = new_value(source, new_field(source))
     if not isinstance(bare, bool) and source.chance(0.2):
-        return bare, source.answer(phrases.REPORTS).format(f="result", v=bare)
+        return bare, source.template(phrases.REPORTS).format(f="result", v=bare)
     if source.chance(0.15):
         problem = source.template(phrases.PROBLEMS)
-        return {"error": problem}, source.answer(phrases.FAILED).format(v=problem)
+        return {"error": problem}, source.template(phrases.FAILED).format(v=problem)
     names = [source.word(tuple(phrases.RESULT_KINDS)) for _ in range(source.pick((1, 1, 2, 3)))]
     kinds = [phrases.RESULT_KINDS.get(name) for name in names]  # none for an invented name
     fields = {
@@ -87,11 +87,10 @@ def result_turn(source: Source) -> tuple[object, str]:
         return {"status": "ok"}, done
     # "The parking is True" is no sentence: a flag is never the reported field.
     worth = [(n, v) for n, v in fields.items() if not isinstance(v, bool)] or [("status", "ok")]
-    name, value = worth[0] if source.plain else source.pick(worth)
+    name, value = source.pick(worth)
     fields.setdefault(name, value)
-    report = source.answer(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
-    with_done = source.chance(0.4) and not source.plain
-    return dict(fields), f"{done} {report}" if with_done else report
+    report = source.template(phrases.REPORTS).format(f=name.replace("_", " "), v=value)
+    return dict(fields), f"{done} {report}" if source.chance(0.4) else report
 
 
 def _fill_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
@@ -123,7 +122,11 @@ def unfit_request(source: Source, entries: list[Entry]) -> tuple[str, str, str]:
             continue  # tools of daily life overlap: a tip is a percentage
         if not any(other.resembles(entry) for entry in entries):
             request = new_request(source, other, [other, *entries])
-            return request.text, phrases.UNFIT.format(w=request.wish), source.answer(phrases.SORRY)
+            return (
+                request.text,
+                phrases.UNFIT.format(w=request.wish),
+                source.template(phrases.SORRY),
+            )
 
 
 def _none_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layout: Layout) -> Turn:
@@ -134,7 +137,7 @@ def _none_turn(source: Source, entries: list[Entry], turn: Iterator[Entry], layo
 def missing_text(source: Source, request: Request) -> tuple[str, str]:
     """What the model thinks and asks where a field's value was not given."""
     assert request.missing is not None
-    ask = source.answer(phrases.ASKS).format(f=request.missing.replace("_", " "))
+    ask = source.template(phrases.ASKS).format(f=request.missing.replace("_", " "))
     return phrases.LACKS.format(f=request.missing), ask
 
 

@@ -52,8 +52,6 @@ class Source:
     # Share of requests, everyday tools apart, in the forms of `natural.py`. Above zero, some verbs
     # and values have two words.
     natural: float = 0.0
-    # Answers in one wording only, on both sides: which of ten it should be cannot be learned.
-    plain: bool = False
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -65,10 +63,6 @@ class Source:
     def template(self, texts: tuple[Item | None, ...]) -> Item:
         """A template of this side."""
         return self.pick(templates(texts, self.held))
-
-    def answer(self, texts: tuple[str, ...]) -> str:
-        """A template of what the model says."""
-        return texts[0] if self.plain else self.template(texts)
 
     def wording(self, texts: Templates) -> str:
         """A template of a request, with its words blurred now and then; slots and marks stay."""
