@@ -303,6 +303,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
     console.quiet, args.ranks = not ranks.is_first, ranks.count
     console.is_plain = args.quiet  # no bars
     output: Path | None = None
+    began = time.perf_counter()
     try:
         card.check_push(args.push, ranks)
         if args.check:
@@ -316,7 +317,7 @@ def run_once(args: argparse.Namespace, ranks: Ranks) -> int:
             finale.show(run, partial(try_out, run.model, run.data.tokenizer, SHOWN), console)
     except (Exception, KeyboardInterrupt) as error:
         return report.explain_stop(error, output, is_quiet=console.quiet)
-    console.say(report.describe_end(output, args.dataset))
+    console.say(report.describe_end(output, args.dataset, time.perf_counter() - began))
     return 0
 
 

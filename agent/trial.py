@@ -5,7 +5,7 @@ The questions and the tools lie in `embedded/shown/`, so that they can be exchan
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _score(tokenizer: Tokenizer, asked: Asked, replies: Sequence[list[int]]) -> 
     none: set[str] = set()
     parts = (
         ("tool_call_accuracy", asked.held_out, replies[:first], asked.seen_tools),
-        # Of their tools none counts as seen: an equal name is chance, the rest is another hand's.
+        # Of their tools none counts as seen: an equal name is chance, the rest is someone else's.
         ("questions_accuracy", by_hand, replies[first : first + len(by_hand)], none),
     )
     return {
@@ -141,10 +141,11 @@ def call_text(call: ToolCall) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One question with the call that is due."""
+    """One question with the call that is due, and the names of the tools on offer."""
 
     question: str
     due: tuple[ToolCall, ...]
+    tools: tuple[str, ...] = ()
 
     @property
     def due_text(self) -> str:
@@ -178,6 +179,7 @@ def try_out(
     """
     with ToolBox(folder / TOOLS, TOOL_SECONDS) as toolbox:
         agent = Agent(model.eval(), tokenizer, toolbox, limits=Limits(new_tokens=MAX_NEW_TOKENS))
+        offered = tuple(tool.name for tool in toolbox.tools)
         for trial in read_trials(folder):
             agent.forget()  # each question is a chat of its own
-            yield trial, agent.ask(trial.question)
+            yield replace(trial, tools=offered), agent.ask(trial.question)

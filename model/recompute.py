@@ -74,7 +74,7 @@ def pick_checkpointing(name: str, batch: MicroBatch, device: torch.device) -> tu
         needed = batch.memory_bytes(mode)
         if needed <= MEMORY_SHARE[device.type] * free:
             break  # if none fits, the last one is the best there is
-    gigabytes = f"{needed / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    gigabytes = f"{needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free"
     return mode, f"weights and activations take about {gigabytes}"
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from agent.trial import Trial, describe_replies, measure_calls, read_trials
 from common.device import rng_state
 from common.screen import Screen
 from data.chat import render
-from data.conversation import Conversation, Message, SystemPrompt, ToolCall, ToolResult
+from data.conversation import Conversation, Message, SystemPrompt, Tool, ToolCall, ToolResult
 from data.dataset import load_conversations
 from data.masks import MARKS, mask_text
 from data.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
             "one call: ",
             "exact calls: how often",
             "the adapter in use",
-            "done: adapter in",
+            "done in about",
         )
     ]
     assert places == sorted(places)
@@ -116,9 +117,7 @@ def test_what_cannot_be_shown_is_one_sentence(
 
     monkeypatch.setattr(train if name == "try_out" else finale, name, fail)
     code, folder, said = start()
-    assert (
-        code == 0 and "done: adapter in" in said and (folder / "adapter_model.safetensors").exists()
-    )
+    assert code == 0 and "done in about" in said and (folder / "adapter_model.safetensors").exists()
     assert "this cannot be shown (RuntimeError: the tools); the adapter is saved\n" in said
 
 
@@ -127,7 +126,7 @@ def test_quiet_leaves_the_lines_that_a_log_wants(start: Start) -> None:
     assert code == 0
     for word in (MARKS[0], "before and after ─", "exact calls: how often", "real tools", "─"):
         assert word not in said
-    wanted = "What: |On what: |How long: |step 0: held-out|step 1/1|step 1: held-out|done: "
+    wanted = "What: |On what: |How long: |step 0: held-out|step 1/1|step 1: held-out|done in "
     assert all(word in said for word in wanted.split("|"))
 
 
@@ -187,10 +186,10 @@ def test_the_sentence_about_the_rest_reckons_with_the_rows_of_the_last_test(tmp_
 @pytest.mark.parametrize(
     ("steps", "per_step", "shown", "words"),
     [
-        (165, 1, 597, "of which 165 steps of 1 pack show about 600, each once"),
+        (165, 1, 597, "of which 165 steps show about 600, each once"),
         (4, 8, 2000, "which 4 steps of 8 packs show once each"),
         (40, 4, 5000, "which 40 steps of 4 packs show about 2.5 times each"),
-        (1650, 1, 330_000, "which 1,650 steps of 1 pack show about 165 times each"),
+        (1650, 1, 330_000, "which 1,650 steps show about 165 times each"),
     ],
 )
 def test_how_much_of_the_rows_the_steps_see(
@@ -231,6 +230,17 @@ def test_the_shown_row_is_whole_short_and_in_known_words() -> None:
     assert pick_conversation([longer, whole]) == first_exchange(whole)
     odd = talk("Zorb flim?")  # shorter, but of words that no other row has
     assert pick_conversation([odd, *[longer] * 3]) == first_exchange(longer)
+
+
+def test_a_result_in_the_words_of_its_tool_goes_first() -> None:
+    short, longer = talk("Time now?"), talk("What is the time now, please, in this city?")
+    tool = Tool("get_time", "The time in a city.", {})
+    apt = Message("tool", results=(ToolResult('{"time": "12:00"}'),))
+    messages = (*longer.messages[:2], apt, *longer.messages[3:])
+    telling = replace(longer, messages=messages, tools=(tool,))
+    strange = replace(telling, messages=longer.messages)
+    assert pick_conversation([short, telling]) == first_exchange(telling)
+    assert pick_conversation([short, strange]) == first_exchange(short)
 
 
 def test_marks_stand_where_the_colours_do() -> None:
@@ -325,7 +335,7 @@ def test_only_a_reply_without_end_is_cut(text: str, tokens: int | None, end: str
 
 
 def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
-    question = Trial("Q?", (ToolCall("f", {"x": 1}),))
+    question = Trial("Q?", (ToolCall("f", {"x": 1}),), ("f", "g"))
     events = [
         Event("think", "f fits."),
         Event("tool_call", {"name": "f", "arguments": {"x": 1}}),
@@ -336,9 +346,14 @@ def test_a_trial_is_shown_event_by_event_and_a_loop_is_cut() -> None:
     console = screen()
     finale.show_trials(lambda: iter([(question, events), (question, [])]), console)
     lines = text_of(console).split("question Q?")
-    assert lines[1].split("\n")[1:4] == ["think    f fits.", 'call     f {"x": 1}', "result   2"]
+    assert lines[1].split("\n")[1:5] == [
+        "tools    f, g",
+        "think    f fits.",
+        'call     f {"x": 1}',
+        "result   2",
+    ]
     assert (
-        lines[1].count("\n") < 10
+        lines[1].count("\n") < 11
         and "done" not in lines[1]
         and "... and so on: it repeats itself" in lines[1]
     )
@@ -401,18 +416,40 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     assert (
         "has never shown" not in said and "two calls" not in said
     )  # nothing of the kind was asked
-    assert "The base makes no call at all" in said
+    assert "A model that never calls a tool" in " ".join(said.split())
     assert "Only calls are judged, not the words of an answer." in " ".join(said.split())
     with_no_free = screen()
     finale.show_accuracy([line, line], with_no_free)
-    assert "free" not in text_of(with_no_free) and "another hand" not in said
+    assert "free" not in text_of(with_no_free) and "someone else" not in said
     by_hand = {"overall": 0.5, "unseen": 0.2, "parallel": 0.0, "no_call": 0.75}
-    asked = {"questions_accuracy": by_hand | {"n": {"unseen": 30, "parallel": 10, "no_call": 20}}}
+    counts = {"unseen": 30, "parallel": 10, "no_call": 20, "overall": 60}
+    asked = {"questions_accuracy": by_hand | {"n": counts}}
     console = screen()
     finale.show_accuracy([line, line | asked], console)
     said = " ".join(text_of(console).split())
-    assert "another hand: one call" in said and "20% of 30" in said and "75% of 20" in said
-    assert "The questions in another hand are plain English" in said
+    assert "else's questions: one call" in said and "20% of 30" in said and "75% of 20" in said
+    assert "Someone else's questions are plain English" in said
+    assert "25% of the first part and 33% of someone else's questions" in said
+    assert "asked, to save time" not in said  # as many before as after
+    fewer = line | {"tool_call_accuracy": before | {"n": n | {"overall": 2}}}
+    assert any("only 2 conversations" in s for s in finale.explain_accuracy(fewer, line))
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "due", "heading"),
+    [
+        ("I cannot.", "right", [], "after: right: no call"),
+        ('{"name": "t"}', "right", [], f"after: right: {finale.OTHER_FORM}"),
+        ('{"name": "t"}', "no call", ["t()"], f"after: wrong ({finale.OTHER_FORM})"),
+        ("I cannot.", "no call", ["t()"], "after: wrong (no call is made)"),
+        ("x", "right", ["t()"], "after: right"),
+    ],
+)
+def test_a_call_in_another_form_is_named(
+    text: str, verdict: str, due: list[str], heading: str
+) -> None:
+    shown = reply(text, verdict=verdict) | {"due": due}
+    assert finale._heading("after", shown).plain == heading
 
 
 def test_a_reply_is_asked_again_only_where_a_name_is_not_offered(

@@ -27,13 +27,19 @@ KINDS = {
     "unseen": "one call, of a tool that training has never shown",
     "seen": "one call, of a tool that training has shown",
     "parallel": "two calls or more in one message",
-    "no_call": "no call: nothing fits, or a value is missing",
+    "no_call": "no call: small talk, nothing fits, or a value is missing",
     "overall": "all of them",
 }
 # Of the questions that were written without a look at the rows; no tool of theirs counts as seen.
-BY_HAND = {"unseen": "one call", "parallel": "two calls", "no_call": "no call"}
+BY_HAND = {
+    "unseen": "one call",
+    "parallel": "two calls",
+    "no_call": "no call",
+    "overall": "all of them",
+}
 # What a verdict means where no call is due: the same word would puzzle.
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
+OTHER_FORM = "no call in the form that is taught"  # of a base that writes them otherwise
 
 NO_RESULTS = (
     "The rows hold no results of tools, so answering from one was not learned; the adapter was not "
@@ -91,7 +97,8 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
     console.print(
         "One of the program's own questions of each kind, about tools that training has never "
         "seen; whatever came out. "
-        "Right is a reply with exactly the calls that are due, and none where none is due.",
+        "Right is a reply with exactly the calls that are due, and none where none is due; its "
+        "thoughts and other words are not judged. How often that succeeds, the table below says.",
         NOT_YOURS if has_own_rows else "",
     )
     for before, after in zip(asked[0], asked[-1], strict=True):
@@ -113,10 +120,13 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
 def _heading(title: str, reply: Line) -> Text:
     """A column's title with the mark of its reply."""
     verdict = reply["verdict"]
+    is_alike = '{"' in reply["reply"]
     if verdict == RIGHT:  # a base that never calls is right here too, and it shows why
-        why = "" if reply["due"] else ": no call"
+        why = "" if reply["due"] else f": {OTHER_FORM if is_alike else 'no call'}"
         return Text(f"{title}: right{why}", style="bold green")
-    return Text(f"{title}: wrong ({VERDICTS.get(verdict, verdict)})", style="bold red")
+    is_other = verdict == "no call" and is_alike
+    shown = OTHER_FORM if is_other else VERDICTS.get(verdict, verdict)
+    return Text(f"{title}: wrong ({shown})", style="bold red")
 
 
 def _shortened(reply: Line, width: int, console: Console) -> Text:
@@ -158,29 +168,51 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         table.add_section()
         for kind, words in BY_HAND.items():
             shares = [share(line.get("questions_accuracy"), kind) for line in columns.values()]
-            table.add_row(f"questions in another hand: {words}", *shares)
+            style = "bold" if kind == "overall" else ""
+            table.add_row(f"someone else's questions: {words}", *shares, style=style)
     console.print(table)
-    console.print(
+    for sentence in explain_accuracy(first, last):
+        console.print(sentence)
+
+
+def explain_accuracy(first: Line, last: Line) -> list[str]:
+    """What the numbers of the table mean, in sentences."""
+    before, after = first["tool_call_accuracy"], last["tool_call_accuracy"]
+    sentences = [
         "Each is a share of conversations that are not trained on: the first reply counts if every "
         "call in it has the right name and exactly the right values, with none too many or "
         "missing. Only calls are judged, not the words of an answer. Held-out "
-        f"loss {first['eval_loss']:.2f} before, {last['eval_loss']:.2f} after: how surprising the "
+        f"loss {first['eval_loss']:.3f} before, {last['eval_loss']:.3f} after: how surprising the "
         "right words are to the model, 0 would be not at all."
-    )
-    if last.get("questions_accuracy"):
-        console.print(
-            "The questions in another hand are plain English, written without a look at these "
-            "rows: what is right there was not learned from the rows' own ways of asking."
+    ]
+    if before["n"]["overall"] < after["n"]["overall"]:
+        sentences.append(
+            f"Before training only {before['n']['overall']} conversations were asked, to save time."
         )
-    if "after, free" in columns:
-        console.print(
+    by_hand = last.get("questions_accuracy")
+    if by_hand:
+        sentences.append(
+            "Someone else's questions are plain English, written without a look at these rows: "
+            "they tell best how the model does with yours."
+        )
+    if last.get("free"):
+        sentences.append(
             "Names of tools and arguments are held to those on offer while a call is written; "
             "free is the model without that help (infer.py --free)."
         )
     # Without a word on it 100% of the last kind would look like something learned before.
-    before = first["tool_call_accuracy"]
     if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
-        console.print("The base makes no call at all, and so is right only where none is due.")
+        never = " and ".join(
+            f"{100 * part['n']['no_call'] / part['n']['overall']:.0f}% of {what}"
+            for part, what in ((after, "the first part"), (by_hand, "someone else's questions"))
+            if part
+        )
+        sentences.append(
+            f"A model that never calls a tool is right where none is due: that would be {never}. "
+            "The base is one: what it writes is no call in the form that is taught, and a reply "
+            "without an end is wrong."
+        )
+    return sentences
 
 
 def share(accuracy: Line | None, kind: str) -> str:
@@ -201,11 +233,13 @@ def show_trials(trials: Trials, console: Console, *, has_own_rows: bool = False)
     """The model answers with real Python tools, event by event, each question marked at its end."""
     console.rule("the adapter in use", align="left")
     console.print(
-        "Python functions that training has never seen, really called by the model."
-        + f" {NOT_YOUR_TOOLS}" * has_own_rows
+        "Python functions that training has never seen: the model writes a call, the program runs "
+        "it, and the model answers from what came back." + f" {NOT_YOUR_TOOLS}" * has_own_rows
     )
     for trial, answering in trials():
         console.print(Text.assemble(("\nquestion ", "bold"), trial.question))
+        if trial.tools:
+            console.print(Text(f"tools    {', '.join(trial.tools)}", style="dim"))
         events = []
         for event in answering:
             events.append(event)

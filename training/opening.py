@@ -16,6 +16,11 @@ from lora.inject import trainable_parameters
 from training.run import Run, StepLoss
 from training.run_folder import DROPPED, RUN, git_commit, versions, write_json
 
+OWN_BASE = (
+    "the small Gemma-2 of this repository (pretrained here on tools and requests in other formats, "
+    "not Google's weights)"
+)
+OWN_ROWS = "this repository's own, from requests that were written by hand"
 LONG_PROBE = 2.0  # seconds; after a first pass that takes longer there is no second one
 
 
@@ -66,9 +71,10 @@ def introduce(
 
 def announce(model: str | None, console: Console) -> None:
     """The first of three first lines: what is about to happen."""
-    name = model or "the small Gemma-2 of this repository"
-    told = f"What: LoRA teaches {name} to call tools. The model stays as it is; a small addition "
-    _say(console, f"{told}to it, the adapter, is trained.", "bold")
+    told = (
+        f"What: LoRA teaches {model or OWN_BASE} to call tools. The model stays as it is; a small "
+    )
+    _say(console, f"{told}addition to it, the adapter, is trained.", "bold")
 
 
 def _say(console: Console, sentence: str, style: str) -> None:
@@ -78,7 +84,7 @@ def _say(console: Console, sentence: str, style: str) -> None:
 
 def describe_rows(run: dict[str, Any]) -> str:
     """The second line: on what, and how much of it the steps of the run will see."""
-    data, names = run["data"], run["arguments"]["dataset"] or ["the rows of this repository"]
+    data, names = run["data"], run["arguments"]["dataset"] or [OWN_ROWS]
     held_out, packing = data["held_out_rows"], run["packing"]
     tests = f"kept to test it: {held_out:,} more" if held_out else "none is kept to test it"
     count, shown, per_step = (
@@ -86,7 +92,7 @@ def describe_rows(run: dict[str, Any]) -> str:
         packing["conversations_shown"],
         packing["packs_per_step"],
     )
-    steps = f"{run['total_steps']:,} steps of {per_step} pack{'s' * (per_step > 1)}"
+    steps = f"{run['total_steps']:,} steps" + f" of {per_step} packs" * (per_step > 1)
     # An epoch shows each once before any comes again.
     if shown < count:
         seen = f"of which {steps} show about {_rounded(shown):,}, each once"

@@ -111,18 +111,17 @@ def record(run: Run, line: dict[str, Any], console: Console) -> None:
         console.print(sentence, soft_wrap=not console.is_terminal)
 
 
-def describe_end(output: Path, dataset: list[str] | None) -> str:
-    """One sentence for the end of a run: where the adapter is, and a command to try it with.
+def describe_end(output: Path, dataset: list[str] | None, seconds: float) -> str:
+    """One sentence for the end of a run: how long it took, where the adapter is, and a command to
+    try it with.
 
     dataset: the run's own rows, whose tools nobody knows here; None for the embedded ones.
     """
-    question = (
-        '--tools embedded/shown/tools.py --prompt "Divide a cost of 126 euros among 4 people."'
-    )
+    question = '--tools embedded/shown/tools.py --prompt "Get the hours of the pharmacy in Rome."'
     if dataset:
         question = "--tools FILE.py, a file whose functions are the tools that your rows are about"
     return (
-        f"done: adapter in {output}, its curve in {output / PICTURE}; "
+        f"done in {in_words(seconds)}: adapter in {output}, its curve in {output / PICTURE}; "
         f"try: python infer.py --adapter {output} {question}"
     )
 
