@@ -13,7 +13,7 @@ TOOLS = re.compile(r"<tools> (\[.*\]) </tools>", re.DOTALL)
 TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 BLOCK = re.compile(r"<(tools|tool_call|tool_response)>.*?</\1>", re.DOTALL)  # JSON, not prose
 FAULTS = {
-    "a slot or code": re.compile(r"[{}\\]|\\n|\bNone\b(?! fits)|def \w+\(|</?\w+>"),
+    "a slot or code": re.compile(r"[{}\\]|\\n|\bNone\b(?! fits|, but)|def \w+\(|</?\w+>"),
     "spaces": re.compile(r"  | [,.;:?!](?= |$)|^\s|\s$|\t"),
     "a line break": re.compile(r"\n[ \t]"),  # people write lists, a line each, but no code
     "a doubled word": re.compile(r"\b(and|the|a|to|of|with|for|in|is) \1\b"),

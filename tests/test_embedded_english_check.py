@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embedded.english.check import file_problems, main
+from embedded.english.check import FURTHER, file_problems, main
 from embedded.english.generate.corpus import CORPUS, HELD_OUT
 from embedded.english.stages import STAGES
 
@@ -64,3 +64,45 @@ def test_a_name_used_twice_and_a_broken_line_are_problems(tmp_path: Path) -> Non
     assert main([str(tmp_path / "tools.jsonl")]) == 1
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "none.jsonl")])
+
+
+# ------------------------------------------------------------------------------- further lines
+
+
+@pytest.mark.parametrize("file", sorted(CORPUS.glob(f"*{FURTHER}")), ids=lambda file: file.name)
+def test_every_file_of_further_lines_passes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file)]) == 0
+    assert "0 problems" in capsys.readouterr().out
+
+
+def new_more() -> dict[str, Any]:
+    return {
+        "name": "get_forecast",
+        "remarks": ["What a summer."],
+        "questions": ["Why is the sky blue?"],
+        "twice": ["Weather in {city} and |in {city_2}."],
+        "asks": [{"text": "weather for {days} days", "missing": "city"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("name", "get_past", "no tool of the file has this name"),
+        ("remarks", ["In {city}."], "words without a slot"),
+        ("twice", ["{city} and |{town_2}"], "no argument is called town_2"),
+        ("twice", ["{days} or |{days_2}"], "lacks the required city"),
+        ("twice", ["{city} and {city_2}"], "one | and after it {argument_2}"),
+        ("twice", ["{city} and |{days}"], "one | and after it {argument_2}"),
+        ("twice", ["{city_2} and |{city}"], "one | and after it {argument_2}"),
+        ("asks", [{"text": "in {city}", "missing": "city"}], "all required arguments but 'city'"),
+        ("extra", 1, "expected the keys"),
+    ],
+)
+def test_a_mistake_in_a_further_line_is_named(key: str, value: Any, expected: str) -> None:
+    tools = {"get_forecast": new_tool()}
+    whole, bad = json.dumps(new_more()), json.dumps(new_more() | {key: value})
+    assert list(file_problems([whole], Counter(), tools)) == []
+    found = list(file_problems([bad], Counter(), tools))
+    assert all(one.startswith("line 1: ") for one in found)
+    assert any(expected in one for one in found), found

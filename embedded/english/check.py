@@ -1,4 +1,5 @@
-"""Checks the form of a file of hand-written tools: `python -m embedded.english.check FILE`.
+"""Checks the form of a file of hand-written tools, or of further lines about those of the file
+beside it (STYLE.more.jsonl): `python -m embedded.english.check FILE`.
 
 Prints each problem with its line, then the counts; exit code 1 if there was a problem, 2 for a file
 that cannot be read. README.md has the format.
@@ -6,23 +7,26 @@ that cannot be read. README.md has the format.
 
 import argparse
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SLOT = re.compile(r"\{(\w+)\}")
+from embedded.english.generate.messages import AGAIN, SLOT
+
 KEYS = {"name", "description", "parameters", "values", "requests", "asks", "nofit"}
+MORE = {"name", "remarks", "questions", "twice", "asks"}
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
     "boolean": (bool,),
 }
+COUNTED = ("requests", "asks", "nofit", "remarks", "questions", "twice")
 REQUESTS, VALUES, CHOICES = 6, 5, 2  # fewest of a tool; of an argument; of an enum or a boolean
 MOST_SHOWN = 60
+FURTHER = ".more.jsonl"
 
 
 def value_problems(argument: str, schema: dict[str, Any], values: list[Any]) -> Iterator[str]:
@@ -59,7 +63,12 @@ def request_problems(tool: dict[str, Any], known: set[str], required: set[str]) 
             yield f"{text!r}: lacks the required {', '.join(sorted(lacking))}"
         if len(slots) != len(set(slots)):
             yield f"{text!r}: a slot stands twice"
-    for ask in tool["asks"]:
+    yield from ask_problems(tool["asks"], known, required)
+
+
+def ask_problems(asks: list[Any], known: set[str], required: set[str]) -> Iterator[str]:
+    """What is wrong with requests that lack a value."""
+    for ask in asks:
         text, missing = ask.get("text", ""), ask.get("missing")
         named = set(SLOT.findall(text))
         if unknown := named - known:
@@ -68,11 +77,49 @@ def request_problems(tool: dict[str, Any], known: set[str], required: set[str]) 
             yield f"{text!r}: expected all required arguments but {missing!r}, got {sorted(named)}"
 
 
+def key_problems(line: Any, keys: set[str]) -> Iterator[str]:
+    """Whether a line has other keys than those."""
+    if not isinstance(line, dict) or set(line) != keys:
+        got = sorted(line) if isinstance(line, dict) else type(line).__name__
+        yield f"expected the keys {sorted(keys)}, got {got}"
+
+
+def twice_problems(text: str, known: set[str], required: set[str]) -> Iterator[str]:
+    """What is wrong with one message that wants a tool twice."""
+    slots = set(SLOT.findall(text))
+    again = {name for name in known if name + AGAIN in slots - known}
+    if unknown := slots - known - {name + AGAIN for name in again}:
+        yield f"{text!r}: no argument is called {', '.join(sorted(unknown))}"
+    if lacking := required - slots:
+        yield f"{text!r}: lacks the required {', '.join(sorted(lacking))}"
+    head, *tails = text.split("|")
+    late = {name for name in again if f"{{{name}}}" not in text or f"{{{name}{AGAIN}}}" in head}
+    if not again or late or len(tails) != 1 or not tails[0].strip():
+        yield f"{text!r}: expected {{argument}}, one | and after it {{argument{AGAIN}}}"
+
+
+def more_problems(line: Any, tools: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with one further line about a tool of `tools`, which are by name."""
+    yield from (found := list(key_problems(line, MORE)))
+    if found:
+        return
+    if line["name"] not in tools:
+        yield "no tool of the file has this name"
+        return
+    schema = tools[line["name"]]["parameters"]
+    known, required = set(schema.get("properties", {})), set(schema.get("required", []))
+    for text in line["remarks"] + line["questions"]:
+        if not text.strip() or SLOT.search(text):
+            yield f"{text!r}: expected words without a slot"
+    for text in line["twice"]:
+        yield from twice_problems(text, known, required)
+    yield from ask_problems(line["asks"], known, required)
+
+
 def tool_problems(tool: Any) -> Iterator[str]:
     """What is wrong with one line."""
-    if not isinstance(tool, dict) or set(tool) != KEYS:
-        got = sorted(tool) if isinstance(tool, dict) else type(tool).__name__
-        yield f"expected the keys {sorted(KEYS)}, got {got}"
+    yield from (found := list(key_problems(tool, KEYS)))
+    if found:
         return
     properties = tool["parameters"].get("properties", {})
     required = set(tool["parameters"].get("required", []))
@@ -84,8 +131,14 @@ def tool_problems(tool: Any) -> Iterator[str]:
     yield from request_problems(tool, set(properties), required)
 
 
-def file_problems(lines: list[str], counts: Counter[str]) -> Iterator[str]:
-    """Each problem of a file with its line; `counts` gets the numbers of tools and texts."""
+def file_problems(
+    lines: list[str], counts: Counter[str], tools: dict[str, Any] | None = None
+) -> Iterator[str]:
+    """Each problem of a file with its line; `counts` gets the numbers of tools and texts.
+
+    tools: where the lines are further ones about these, which are by name.
+    """
+    keys = KEYS if tools is None else MORE
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -93,15 +146,15 @@ def file_problems(lines: list[str], counts: Counter[str]) -> Iterator[str]:
         except ValueError as error:
             yield f"line {number}: expected JSON: {error}"
             continue
-        problems = list(tool_problems(tool))
+        problems = list(tool_problems(tool) if tools is None else more_problems(tool, tools))
         name = str(tool.get("name")) if isinstance(tool, dict) else "?"
         yield from (f"line {number}: {name}: {problem}" for problem in problems)
-        if isinstance(tool, dict) and set(tool) == KEYS:
+        if isinstance(tool, dict) and set(tool) == keys:
             if name in seen:
                 yield f"line {number}: {name}: line {seen[name]} has this name too"
             seen[name] = number
             counts["tools"] += 1
-            counts.update({key: len(tool[key]) for key in ("requests", "asks", "nofit")})
+            counts.update({k: len(v) for k, v in tool.items() if k in COUNTED})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,12 +163,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, help="a file of tools, as corpus/travel.jsonl")
     file = parser.parse_args(argv).file
+    tools = None
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        if file.name.endswith(FURTHER):
+            about = file.with_name(file.name.removesuffix(FURTHER) + ".jsonl").read_text("utf-8")
+            tools = {tool["name"]: tool for tool in map(json.loads, about.splitlines())}
+    except (OSError, ValueError) as error:
         parser.error(f"{file}: expected a file of tools in UTF-8: {error}")
     counts: Counter[str] = Counter()
-    problems = list(file_problems(lines, counts))
+    problems = list(file_problems(lines, counts, tools))
     for problem in problems[:MOST_SHOWN]:
         print(problem)
     if len(problems) > MOST_SHOWN:

@@ -41,6 +41,7 @@ HELD = Recipe(
     options=True,
     bare=True,
     keyed=True,
+    marked=True,
     talk=("talk2",),
     frames=("frames2",),
     joins=("joins2",),

@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 from embedded.english.gate import HELD
+from embedded.english.generate.corpus import HELD_OUT, tools
 from embedded.english.generate.entries import Entry, choose_tools, new_entries
 from embedded.english.generate.pairs import ask_two
 from embedded.english.generate.recipe import Recipe
@@ -24,7 +25,7 @@ from embedded.english.generate.results import made_up_result, say
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
-from embedded.english.stages import KIN
+from embedded.english.stages import DONE
 from embedded.generate.layouts import compact
 
 SYSTEMS = (
@@ -226,26 +227,35 @@ def is_odd(message: Message) -> bool:
     return bool(ODD.search(text)) or text.count('"') % 2 == 1 or "{" in text
 
 
-TRAIN = replace(KIN, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
+TRAIN = replace(DONE, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
 # As plain as what people ask; the two other held-out styles are for the gate alone.
 APART = replace(HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, own=0.6)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:
-    """Rows of the styles that are trained on."""
+    """Rows of the styles that are trained on, without a tool that a held-out style describes in the
+    very same words.
+    """
     rng = Random(f"train-{seed}")
+    held = {tool.description for style in HELD_OUT for tool in tools(style)}
     rows: list[Row] = []
-    for i in range(count):
-        row_id = f"train-{i:04d}"
+    while len(rows) < count:
         kind = rng.choices(list(TRAIN_SHARES), list(TRAIN_SHARES.values()))[0]
-        rows.append(new_row(rng, TRAIN, kind, row_id, TRAIN_SIZE))
+        row = new_row(rng, TRAIN, kind, f"train-{len(rows):04d}", TRAIN_SIZE)
+        if held.isdisjoint(tool.get("description") for tool in offered(row)):
+            rows.append(row)
     return rows
 
 
+def offered(row: Row) -> list[dict[str, Any]]:
+    """The tools that a row offers."""
+    tools: list[dict[str, Any]] = json.loads(LIST.findall(row["conversations"][0]["content"])[0])
+    return tools
+
+
 def tools_of(row: Row) -> set[str]:
-    """The names of the tools that a row offers."""
-    system = row["conversations"][0]["content"]
-    return {tool["name"] for tool in json.loads(LIST.findall(system)[0])}
+    """Their names."""
+    return {tool["name"] for tool in offered(row)}
 
 
 def called_in(row: Row) -> set[str]:

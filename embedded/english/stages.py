@@ -103,8 +103,10 @@ KIN = replace(
     listed=0.7,
     close=0.35,
     results=True,
-    turns=(44, 16, 7, 13, 10, 10),
+    turns=(40, 16, 6, 17, 14, 7),
 )
+# Talk on the subjects of the tools, one tool wanted twice, values left out; a longer decay.
+DONE = replace(KIN, more=True, marked=True, turns=(38, 18, 10, 14, 13, 7))
 KIN_MIX = (0.74, 0.02, 0.01, 0.02, 0.05, 0.08, 0.08)
 STAGES = (
     Stage("warm", 7, 8_192_000, BASIC, (0.5, 0.22, 0.06, 0.06, 0.16), 0.01, 1.5e-3, True, "", 2.0),
@@ -118,8 +120,8 @@ STAGES = (
         "ways", 18, 20_152_320, WAYS, WAYS_MIX, 0.006, 1e-3, False, "nears", fields=2.0, batches=2
     ),
     Stage("end", 19, 12_042_240, WAYS, WAYS_MIX, 0.006, 1e-3, True, "ways", fields=2.0, batches=2),
-    Stage("kin", 20, 83_886_080, KIN, KIN_MIX, 0.006, 1e-3, False, "ways", fields=2.0, batches=2),
-    Stage("done", 21, 12_042_240, KIN, KIN_MIX, 0.006, 1e-3, True, "kin", fields=2.0, batches=2),
+    Stage("kin", 20, 11_083_776, KIN, KIN_MIX, 0.006, 1e-3, False, "ways", fields=2.0, batches=2),
+    Stage("done", 21, 30_007_296, DONE, KIN_MIX, 0.006, 1e-3, True, "kin", fields=2.0, batches=2),
 )
 
 

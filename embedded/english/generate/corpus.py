@@ -45,6 +45,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
+class More:
+    """Further lines about a tool: talk on its subject, one message that wants it twice, requests
+    that leave a value out.
+    """
+
+    remarks: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    twice: tuple[str, ...] = ()
+    asks: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Tool:
     style: str
     name: str
@@ -54,6 +66,7 @@ class Tool:
     asks: tuple[tuple[str, str], ...]
     nofit: tuple[str, ...]
     outcomes: tuple[Outcome, ...] = field(default=())
+    more: More = field(default=More())
 
 
 @cache
@@ -92,7 +105,18 @@ def _said(value: Any) -> Said:
     )
 
 
-def _tool(style: str, line: dict[str, Any], outcomes: tuple[Outcome, ...]) -> Tool:
+def _asks(line: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((ask["text"], ask["missing"]) for ask in line["asks"])
+
+
+def _more(line: dict[str, Any]) -> More:
+    remarks, questions, twice = (tuple(line[key]) for key in ("remarks", "questions", "twice"))
+    return More(remarks, questions, twice, _asks(line))
+
+
+def _tool(
+    style: str, line: dict[str, Any], outcomes: tuple[Outcome, ...], more: dict[str, Any] | None
+) -> Tool:
     schema = line["parameters"]
     required = schema.get("required", [])
     arguments = tuple(
@@ -107,22 +131,22 @@ def _tool(style: str, line: dict[str, Any], outcomes: tuple[Outcome, ...]) -> To
         )
         for name, about in schema.get("properties", {}).items()
     )
-    asks = tuple((ask["text"], ask["missing"]) for ask in line["asks"])
     return Tool(
         style,
         line["name"],
         line["description"],
         arguments,
         tuple(line["requests"]),
-        asks,
+        _asks(line),
         tuple(line["nofit"]),
         outcomes,
+        _more(more) if more else More(),
     )
 
 
 @cache
 def tools(style: str) -> tuple[Tool, ...]:
-    """The tools of one style, with what they return where that was written too."""
+    """The tools of one style, with what they return and more to say where that was written too."""
     outcomes: dict[str, tuple[Outcome, ...]] = {}
     if (CORPUS / f"{style}.results.jsonl").is_file():
         for line in lines(f"{style}.results"):
@@ -131,4 +155,10 @@ def tools(style: str) -> tuple[Tool, ...]:
                 for r in line["results"]
             ]
             outcomes[line["name"]] = tuple(found)
-    return tuple(_tool(style, line, outcomes.get(line["name"], ())) for line in lines(style))
+    more: dict[str, dict[str, Any]] = {}
+    if (CORPUS / f"{style}.more.jsonl").is_file():
+        more = {line["name"]: line for line in lines(f"{style}.more")}
+    return tuple(
+        _tool(style, line, outcomes.get(line["name"], ()), more.get(line["name"]))
+        for line in lines(style)
+    )

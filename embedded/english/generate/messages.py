@@ -24,6 +24,8 @@ POLITE = re.compile(
 )
 # First words that lose their capital within a sentence; names keep theirs.
 LOWERED = frozenset(wordings("lowered"))
+TRIES = 100  # for two wishes that differ
+AGAIN = "_2"  # a slot's ending for the second of two wishes
 Pieces = list[tuple[str, bool]]  # text, and whether it is a value
 
 
@@ -83,9 +85,31 @@ def new_wish(
     return Wish(tool, fill(template, values), values)
 
 
+def twice(rng: Random, tool: Tool, template: str, recipe: Recipe) -> tuple[Wish, Wish] | None:
+    """Two wishes, from a template that says only what differs twice: {city} and {city_2}; None
+    where no two values were found that differ.
+    """
+    head, tail = template.split("|")
+    first = _values(rng, tool, template, recipe)
+    known = {v.said.lower() for v in first.values()}
+    again = [name for name in first if f"{{{name}{AGAIN}}}" in tail]
+    for _ in range(TRIES):
+        others = _values(rng, tool, "".join(f"{{{name}}}" for name in again), recipe)
+        if known.isdisjoint(v.said.lower() for v in others.values()):
+            break
+    else:
+        return None
+    told = first | {f"{name}{AGAIN}": value for name, value in others.items()}
+    return (
+        Wish(tool, fill(head, first), first),
+        Wish(tool, fill(tail, told), first | others),
+    )
+
+
 def lacking_wish(rng: Random, tool: Tool, recipe: Recipe) -> Wish:
     """A request without one of the values that the tool needs."""
-    template, missing = rng.choice(tool.asks)
+    asks = tool.asks + tool.more.asks if recipe.more else tool.asks
+    template, missing = rng.choice(asks)
     values = _values(rng, tool, template, recipe)
     return Wish(tool, fill(template, values), values, missing)
 
@@ -151,7 +175,13 @@ def _surround(frame: str, slot: str, pieces: Pieces, tidy: bool = False) -> Piec
 
 
 def frame_message(rng: Random, wish: Wish, is_clause: bool, recipe: Recipe) -> Pieces:
-    """The request alone or within one of the frames that suit it."""
+    """The request alone, within one of the frames that suit it, or after a remark on the tool's
+    subject.
+    """
+    if recipe.more and not is_clause and wish.tool.more.remarks and rng.random() < 0.12:
+        remark = rng.choice(wish.tool.more.remarks).strip()
+        stop = "" if remark[-1] in ".!?" else "."
+        return _surround(f"{remark}{stop} {{request}}", "{request}", wish.pieces, recipe.tidy)
     if rng.random() < (0.35 if is_clause else 0.7):
         pieces = wish.pieces
         if is_clause and rng.random() < 0.7:

@@ -3,12 +3,14 @@
 from embedded.english.generate.corpus import wordings
 from embedded.english.generate.entries import Entry
 from embedded.english.generate.messages import (
+    TRIES,
     core,
     is_question,
     join,
     join_lines,
     new_wish,
     roughen,
+    twice,
 )
 from embedded.english.generate.thoughts import (
     Asked,
@@ -20,8 +22,6 @@ from embedded.english.generate.thoughts import (
     turn,
 )
 from embedded.english.generate.turns import ask_one, one_turn
-
-TRIES = 100  # for two wishes that differ
 
 
 def two_turn(page: Page) -> list[Segment]:
@@ -35,6 +35,10 @@ def two_turn(page: Page) -> list[Segment]:
 def ask_two(page: Page) -> Asked:
     """Two wishes in one message, of two entries or, now and then, of the same one."""
     rng = page.rng
+    if page.recipe.more and rng.random() < 0.3:
+        asked = ask_twice(page)
+        if asked:
+            return asked
     pair = rng.sample(page.entries, 2) if rng.random() < 0.85 else [pick(page)] * 2
     clauses = rng.random() < 0.75 and all(any(core(t) for t in e.tool.requests) for e in pair)
     line, asking = _question_line(page, pair) if clauses else ({}, (False, False))
@@ -59,6 +63,21 @@ def ask_two(page: Page) -> Asked:
     entries = {id(first): pair[0], id(second): pair[1]}
     tidy = page.recipe.tidy
     wishes = [(entries[id(wish)], wish, find_opening(text, wish, tidy)) for wish in order]
+    return Asked(text, lowered, wishes)
+
+
+def ask_twice(page: Page) -> Asked | None:
+    """One message that wants the same tool twice and says little twice: "and in {city_2}?"."""
+    entry = pick(page)
+    if not entry.tool.more.twice:
+        return None
+    template = page.rng.choice(entry.tool.more.twice)
+    pair = twice(page.rng, entry.tool, template, page.recipe)
+    if not pair:
+        return None
+    text, lowered = roughen(page.rng, [piece for wish in pair for piece in wish.pieces])
+    tidy = page.recipe.tidy
+    wishes = [(entry, wish, find_opening(text, wish, tidy)) for wish in pair]
     return Asked(text, lowered, wishes)
 
 

@@ -18,6 +18,8 @@ class Recipe:
     keyed      the keys of a list tell those of the records
     results    whether tools without hand-written results give back made-up ones
     close      the share of lists of which all tools are near to one another
+    more       whether the further lines about tools are used (corpus.More)
+    marked     a value that is missing is marked where its argument is listed: "city (missing)"
     schemas    share of lists that show complete JSON schemas
     apart      tools of different styles that share so much of their words do not meet on a list
     tidy       no full stop and no capital where a joined sentence goes on
@@ -39,6 +41,8 @@ class Recipe:
     keyed: bool = False
     results: bool = False
     close: float = 0.0
+    more: bool = False
+    marked: bool = False
     schemas: float = 0.0
     apart: float = 2.0
     tidy: bool = False

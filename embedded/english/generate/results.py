@@ -78,7 +78,7 @@ USUAL: dict[str, Callable[[Random], Scalar]] = {
     "time": _clock,
     "date": lambda rng: f"{rng.randint(1, 28)} {rng.choice(MONTHS)}",
     "place": place,
-    "address": _opening,
+    "hours": _opening,
     "name": person,
     "number": lambda rng: f"{rng.choice('ABCDEFGHK')}-{rng.randint(100, 9999)}",
 }

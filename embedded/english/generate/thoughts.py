@@ -19,6 +19,7 @@ USER, MODEL, END = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_t
 # What the model thinks before it fills or answers; the fine-tune keeps these very phrases.
 WISH, FITS, NEEDS, NOTHING = "{w}:", " {e} fits.", "It needs {fields}.", "It needs nothing."
 LACKS, NONE_FITS, UNFIT = "{f} is missing.", "None fits.", " none fits."
+MARK = " (missing)"
 
 
 @dataclass
@@ -75,10 +76,28 @@ def needed(entry: Entry, wish: Wish) -> list[str]:
 def thought(entry: Entry, wish: Wish, lead: str = "", opened: str = "") -> list[Segment]:
     names = [entry.names[n] for n in needed(entry, wish)]
     needs = NEEDS.format(fields=", ".join(names)) if names else NOTHING
+    return [*_chosen(entry, lead, opened), (" " + needs, "args")]
+
+
+def _chosen(entry: Entry, lead: str, opened: str) -> list[Segment]:
+    return [(lead + WISH.format(w=opened), "wish"), (FITS.format(e=entry.name), "pick")]
+
+
+def lacking_thought(entry: Entry, wish: Wish, opened: str, marked: bool) -> list[Segment]:
+    """The thought about a wish that lacks a value, which it names after the list or, marked, within
+    it: there whether a value is missing is asked of one argument at a time.
+    """
+    shown = entry.names[wish.missing]
+    if not marked:
+        return [*thought(entry, wish, opened=opened), (" " + LACKS.format(f=shown), "lack")]
+    fields = [entry.names[n] for n in needed(entry, wish)]
+    after = fields.index(shown) + 1
+    start, end = NEEDS.split("{fields}")
     return [
-        (lead + WISH.format(w=opened), "wish"),
-        (FITS.format(e=entry.name), "pick"),
-        (" " + needs, "args"),
+        *_chosen(entry, "", opened),
+        (f" {start}{', '.join(fields[:after])}", "args"),
+        (MARK, "lack"),
+        (", ".join(["", *fields[after:]]) + end, "args"),
     ]
 
 

@@ -7,13 +7,12 @@ import re
 from random import Random
 from typing import Any
 
-from embedded.english.generate.corpus import Scalar, share, tools, wordings
-from embedded.english.generate.entries import Entry, overlaps, spoken, subject
+from embedded.english.generate.corpus import Scalar, Tool, share, tools, wordings
+from embedded.english.generate.entries import LITTLE, Entry, overlaps, spoken, subject
 from embedded.english.generate.messages import SLOT, Wish, core, lacking_wish, new_wish, roughen
 from embedded.english.generate.results import made_up_result
 from embedded.english.generate.thoughts import (
     FITS,
-    LACKS,
     NEEDS,
     NONE_FITS,
     NOTHING,
@@ -24,8 +23,8 @@ from embedded.english.generate.thoughts import (
     Segment,
     calls,
     find_opening,
+    lacking_thought,
     pick,
-    thought,
     turn,
     typed,
 )
@@ -99,10 +98,32 @@ def _filled(result: Any, made: dict[str, Scalar]) -> Any:
 
 
 def talk_turn(page: Page) -> list[Segment]:
-    """Small talk and general questions."""
+    """Small talk and general questions, half of them on the subject of a tool of the list."""
+    if page.recipe.more and page.rng.random() < 0.5:
+        near = topical(page)
+        if near:
+            return near
     line = page.rng.choice(share(page.recipe.talk, page.recipe.held))
     text, _ = roughen(page.rng, [(line["user"], False)], values=False)
     return turn(text, [(NONE_FITS, "pick"), (" " + line["model"], "say")])
+
+
+def topical(page: Page) -> list[Segment]:
+    """A remark or a question on the subject of a tool that no tool of the list serves, [] where
+    there is none.
+    """
+    rng = page.rng
+    entry = pick(page)
+    of, texts = rng.choice(
+        (("remarked", entry.tool.more.remarks), ("unknown", entry.tool.more.questions))
+    )
+    if not texts:
+        return []
+    text = rng.choice(texts)
+    if any(_is_about(text, tool) for tool in page.tools if tool.style != entry.tool.style):
+        return []
+    text, _ = roughen(rng, [(text, False)], values=False)
+    return turn(text, [(NONE_FITS, "pick"), (" " + rng.choice(wordings(of)), "say")])
 
 
 def unfit_turn(page: Page) -> list[Segment]:
@@ -151,15 +172,17 @@ def _near_miss(page: Page) -> str:
     if not entry.tool.nofit:
         return ""
     text = page.rng.choice(entry.tool.nofit)
-    stems = {w[:5] for w in re.findall(r"[a-z]{4,}", text.lower())}
-    for tool in page.tools:
-        words = {
-            w[:5]
-            for w in re.findall(r"[a-z]{4,}", f"{spoken(tool.name)} {tool.description}".lower())
-        }
-        if tool is not entry.tool and tool.style == entry.tool.style and stems & words:
-            return ""
-    return text
+    others = [t for t in page.tools if t is not entry.tool and t.style == entry.tool.style]
+    return "" if any(_is_about(text, tool) for tool in others) else text
+
+
+def _is_about(text: str, tool: Tool) -> bool:
+    """Whether a text and a tool share the beginning of a word."""
+    stems, words = (
+        {w[:5] for w in re.findall(r"[a-z]{4,}", part.lower())}
+        for part in (text, f"{spoken(tool.name)} {tool.description}")
+    )
+    return bool(stems & words)
 
 
 def missing_turn(page: Page) -> list[Segment]:
@@ -171,15 +194,10 @@ def missing_turn(page: Page) -> list[Segment]:
     wish = lacking_wish(page.rng, entry.tool, page.recipe)
     text, _, opened = typed(page, wish, False)
     shown = entry.names[wish.missing]
-    ask = page.rng.choice(wordings("asks")).format(
-        f=spoken(shown) if len(shown) > 4 else f'"{shown}"'
-    )
-    answer = [
-        *thought(entry, wish, opened=opened),
-        (" " + LACKS.format(f=shown), "lack"),
-        (" " + ask, "say"),
-    ]
-    return turn(text, answer)
+    is_word = len(shown) > 2 and shown not in LITTLE if page.recipe.marked else len(shown) > 4
+    ask = page.rng.choice(wordings("asks")).format(f=spoken(shown) if is_word else f'"{shown}"')
+    answer = lacking_thought(entry, wish, opened, page.recipe.marked)
+    return turn(text, [*answer, (" " + ask, "say")])
 
 
 def only_turn(page: Page) -> list[Segment]:
