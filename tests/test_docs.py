@@ -346,7 +346,7 @@ MEASURED: dict[str, Callable[[], str]] = {
     "two calls or": lambda: share("parallel"),
     "no call due": lambda: share("no_call"),
     "one call, of a tool seen": lambda: share("seen"),
-    "sixty questions in another hand": by_hand,
+    "sixty of someone else's questions": by_hand,
     "held-out loss": lambda: f"{last_evaluation()['eval_loss']:.2f} nats",
     "a step of": lambda: f"{ratio('2b'):.2f} x faster",
     "its peak": memory_of_theirs,
@@ -434,7 +434,7 @@ def test_the_pages_own_tables_are_their_rows() -> None:
     for figure in (share("unseen"), share("parallel"), share("no_call"), share("seen")):
         percent, _, count = figure.partition(" of ")
         assert re.search(rf"of {count} \| {percent} \|", text), figure
-    assert f"| questions in another hand, of 60 | {by_hand().split()[0]} |" in text
+    assert f"| someone else's questions, of 60 | {by_hand().split()[0]} |" in text
 
 
 def test_the_share_that_trains_is_right() -> None:

@@ -96,6 +96,10 @@ def new_more() -> dict[str, Any]:
         ("twice", ["{city} and |{days}"], "one | and after it {argument_2}"),
         ("twice", ["{city_2} and |{city}"], "one | and after it {argument_2}"),
         ("asks", [{"text": "in {city}", "missing": "city"}], "all required arguments but 'city'"),
+        ("twice", ["in |{city_2} and {city}"], "one | and after it {argument_2}"),
+        ("remarks", "What a summer.", "remarks: expected a list of texts"),
+        ("asks", ["weather"], "asks: expected a list of objects"),
+        ("name", ["get_forecast"], "no tool of the file has this name"),
         ("extra", 1, "expected the keys"),
     ],
 )

@@ -24,7 +24,7 @@ from embedded.english.generate.lookups import (
     nearest_cosine,
 )
 from embedded.english.generate.messages import core, new_wish
-from embedded.english.generate.results import made_up_result, say
+from embedded.english.generate.results import made_up_result, say, telling_result
 from embedded.english.generate.sheets import new_layout
 from embedded.english.generate.thoughts import Page, record
 from embedded.english.generate.tool_documents import new_page, show, tools_document
@@ -264,6 +264,28 @@ def test_a_made_up_result_is_said_whole() -> None:
     for entry in page.entries * 10:
         result, answer = made_up_result(rng, entry)
         assert result and all(str(value) in answer for value in result.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "kind"),
+    [
+        ("bookTable", "status", str),
+        ("get_gas_price", "price", float),
+        ("find_shop", "shop", str),
+        ("count_words", "count", int),
+        ("describe_word", None, None),
+    ],
+)
+def test_a_tools_name_tells_what_it_gives_back(
+    name: str, key: str | None, kind: type | None
+) -> None:
+    tool = Tool("x", name, "", (), (), (), ())
+    for seed in range(10):
+        result = telling_result(Random(seed), tool)
+        if key is None:
+            assert result is None
+        else:
+            assert result and kind and next(iter(result)) == key and type(result[key]) is kind
 
 
 def test_a_close_list_holds_one_style() -> None:

@@ -127,7 +127,7 @@ def test_the_courses_recipe_runs_and_a_run_goes_on_with_its_file(
     said = capsys.readouterr().out
     for word in ("[+", "before and after ─", "the adapter in use", "\x1b"):
         assert word not in said
-    for word in ("What: ", "On what: ", "How long: ", "step 1/1", "step 0: held-out", "done in "):
+    for word in ("What: ", "On what: ", "How long: ", "step 1/1", "step 0: held-out", "done; "):
         assert word in said
     assert train.main([*own, "--resume"]) == 0
     # Without the file the settings are others, and are named.

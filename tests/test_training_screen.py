@@ -23,7 +23,7 @@ from agent.trial import Trial, describe_replies, measure_calls, read_trials
 from common.device import rng_state
 from common.screen import Screen
 from data.chat import render
-from data.conversation import Conversation, Message, SystemPrompt, Tool, ToolCall, ToolResult
+from data.conversation import Conversation, Message, SystemPrompt, ToolCall, ToolResult
 from data.dataset import load_conversations
 from data.masks import MARKS, mask_text
 from data.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def test_a_run_says_what_comes_shows_it_and_marks_what_came(start: Start) -> Non
             "one call: ",
             "exact calls: how often",
             "the adapter in use",
-            "done in about",
+            "done; this took",
         )
     ]
     assert places == sorted(places)
@@ -117,7 +117,9 @@ def test_what_cannot_be_shown_is_one_sentence(
 
     monkeypatch.setattr(train if name == "try_out" else finale, name, fail)
     code, folder, said = start()
-    assert code == 0 and "done in about" in said and (folder / "adapter_model.safetensors").exists()
+    assert (
+        code == 0 and "done; this took" in said and (folder / "adapter_model.safetensors").exists()
+    )
     assert "this cannot be shown (RuntimeError: the tools); the adapter is saved\n" in said
 
 
@@ -126,7 +128,7 @@ def test_quiet_leaves_the_lines_that_a_log_wants(start: Start) -> None:
     assert code == 0
     for word in (MARKS[0], "before and after ─", "exact calls: how often", "real tools", "─"):
         assert word not in said
-    wanted = "What: |On what: |How long: |step 0: held-out|step 1/1|step 1: held-out|done in "
+    wanted = "What: |On what: |How long: |step 0: held-out|step 1/1|step 1: held-out|done; "
     assert all(word in said for word in wanted.split("|"))
 
 
@@ -222,25 +224,19 @@ def talk(question: str, *, call: bool = True, result: bool = True) -> Conversati
     return Conversation((*messages, Message("user", "And?"), Message("model", "No.")))
 
 
+NO_VALUE = Message("model", calls=(ToolCall("get_time", {}),))
+
+
 def test_the_shown_row_is_whole_short_and_in_known_words() -> None:
     whole, half, none = talk("Time now?"), talk("T?", result=False), talk("T", call=False)
     assert pick_conversation([none, half, whole]).messages == whole.messages[:4]
     assert pick_conversation([none, half]) == first_exchange(half)
     longer = talk("What is the time now, please, in this city?")
     assert pick_conversation([longer, whole]) == first_exchange(whole)
+    empty = replace(whole, messages=(whole.messages[0], NO_VALUE, *whole.messages[2:]))
+    assert pick_conversation([empty, longer]) == first_exchange(longer)
     odd = talk("Zorb flim?")  # shorter, but of words that no other row has
     assert pick_conversation([odd, *[longer] * 3]) == first_exchange(longer)
-
-
-def test_a_result_in_the_words_of_its_tool_goes_first() -> None:
-    short, longer = talk("Time now?"), talk("What is the time now, please, in this city?")
-    tool = Tool("get_time", "The time in a city.", {})
-    apt = Message("tool", results=(ToolResult('{"time": "12:00"}'),))
-    messages = (*longer.messages[:2], apt, *longer.messages[3:])
-    telling = replace(longer, messages=messages, tools=(tool,))
-    strange = replace(telling, messages=longer.messages)
-    assert pick_conversation([short, telling]) == first_exchange(telling)
-    assert pick_conversation([short, strange]) == first_exchange(short)
 
 
 def test_marks_stand_where_the_colours_do() -> None:
@@ -376,7 +372,7 @@ def test_whoever_brings_rows_is_told_that_the_questions_are_not_about_them(
     finale.show(run, lambda: iter([(Trial("Q?", ()), [])]), console)
     said = " ".join(text_of(console).split())
     assert "before and after" in said and "question Q?" in said
-    for words in ("They are not about your tools: the same questions", "They are not your tools,"):
+    for words in ("The questions are not about your tools", "They are not your tools,"):
         assert (words in said) == bool(dataset)
 
 
@@ -416,11 +412,12 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     assert (
         "has never shown" not in said and "two calls" not in said
     )  # nothing of the kind was asked
-    assert "A model that never calls a tool" in " ".join(said.split())
+    assert "that would be 25% of these." in " ".join(said.split())
     assert "Only calls are judged, not the words of an answer." in " ".join(said.split())
     with_no_free = screen()
     finale.show_accuracy([line, line], with_no_free)
-    assert "free" not in text_of(with_no_free) and "someone else" not in said
+    plain = text_of(with_no_free)
+    assert "free" not in plain and "someone else" not in plain.lower()
     by_hand = {"overall": 0.5, "unseen": 0.2, "parallel": 0.0, "no_call": 0.75}
     counts = {"unseen": 30, "parallel": 10, "no_call": 20, "overall": 60}
     asked = {"questions_accuracy": by_hand | {"n": counts}}
@@ -429,10 +426,14 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     said = " ".join(text_of(console).split())
     assert "else's questions: one call" in said and "20% of 30" in said and "75% of 20" in said
     assert "Someone else's questions are plain English" in said
-    assert "25% of the first part and 33% of someone else's questions" in said
+    assert "25% of these and 33% of someone else's questions" in said
     assert "asked, to save time" not in said  # as many before as after
     fewer = line | {"tool_call_accuracy": before | {"n": n | {"overall": 2}}}
-    assert any("only 2 conversations" in s for s in finale.explain_accuracy(fewer, line))
+    assert any("only 2 of these were asked" in s for s in finale.explain_accuracy(fewer, line))
+    calls = line | {"tool_call_accuracy": before | {"seen": 0.5}}
+    assert not any("No call of the base" in s for s in finale.explain_accuracy(calls, line))
+    lossless = line | {"eval_loss": None}
+    assert not any("loss" in sentence for sentence in finale.explain_accuracy(line, lossless))
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,9 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     [
         ("I cannot.", "right", [], "after: right: no call"),
         ('{"name": "t"}', "right", [], f"after: right: {finale.OTHER_FORM}"),
-        ('{"name": "t"}', "no call", ["t()"], f"after: wrong ({finale.OTHER_FORM})"),
+        ('{\n "name": "t"}', "no call", ["t()"], f"after: wrong ({finale.OTHER_FORM})"),
+        ("t(x=1)", "no call", ["t()"], f"after: wrong ({finale.OTHER_FORM})"),
+        ("(none fits: sorry) I cannot {x}.", "right", [], "after: right: no call"),
         ("I cannot.", "no call", ["t()"], "after: wrong (no call is made)"),
         ("x", "right", ["t()"], "after: right"),
     ],

@@ -20,6 +20,7 @@ Line = dict[str, Any]
 RIGHT = "right"
 CUT_LINES = 2  # shown of a reply that ran to its limit, or repeats itself
 LOOP = re.compile(r"(\S.{1,60}?)\1{3,}", re.DOTALL)
+ALIKE = re.compile(r"""[{(]\s*["']?\w+["']?\s*[:=]""")  # a call in some other form
 STYLES = {"think": "dim italic", "tool_call": "cyan", "tool_response": "green", "answer": "bold"}
 LABELS = {"tool_call": "call", "tool_response": "result"}
 # What the kinds of the accuracy are, in the order of the table.
@@ -38,6 +39,7 @@ BY_HAND = {
     "overall": "all of them",
 }
 # What a verdict means where no call is due: the same word would puzzle.
+CALLS = ("seen", "unseen", "parallel")  # the kinds for which a call is due
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
 OTHER_FORM = "no call in the form that is taught"  # of a base that writes them otherwise
 
@@ -48,8 +50,8 @@ NO_RESULTS = (
 
 # Where a run has rows of its own.
 NOT_YOURS = (
-    "They are not about your tools: the same questions in every run show whether calling as such "
-    "was learned."
+    "The questions are not about your tools: being the same in every run, they show whether "
+    "calling as such was learned."
 )
 NOT_YOUR_TOOLS = "They are not your tools, of which rows hold only the descriptions."
 
@@ -98,7 +100,7 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
         "One of the program's own questions of each kind, about tools that training has never "
         "seen; whatever came out. "
         "Right is a reply with exactly the calls that are due, and none where none is due; its "
-        "thoughts and other words are not judged. How often that succeeds, the table below says.",
+        "thoughts and other words are not judged. How often replies are right, a table below says.",
         NOT_YOURS if has_own_rows else "",
     )
     for before, after in zip(asked[0], asked[-1], strict=True):
@@ -120,7 +122,7 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
 def _heading(title: str, reply: Line) -> Text:
     """A column's title with the mark of its reply."""
     verdict = reply["verdict"]
-    is_alike = '{"' in reply["reply"]
+    is_alike = bool(ALIKE.search(reply["reply"]))
     if verdict == RIGHT:  # a base that never calls is right here too, and it shows why
         why = "" if reply["due"] else f": {OTHER_FORM if is_alike else 'no call'}"
         return Text(f"{title}: right{why}", style="bold green")
@@ -169,7 +171,8 @@ def show_accuracy(lines: list[Line], console: Console) -> None:
         for kind, words in BY_HAND.items():
             shares = [share(line.get("questions_accuracy"), kind) for line in columns.values()]
             style = "bold" if kind == "overall" else ""
-            table.add_row(f"someone else's questions: {words}", *shares, style=style)
+            if any(shares):
+                table.add_row(f"someone else's questions: {words}", *shares, style=style)
     console.print(table)
     for sentence in explain_accuracy(first, last):
         console.print(sentence)
@@ -181,14 +184,17 @@ def explain_accuracy(first: Line, last: Line) -> list[str]:
     sentences = [
         "Each is a share of conversations that are not trained on: the first reply counts if every "
         "call in it has the right name and exactly the right values, with none too many or "
-        "missing. Only calls are judged, not the words of an answer. Held-out "
-        f"loss {first['eval_loss']:.3f} before, {last['eval_loss']:.3f} after: how surprising the "
-        "right words are to the model, 0 would be not at all."
+        "missing. Only calls are judged, not the words of an answer."
     ]
-    if before["n"]["overall"] < after["n"]["overall"]:
+    losses = [line["eval_loss"] for line in (first, last)]
+    if None not in losses:
         sentences.append(
-            f"Before training only {before['n']['overall']} conversations were asked, to save time."
+            f"Held-out loss {losses[0]:.3f} before, {losses[1]:.3f} after: how surprising the "
+            "right words are to the model, 0 would be not at all."
         )
+    if before["n"]["overall"] < after["n"]["overall"]:
+        count = before["n"]["overall"]
+        sentences.append(f"Before training only {count} of these were asked, to save time.")
     by_hand = last.get("questions_accuracy")
     if by_hand:
         sentences.append(
@@ -201,18 +207,21 @@ def explain_accuracy(first: Line, last: Line) -> list[str]:
             "free is the model without that help (infer.py --free)."
         )
     # Without a word on it 100% of the last kind would look like something learned before.
-    if before["no_call"] and not any(before[kind] for kind in ("seen", "unseen", "parallel")):
-        never = " and ".join(
-            f"{100 * part['n']['no_call'] / part['n']['overall']:.0f}% of {what}"
-            for part, what in ((after, "the first part"), (by_hand, "someone else's questions"))
-            if part
-        )
+    if not any(before[kind] for kind in CALLS) and any(before["n"][kind] for kind in CALLS):
+        shares = [f"{share_due_none(after):.0f}% of these"]
+        if by_hand:
+            shares.append(f"{share_due_none(by_hand):.0f}% of someone else's questions")
         sentences.append(
-            f"A model that never calls a tool is right where none is due: that would be {never}. "
-            "The base is one: what it writes is no call in the form that is taught, and a reply "
-            "without an end is wrong."
+            "No call of the base was right. A model that never calls is right where none is due: "
+            f"that would be {' and '.join(shares)}. A reply without an end is wrong there too."
         )
     return sentences
+
+
+def share_due_none(accuracy: Line) -> float:
+    """The percentage of questions for which no call is due."""
+    counts: dict[str, int] = accuracy["n"]
+    return 100 * counts["no_call"] / max(1, counts["overall"])
 
 
 def share(accuracy: Line | None, kind: str) -> str:

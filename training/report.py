@@ -121,8 +121,8 @@ def describe_end(output: Path, dataset: list[str] | None, seconds: float) -> str
     if dataset:
         question = "--tools FILE.py, a file whose functions are the tools that your rows are about"
     return (
-        f"done in {in_words(seconds)}: adapter in {output}, its curve in {output / PICTURE}; "
-        f"try: python infer.py --adapter {output} {question}"
+        f"done; this took {in_words(seconds)}: adapter in {output}, its curve in "
+        f"{output / PICTURE}; try: python infer.py --adapter {output} {question}"
     )
 
 

@@ -13,15 +13,13 @@ KNOWN_ROWS = 3
 # Each rare word weighs as much as so many characters more to read.
 RARE_COST = 60
 WORD = re.compile(r"[^\W\d_]{2,}")
-KEY = re.compile(r'"([^"\W\d_]{2,})":')  # of a result
 
 
 def pick_conversation(rows: Sequence[Conversation]) -> Conversation:
     """The first exchange of the row that shows best what training teaches.
 
     One with a call, its result and an answer goes before one with a call alone, and that before
-    others; the most telling is a result in the words of its tool. Among equals the shortest, where
-    rare words count as length.
+    others; best is a call with a value. Among equals the shortest, rare words counting as length.
     """
     exchanges = [first_exchange(row) for row in rows[:MOST_READ]]
     spoken = [_words(exchange) for exchange in exchanges]
@@ -45,23 +43,12 @@ def first_exchange(row: Conversation) -> Conversation:
 
 
 def completeness(exchange: Conversation) -> int:
-    """3: a call, a result in its tool's words and an answer; 2: any result; 1: a call; 0: none."""
+    """3: a call with a value, its result and an answer; 2: without a value; 1: a call; 0: none."""
     has_call = any(message.calls for message in exchange.messages)
     has_result = any(message.results for message in exchange.messages)
     is_answered = has_call and has_result and not exchange.messages[-1].calls
-    return 2 + _suits(exchange) if is_answered else int(has_call)
-
-
-def _suits(exchange: Conversation) -> bool:
-    """Whether each result names something that the tools' names or descriptions do."""
-    texts = [f"{tool.name} {tool.description}" for tool in exchange.tools]
-    told = {word.lower() for text in texts for word in WORD.findall(text.replace("_", " "))}
-    keys = [
-        {key.lower() for key in KEY.findall(result.content)}
-        for message in exchange.messages
-        for result in message.results
-    ]
-    return all(found & told for found in keys)
+    has_value = any(call.arguments for message in exchange.messages for call in message.calls)
+    return 2 + has_value if is_answered else int(has_call)
 
 
 def _words(exchange: Conversation) -> set[str]:

@@ -93,7 +93,7 @@ def twice_problems(text: str, known: set[str], required: set[str]) -> Iterator[s
     if lacking := required - slots:
         yield f"{text!r}: lacks the required {', '.join(sorted(lacking))}"
     head, *tails = text.split("|")
-    late = {name for name in again if f"{{{name}}}" not in text or f"{{{name}{AGAIN}}}" in head}
+    late = {name for name in again if f"{{{name}}}" not in head or f"{{{name}{AGAIN}}}" in head}
     if not again or late or len(tails) != 1 or not tails[0].strip():
         yield f"{text!r}: expected {{argument}}, one | and after it {{argument{AGAIN}}}"
 
@@ -103,9 +103,14 @@ def more_problems(line: Any, tools: dict[str, Any]) -> Iterator[str]:
     yield from (found := list(key_problems(line, MORE)))
     if found:
         return
-    if line["name"] not in tools:
+    if not isinstance(line["name"], str) or line["name"] not in tools:
         yield "no tool of the file has this name"
         return
+    for key in ("remarks", "questions", "twice", "asks"):
+        kind = dict if key == "asks" else str
+        if not isinstance(line[key], list) or any(type(one) is not kind for one in line[key]):
+            yield f"{key}: expected a list of {'objects' if kind is dict else 'texts'}"
+            return
     schema = tools[line["name"]]["parameters"]
     known, required = set(schema.get("properties", {})), set(schema.get("required", []))
     for text in line["remarks"] + line["questions"]:
@@ -169,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         if file.name.endswith(FURTHER):
             about = file.with_name(file.name.removesuffix(FURTHER) + ".jsonl").read_text("utf-8")
             tools = {tool["name"]: tool for tool in map(json.loads, about.splitlines())}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         parser.error(f"{file}: expected a file of tools in UTF-8: {error}")
     counts: Counter[str] = Counter()
     problems = list(file_problems(lines, counts, tools))

@@ -41,7 +41,6 @@ HELD = Recipe(
     options=True,
     bare=True,
     keyed=True,
-    marked=True,
     talk=("talk2",),
     frames=("frames2",),
     joins=("joins2",),
@@ -74,15 +73,17 @@ def gate(
     rows: int,
     length: int,
     lists: int = 20,
+    marked: bool = False,
 ) -> dict[str, float]:
     """Shares of messages without a mistake, by kind on what is held out.
 
     "known_one" is one call on the styles `trained`. `rows` and `length` are those of training: the
-    blocks are compiled for them.
+    blocks are compiled for them. `marked` is that of the recipe that was trained on.
     """
     scores: dict[str, float] = {}
-    known = replace(HELD, styles=trained, held=False)
-    asked = [(kind, kind, HELD) for kind in KINDS] + [("known_one", "one", known)]
+    held = replace(HELD, marked=marked)
+    known = replace(held, styles=trained, held=False)
+    asked = [(kind, kind, held) for kind in KINDS] + [("known_one", "one", known)]
     for name, kind, recipe in asked:
         found = list(packs(tokenizer, gate_documents(kind, recipe, lists), length))
         hits: dict[str, list[bool]] = {}

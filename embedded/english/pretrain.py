@@ -174,8 +174,8 @@ def begin(stage: Stage, before: Path, folder: Path) -> Path:
 
 def measure(base: Gemma2, tokenizer: Tokenizer, stage: Stage, *, lists: int) -> dict[str, float]:
     """The gate in the shape of a training batch, for which the blocks are compiled already."""
-    styles = stage.recipe.styles
-    return gate(base, tokenizer, styles, rows=ROWS, length=LENGTH, lists=lists)
+    styles, marked = stage.recipe.styles, stage.recipe.marked
+    return gate(base, tokenizer, styles, rows=ROWS, length=LENGTH, lists=lists, marked=marked)
 
 
 def record(stage: Stage, before: Path, state: State, scores: dict[str, float]) -> dict[str, object]:

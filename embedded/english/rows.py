@@ -19,9 +19,10 @@ from typing import Any
 from embedded.english.gate import HELD
 from embedded.english.generate.corpus import HELD_OUT, tools
 from embedded.english.generate.entries import Entry, choose_tools, new_entries
+from embedded.english.generate.messages import Wish
 from embedded.english.generate.pairs import ask_two
 from embedded.english.generate.recipe import Recipe
-from embedded.english.generate.results import made_up_result, say
+from embedded.english.generate.results import say, telling_result
 from embedded.english.generate.sheets import Layout, Record
 from embedded.english.generate.thoughts import END, MODEL, Asked, Page, Segment, calls
 from embedded.english.generate.turns import ask_one, missing_turn, observe, talk_turn, unfit_turn
@@ -55,7 +56,7 @@ ODD = re.compile(
     r"\b[Aa] (?!is\b)(?=[aeio]|u[^aeiou][^aeiou]|(?:guests|people|days|minutes|children)\b)"
     r"|\b(and|the|a|to|of|with|for|in|is) \1\b|  | [,.;:?!](?= |$)|\\"
 )
-RESULTS = 0.4  # of the calls have one
+RESULTS = 0.7  # of the calls for which there is one that makes sense
 MOST_TOLD = 3  # fields that a sentence names one by one
 SCHEMAS = 0.25  # of the rows show their tools as complete JSON schemas
 
@@ -136,18 +137,21 @@ def _refusal(segments: list[Segment]) -> list[Message]:
     ]
 
 
-def _told(page: Page, asked: Asked) -> list[tuple[Any, str]]:
-    """What each of the tools gave back, and a sentence for it by rule: hand-written sentences are
-    each put in another way, and a small model blends them.
-    """
-    told = []
-    for entry, wish, _ in asked.wishes:
-        found = observe(page.rng, entry, wish, asked.lowered) if entry.tool.outcomes else None
-        if found and _can_be_told(found[0]):
-            told.append((found[0], say(found[0])))
-        else:
-            told.append(made_up_result(page.rng, entry))
-    return told
+def _results(page: Page, asked: Asked) -> list[dict[str, Any]]:
+    """What each of the tools gave back; [] where one's is not known."""
+    found = [_result(page.rng, entry, wish, asked.lowered) for entry, wish, _ in asked.wishes]
+    return [result for result in found if result] if all(found) else []
+
+
+def _result(rng: Random, entry: Entry, wish: Wish, lowered: bool) -> dict[str, Any] | None:
+    """A hand-written one, or one that the words of the tool's name tell."""
+    observed = observe(rng, entry, wish, lowered) if entry.tool.outcomes else None
+    if observed and _can_be_told(observed[0]):
+        result: dict[str, Any] = observed[0]
+        return result
+    told = telling_result(rng, entry.tool)
+    # Most tools do something, and their one answer would drown the others.
+    return None if told and "status" in told and rng.random() < 0.6 else told
 
 
 def _can_be_told(result: dict[str, Any]) -> bool:
@@ -162,11 +166,12 @@ def _served(page: Page, asked: Asked) -> list[Message]:
         {"role": "human", "content": asked.text},
         {"role": "model", "content": _thinking(calls(page, asked))},
     ]
-    if page.rng.random() < RESULTS:
-        told = _told(page, asked)
-        results = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r, _ in told)
-        messages.append({"role": "tool", "content": results})
-        messages.append({"role": "model", "content": " ".join(answer for _, answer in told)})
+    results = _results(page, asked) if page.rng.random() < RESULTS else []
+    if results:
+        shown = "\n".join(f"<tool_response>\n{compact(r)}\n</tool_response>" for r in results)
+        messages.append({"role": "tool", "content": shown})
+        # By rule: hand-written sentences are each put in another way, a small model blends them.
+        messages.append({"role": "model", "content": " ".join(map(say, results))})
     return messages
 
 
@@ -229,7 +234,7 @@ def is_odd(message: Message) -> bool:
 
 TRAIN = replace(DONE, sizes=(1, 2, 2, 3, 3, 4, 4, 5, 6), listed=0.6, own=0.6)
 # As plain as what people ask; the two other held-out styles are for the gate alone.
-APART = replace(HELD, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, own=0.6)
+APART = replace(HELD, marked=True, styles=("apart",), sizes=TRAIN.sizes, listed=0.6, own=0.6)
 
 
 def training_rows(seed: int, count: int = NUM_TRAIN) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from random import Random
 
-from embedded.english.generate.corpus import Scalar, pool
+from embedded.english.generate.corpus import Scalar, Tool, pool
 from embedded.english.generate.entries import Entry, split_name, spoken, styled
 from embedded.english.generate.values import MONTHS, person, place
 
@@ -82,3 +82,37 @@ USUAL: dict[str, Callable[[Random], Scalar]] = {
     "name": person,
     "number": lambda rng: f"{rng.choice('ABCDEFGHK')}-{rng.randint(100, 9999)}",
 }
+
+
+# The nouns of a tool's name that tell what it gives back, by the usual field that is like it.
+TOLD = {
+    "price": "price cost fee fare balance rate bill tax tip salary refund quote discount budget",
+    "time": "time times departure arrival sunrise sunset bedtime hours",
+    "date": "birthday deadline holiday expiry due",
+    "count": "count score points calories steps stock seats",
+    "name": "owner author contact teacher doctor manager winner customer employee host",
+    "place": "address location station restaurant restaurants shop shops hotel hotels place office",
+    "number": "number code id reference ticket serial",
+}
+GIVES = {noun: field for field, nouns in TOLD.items() for noun in nouns.split()}
+# What is done and not asked for: to these a function answers that it is done.
+ACTIONS = frozenset(
+    "add apply approve archive assign block book buy call cancel change clear close create delete "
+    "disable donate enable enroll exchange extend file forward grant hide install join leave log "
+    "mark merge move mute open order pause pay play post print publish refund register remove "
+    "rename renew rent reorder reply report request reschedule reserve reset restart restore "
+    "return revoke save schedule send set share sign snooze start stop submit swap switch transfer "
+    "unlock unsubscribe update upgrade upload".split()
+)
+
+
+def telling_result(rng: Random, tool: Tool) -> dict[str, Scalar] | None:
+    """What a tool of this name could give back: that it is done, at times with a number, or a value
+    of the kind that a word of the name tells; None where none does.
+    """
+    words = split_name(tool.name)
+    if not ACTIONS.isdisjoint(words):
+        number = {"number": USUAL["number"](rng)} if rng.random() < 0.5 else {}
+        return {"status": rng.choice(("done", "confirmed", "ok")), **number}
+    told = [word for word in words if word in GIVES]
+    return {told[-1]: USUAL[GIVES[told[-1]]](rng)} if told else None

@@ -133,7 +133,7 @@ def unfit_turn(page: Page) -> list[Segment]:
     rng = page.rng
     if rng.random() < 0.5:
         near = _near_miss(page)
-        if near:
+        if near:  # any tool: a text without values is all that counts of this wish
             wish = Wish(page.entries[0].tool, [(near, False)], {})
             return _refused(page, wish, False)
     for _ in range(20):
