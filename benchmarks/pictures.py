@@ -30,7 +30,7 @@ from data.schema import parse_row
 from data.tokenizer import Tokenizer
 from lora.layer import LoRALinear
 from model.attention import attention_mask
-from training.finale import KINDS, RIGHT, VERDICTS
+from training.finale import KINDS, RIGHT, describe_verdict
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -280,7 +280,7 @@ def draw_replies(path: Path) -> None:
             *wrap("due: " + (", ".join(old["due"]) or "no call"), 32),
         ]
         texts = [reply_lines(r) for r in (old, new)]
-        verdicts = [r["verdict"] for r in (old, new)]
+        verdicts = [describe_verdict(r) for r in (old, new)]
         size = max(len(question), *(len(text) + 1 for text in texts)) + 0.8
         cells.append((height, question, texts, verdicts))
         height += size
@@ -295,9 +295,8 @@ def draw_replies(path: Path) -> None:
         axis.axhline(top - 0.2, color="#d0d7de", lw=0.8)
         axis.text(0, top, "\n".join(question), **style)
         for left, text, verdict in zip((30, 69), texts, verdicts, strict=True):
-            is_right = verdict == RIGHT
-            word = "right" if is_right else f"wrong ({VERDICTS.get(verdict, verdict)})"
-            axis.text(left, top, word, color=GREEN if is_right else RED, weight="bold", **style)
+            color = GREEN if verdict.startswith(RIGHT) else RED
+            axis.text(left, top, verdict, color=color, weight="bold", **style)
             axis.text(
                 left, top + 1, "\n".join(text), family="monospace", **style | {"fontsize": 8.6}
             )

@@ -121,14 +121,18 @@ def show_replies(lines: list[Line], console: Console, *, has_own_rows: bool = Fa
 
 def _heading(title: str, reply: Line) -> Text:
     """A column's title with the mark of its reply."""
+    style = "bold green" if reply["verdict"] == RIGHT else "bold red"
+    return Text(f"{title}: {describe_verdict(reply)}", style=style)
+
+
+def describe_verdict(reply: Line) -> str:
+    """A reply's mark in words: right, right: no call, wrong (other arguments)."""
     verdict = reply["verdict"]
     is_alike = bool(ALIKE.search(reply["reply"]))
     if verdict == RIGHT:  # a base that never calls is right here too, and it shows why
-        why = "" if reply["due"] else f": {OTHER_FORM if is_alike else 'no call'}"
-        return Text(f"{title}: right{why}", style="bold green")
+        return "right" + ("" if reply["due"] else f": {OTHER_FORM if is_alike else 'no call'}")
     is_other = verdict == "no call" and is_alike
-    shown = OTHER_FORM if is_other else VERDICTS.get(verdict, verdict)
-    return Text(f"{title}: wrong ({shown})", style="bold red")
+    return f"wrong ({OTHER_FORM if is_other else VERDICTS.get(verdict, verdict)})"
 
 
 def _shortened(reply: Line, width: int, console: Console) -> Text:
