@@ -222,7 +222,7 @@ def test_check_says_what_a_run_needs_and_writes_nothing(
     assert "a.jsonl:13: expected a list of messages" in said and "all of them are in" not in said
     assert said.count("What time is it in") == 2  # two rows with their masks
     assert len(set(re.findall(r"What time is it in (\w+)", said))) == 2  # not one of them twice
-    assert "which 50 steps of 1 pack show about" in said
+    assert "which 50 steps show about" in said
     assert re.search(r"check: these steps are \d+\.?\d* passes over the rows", said)
     assert "a share of fewer than 20 says little" in said
     assert "check: 50 steps of" in said and "take about" in said and "GB of memory" in said
