@@ -249,14 +249,19 @@ def test_marks_stand_where_the_colours_do() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_the_legend_names_colours_only_where_there_are_some(is_terminal: bool) -> None:
+def test_the_legend_names_colours_and_made_up_results_only_where_there_are_some(
+    is_terminal: bool,
+) -> None:
     tokenizer = Tokenizer.from_pretrained(EMBEDDED_ROWS.parent / "weights")
     example = render(talk("Time now?"), tokenizer)
-    run: Any = SimpleNamespace(data=SimpleNamespace(sample=example, tokenizer=tokenizer))
+    args = SimpleNamespace(dataset=["a"] if is_terminal else None)
+    data = SimpleNamespace(sample=example, tokenizer=tokenizer)
+    run: Any = SimpleNamespace(args=args, data=data)
     console = screen(force_terminal=is_terminal, color_system="standard" if is_terminal else None)
     opening.show_conversation(run, console)
     assert ("\x1b[1;32mgreen" in text_of(console)) == is_terminal
     assert text_of(console).count(MARKS[0]) == (0 if is_terminal else 4)  # one in the legend
+    assert ("result is made up" in " ".join(text_of(console).split())) != is_terminal
 
 
 # --------------------------------------------------------------------------------------- the bars
@@ -429,7 +434,7 @@ def test_the_table_has_a_column_for_each_way_of_asking() -> None:
     assert "25% of these and 33% of someone else's questions" in said
     assert "asked, to save time" not in said  # as many before as after
     fewer = line | {"tool_call_accuracy": before | {"n": n | {"overall": 2}}}
-    assert any("only 2 of these were asked" in s for s in finale.explain_accuracy(fewer, line))
+    assert any("only 2 of the 4 were asked" in s for s in finale.explain_accuracy(fewer, line))
     calls = line | {"tool_call_accuracy": before | {"seen": 0.5}}
     assert not any("No call of the base" in s for s in finale.explain_accuracy(calls, line))
     lossless = line | {"eval_loss": None}

@@ -41,7 +41,7 @@ BY_HAND = {
 # What a verdict means where no call is due: the same word would puzzle.
 CALLS = ("seen", "unseen", "parallel")  # the kinds for which a call is due
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
-OTHER_FORM = "no call in the form that is taught"  # of a base that writes them otherwise
+OTHER_FORM = "a call in another form is none"  # of a base that writes them otherwise
 
 NO_RESULTS = (
     "The rows hold no results of tools, so answering from one was not learned; the adapter was not "
@@ -197,8 +197,10 @@ def explain_accuracy(first: Line, last: Line) -> list[str]:
             "right words are to the model, 0 would be not at all."
         )
     if before["n"]["overall"] < after["n"]["overall"]:
-        count = before["n"]["overall"]
-        sentences.append(f"Before training only {count} of these were asked, to save time.")
+        asked, all_of_them = before["n"]["overall"], after["n"]["overall"]
+        sentences.append(
+            f"Before training only {asked} of the {all_of_them} were asked, to save time."
+        )
     by_hand = last.get("questions_accuracy")
     if by_hand:
         sentences.append(
@@ -246,8 +248,10 @@ def show_trials(trials: Trials, console: Console, *, has_own_rows: bool = False)
     """The model answers with real Python tools, event by event, each question marked at its end."""
     console.rule("the adapter in use", align="left")
     console.print(
-        "Python functions that training has never seen: the model writes a call, the program runs "
-        "it, and the model answers from what came back." + f" {NOT_YOUR_TOOLS}" * has_own_rows
+        "Easy questions about Python functions that training has never seen: the model writes a "
+        "call, the program runs it, and the model answers from what came back."
+        + f" {NOT_YOUR_TOOLS}"
+        * has_own_rows
     )
     for trial, answering in trials():
         console.print(Text.assemble(("\nquestion ", "bold"), trial.question))

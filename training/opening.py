@@ -124,7 +124,7 @@ def describe_time(run: dict[str, Any]) -> str:
     if run["seconds_per_step"] is None:
         return f"How long: {work}; --check times some at its end ({run['device']})."
     # What a test takes depends on when replies end: the first one is timed as a whole.
-    tests = ", and a test before and after" if run["data"]["held_out_rows"] else ""
+    tests = "; a test before and one after come on top" if run["data"]["held_out_rows"] else ""
     took = in_words(run["seconds_per_step"] * steps)
     return f"How long: {took} on this machine ({run['device']}; just measured) for {work}{tests}."
 
@@ -189,6 +189,8 @@ def show_conversation(run: Run, console: Console) -> None:
     """One conversation of the training rows, with what is learned in colour or between marks."""
     marked = not has_colour(console)
     title = "\nOne of these conversations, up to its first answer. "
+    if not run.args.dataset:
+        title += "Its tool's result is made up. "
     console.print(Text.assemble(title, legend(marked), "\n"))
     console.print(mask_text(run.data.sample, run.data.tokenizer, marked=marked))
 
