@@ -46,7 +46,7 @@ def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer) -> None:
 def test_the_gate_scores_every_kind(tokenizer: Tokenizer) -> None:
     base = new_model(0, torch.float32)
     see_branches(base)
-    scores = gate(base, tokenizer, ("travel",), rows=1, length=512, lists=4)
+    scores = gate(base, tokenizer, Recipe(("travel",)), rows=1, length=512, lists=4)
     kinds = ("one", "two", "talk", "unfit", "missing", "known_one")
     assert {f"{kind}_whole" for kind in kinds} | {"one_fill", "missing_lack"} <= set(scores)
     assert all(0.0 <= value <= 1.0 for value in scores.values())

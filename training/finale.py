@@ -38,10 +38,10 @@ BY_HAND = {
     "no_call": "no call",
     "overall": "all of them",
 }
-# What a verdict means where no call is due: the same word would puzzle.
 CALLS = ("seen", "unseen", "parallel")  # the kinds for which a call is due
+# What a verdict means where no call is due: the same word would puzzle.
 VERDICTS = {"no call": "no call is made", "cut": "never comes to an end", "empty": "empty"}
-OTHER_FORM = "a call in another form is none"  # of a base that writes them otherwise
+OTHER_FORM = "calls in another form do not count"  # of a base that writes them otherwise
 
 NO_RESULTS = (
     "The rows hold no results of tools, so answering from one was not learned; the adapter was not "
@@ -249,9 +249,8 @@ def show_trials(trials: Trials, console: Console, *, has_own_rows: bool = False)
     console.rule("the adapter in use", align="left")
     console.print(
         "Easy questions about Python functions that training has never seen: the model writes a "
-        "call, the program runs it, and the model answers from what came back."
-        + f" {NOT_YOUR_TOOLS}"
-        * has_own_rows
+        "call, the program runs it, and the model answers from what came back.",
+        NOT_YOUR_TOOLS if has_own_rows else "",
     )
     for trial, answering in trials():
         console.print(Text.assemble(("\nquestion ", "bold"), trial.question))

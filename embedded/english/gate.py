@@ -68,21 +68,21 @@ def _first_turn(branch: list[Segment]) -> list[Segment]:
 def gate(
     base: Gemma2,
     tokenizer: Tokenizer,
-    trained: tuple[str, ...],
+    trained: Recipe,
     *,
     rows: int,
     length: int,
     lists: int = 20,
-    marked: bool = False,
 ) -> dict[str, float]:
     """Shares of messages without a mistake, by kind on what is held out.
 
-    "known_one" is one call on the styles `trained`. `rows` and `length` are those of training: the
-    blocks are compiled for them. `marked` is that of the recipe that was trained on.
+    "known_one" is one call on the styles of the recipe `trained`, in whose form all are asked what
+    is missing. `rows` and `length` are those of training: the
+    blocks are compiled for them.
     """
     scores: dict[str, float] = {}
-    held = replace(HELD, marked=marked)
-    known = replace(held, styles=trained, held=False)
+    held = replace(HELD, marked=trained.marked)
+    known = replace(held, styles=trained.styles, held=False)
     asked = [(kind, kind, held) for kind in KINDS] + [("known_one", "one", known)]
     for name, kind, recipe in asked:
         found = list(packs(tokenizer, gate_documents(kind, recipe, lists), length))

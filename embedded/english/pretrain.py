@@ -174,8 +174,7 @@ def begin(stage: Stage, before: Path, folder: Path) -> Path:
 
 def measure(base: Gemma2, tokenizer: Tokenizer, stage: Stage, *, lists: int) -> dict[str, float]:
     """The gate in the shape of a training batch, for which the blocks are compiled already."""
-    styles, marked = stage.recipe.styles, stage.recipe.marked
-    return gate(base, tokenizer, styles, rows=ROWS, length=LENGTH, lists=lists, marked=marked)
+    return gate(base, tokenizer, stage.recipe, rows=ROWS, length=LENGTH, lists=lists)
 
 
 def record(stage: Stage, before: Path, state: State, scores: dict[str, float]) -> dict[str, object]:
