@@ -16,7 +16,7 @@ from typing import Any
 from agent.guides import CallRule, guide_for
 from common.atomic import write_text
 from data.chat import Reply, parse_reply, render, render_prompt
-from data.conversation import Conversation, Message, ToolCall
+from data.conversation import Conversation, Message, ToolCall, ask_to_think
 from data.dataset import load_conversations
 from data.reports import first_lines
 from data.tokenizer import Tokenizer
@@ -189,6 +189,10 @@ def score_every_reply(
         if message.role == "model" and message.trained
     ]
     questions = [dataclasses.replace(row, messages=row.messages[:turn]) for row, turn in asked]
+    # Rows without thoughts do not ask for any. A model that has learned to think first is asked to,
+    # as an agent asks it: unasked it writes what it was never trained to write.
+    if tokenizer.prompt and tokenizer.prompt.asks_to_think:
+        questions = [ask_to_think(row) if row.tools else row for row in questions]
     written = write_replies(model, tokenizer, questions, max_new_tokens, rule=rule)
     accuracy, lines = Accuracy(), []
     for (conversation, turn), ids in zip(asked, written, strict=True):

@@ -5,7 +5,7 @@ return them too.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["user", "model", "tool"]
@@ -98,6 +98,11 @@ class SystemPrompt:
     after: str = ""
     shape: Shape = "openai"
 
+    @property
+    def asks_to_think(self) -> bool:
+        """Whether it asks for thinking before a call."""
+        return THINK_REQUEST in self.before + self.after
+
 
 # No literal tag in this wording: a tag in a system text becomes the control token (see
 # `chat._system`), which would open a call inside the prompt. Only THINK_REQUEST, which is added
@@ -135,3 +140,14 @@ class Conversation:
         """Names of all tools that are offered or called."""
         called = {call.name for message in self.messages for call in message.calls}
         return frozenset({tool.name for tool in self.tools} | called)
+
+
+def ask_to_think(conversation: Conversation) -> Conversation:
+    """The conversation with a system text that asks for thinking, behind the tools if any."""
+    prompt, system = conversation.prompt, conversation.system
+    if THINK_REQUEST in system or (prompt and prompt.asks_to_think):
+        return conversation
+    if prompt:
+        prompt = replace(prompt, after=f"{prompt.after}\n{THINK_REQUEST}")
+        return replace(conversation, prompt=prompt)
+    return replace(conversation, system=f"{system}\n{THINK_REQUEST}".lstrip())

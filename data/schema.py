@@ -16,12 +16,12 @@ from typing import Any
 from data.api_calls import read_api_calls
 from data.conversation import (
     DEFAULT_PROMPT,
-    THINK_REQUEST,
     Conversation,
     Message,
     SystemPrompt,
     Tool,
     ToolCall,
+    ask_to_think,
 )
 from data.forms.chats import anthropic, mistral, openai, sharegpt, smolagents
 from data.forms.plain import Form, PlainRow, explain_columns
@@ -271,18 +271,14 @@ class _Reader:
             self.complain(problem)
         if self.problems:
             raise ValueError("\n".join(self.problems))
-        # Where a turn thinks and the system text does not ask for it yet, it asks from now on: the
-        # model learns to think when asked, and only then
-        system, prompt = self.system, self.prompt
-        said = system + (prompt.before + prompt.after if prompt else "")
-        if THINK_REQUEST not in said and any(message.thinking for message in messages):
-            if prompt:
-                prompt = dataclasses.replace(prompt, after=f"{prompt.after}\n{THINK_REQUEST}")
-            else:
-                system = f"{system}\n{THINK_REQUEST}".lstrip()
         names = tuple(self.repairs + repairs)
-        conversation = Conversation(messages, self.tools, prompt, system, self.where, names)
-        return dataclasses.replace(conversation, held_out=True) if is_held_out else conversation
+        conversation = Conversation(
+            messages, self.tools, self.prompt, self.system, self.where, names, held_out=is_held_out
+        )
+        # Where a turn thinks, the system text asks for it: the model learns to think when asked,
+        # and only then
+        thinks = any(message.thinking for message in messages)
+        return ask_to_think(conversation) if thinks else conversation
 
 
 def _read_model(

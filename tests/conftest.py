@@ -1,6 +1,8 @@
 """What several test files share: a fixed seed, few threads, and small random models whose every
 weight matters."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from builders import time_rows
+from builders import TOKENIZER, make_adapter, time_rows
+from scripted import LIMIT, TOOLS, Ask, Say, Script
 from torch import Tensor, nn
 
+import infer
 import train
+from agent import agent as loop
 from benchmarks.small_run import SmallRun
 from benchmarks.timing import write_rows
-from benchmarks.tiny_base import write_tiny_base
+from benchmarks.tiny_base import tiny_config, write_tiny_base
 from common.products import use_products
+from data.tokenizer import Tokenizer
 from model.config import Gemma2Config
+from model.loader import save_gemma2
 from model.transformer import Gemma2
 
 # Every size differs from every other one, head_dim is not hidden / heads, and the window is shorter
@@ -175,3 +182,61 @@ def truth(small: SmallRun) -> Path:
     folder = small.folder / "truth"
     assert train.main(small.flags(folder)) == 0
     return folder
+
+
+# An agent whose replies are written (scripted.py).
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny_config(2048, max_position_embeddings=LIMIT, sliding_window=64, eos_token_id=1)
+    model = Gemma2(config)
+    randomize(model)
+    save_gemma2(model, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(base, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    path = tmp_path / "my_tools.py"
+    path.write_text(TOOLS)
+    return path
+
+
+@pytest.fixture
+def say(base: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """say(reply, ...): what the model writes; the last reply repeats for ever."""
+
+    def install(*replies: str) -> Script:
+        script = Script(Tokenizer.from_pretrained(base), replies)
+        monkeypatch.setattr(loop, "decode", script)
+        return script
+
+    return install
+
+
+@pytest.fixture
+def ask(base: Path, tools: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """ask(question, *flags) -> exit code, [(type, content), ...], stderr."""
+
+    def run(
+        question: str = "Hi", *flags: str, with_tools: bool = True
+    ) -> tuple[int, list[tuple[str, Any]], str]:
+        given = ["--tools", str(tools)] if with_tools else []
+        code = infer.main(["--model", str(base), "--prompt", question, "--json", *given, *flags])
+        out, err = capsys.readouterr()
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert all(set(line) == {"type", "content"} for line in lines)
+        assert {line["type"] for line in lines} <= {"think", "tool_call", "tool_response", "answer"}
+        assert "Traceback" not in err
+        return code, [(line["type"], line["content"]) for line in lines], err
+
+    return run
