@@ -1,10 +1,10 @@
-"""Names that cannot be misspelt: which bytes may follow while a model writes a call.
+"""Names that cannot be misspelt or left out: which bytes may follow while a model writes a call.
 
 A scanner of lenient JSON, byte by byte. It forbids as little as it can: between a tool's name and
 the names of its arguments a model writes what it likes, so that values stay its own, and one that
-spells every name right is never stopped. What it does forbid are the spellings of a name or a key
-that would hide it from a scanner (an escape, a comment, two strings side by side) although
-`data/lenient_json.py` might read them.
+spells every name right, and forgets no required one, is never stopped. What it does forbid are the
+spellings of a name or a key that would hide it from a scanner (an escape, a comment, two strings
+side by side) although `data/lenient_json.py` might read them.
 
 Tokens are longer than bytes: `agent/vocabulary.py` finds those whose bytes all pass.
 """
@@ -66,10 +66,14 @@ class CallNames:
         self.names = [spell(tool.name) for tool in tools]
         # None for a tool whose schema takes arguments that it does not name
         self.arguments: list[frozenset[bytes] | None] = []
+        self.required: list[frozenset[bytes]] = []
         for tool in tools:
             known = frozenset(map(spell, tool.parameters.get("properties") or ()))
             is_open = bool(tool.parameters.get("additionalProperties"))
             self.arguments.append(None if is_open else known)
+            # Without these no call of the tool can be run; of an open one not every key is seen
+            needed = frozenset() if is_open else known.intersection(map(spell, tool.required))
+            self.required.append(needed)
         self.start = State("outside", "", frozenset(range(len(tools))))
 
     def feed(self, state: State, data: bytes) -> State | None:
@@ -87,6 +91,25 @@ class CallNames:
             return {self.names[tool] for tool in state.tools}
         known = {name for tool in state.tools for name in self.arguments[tool] or ()}
         return known - state.used
+
+    def lacks(self, state: State) -> bool:
+        """Whether a call has begun that cannot end yet: a required argument has still to come."""
+        return "c" in state.brackets and state.mode != "string" and not self._complete(state)
+
+    def early_end(self, state: State, data: bytes) -> bytes | None:
+        """What these bytes write before they end a call that lacks an argument; None if they do
+        not.
+        """
+        for place, byte in enumerate(data):
+            after = self._step(state, byte)
+            if after is None:
+                return data[:place] if byte in CLOSING and self.lacks(state) else None
+            state = after
+        return None
+
+    def _complete(self, state: State) -> frozenset[int]:
+        """The tools of which this call has all required arguments."""
+        return frozenset(tool for tool in state.tools if self.required[tool] <= state.used)
 
     def _step(self, state: State, byte: int) -> State | None:
         mode = state.mode
@@ -152,8 +175,8 @@ class CallNames:
         if byte in QUOTES or byte == COMMENT:
             return None
         if byte == ord("{"):
-            tools = self.start.tools
-            return state._replace(mode="key", brackets=state.brackets + "c", tools=tools)
+            deeper = state.brackets + "c"
+            return State("key", deeper, self.start.tools)
         if byte == ord("["):
             is_first = not state.brackets
             deeper = state.brackets + ("l" if is_first else "[")
@@ -195,6 +218,10 @@ class CallNames:
     def _close(self, state: State, byte: int) -> State | None:
         if not state.brackets or byte != _CLOSES[state.brackets[-1]]:
             return None
+        if state.brackets[-1] in "ca":  # a call, or its arguments
+            state = state._replace(tools=self._complete(state))
+            if not state.tools:
+                return None
         rest = state.brackets[:-1]
         is_outside = rest in ("", "l")
         return state._replace(mode="outside" if is_outside else "after", brackets=rest, text=b"")

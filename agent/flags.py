@@ -60,7 +60,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser_group.add_argument
     constrain = "write only calls that fit the schema of a tool on offer (needs llguidance)"
     call = "with --constrain: whether the first reply has to call, and which tool"
-    free = "let a call have any name; default: tools and arguments have only the names on offer"
+    free = "hold a call to nothing; default: tools and arguments have only the names on offer, and "
+    free += "no required argument is left out"
     rules = parser_group.add_mutually_exclusive_group().add_argument
     rules("--free", action="store_true", help=free)
     rules("--constrain", action="store_true", help=constrain)

@@ -1,6 +1,7 @@
 """What may come next in a reply, row by row: the objects that `model/generate.py` asks.
 
-`NameGuide` is the default: names are those on offer, all else is the model's own.
+`NameGuide` is the default: names are those on offer, the required ones among them, and all else is
+the model's own.
 """
 
 from collections.abc import Sequence
@@ -28,15 +29,22 @@ class NameGuide:
         self.opening = [tokenizer.tag_ids[tag] for tag in tokenizer.wire.call.tags[:1]]
         self.state: State | None = None  # None outside of calls
         self._tried: tuple[int, State | None] = (-1, None)
+        # What the id that was refused would have written before the end of a call that lacks an
+        # argument, None for any other
+        self._before_end: bytes | None = None
 
     def accepts(self, id: int) -> bool:
         """True if this id may come next."""
         if self.state is None:
             return True
-        data = self.vocabulary.spelling(id)
+        data, self._before_end = self.vocabulary.spelling(id), None
         if data is None:
-            return self.state.mode not in NAMING
+            if self.names.lacks(self.state):
+                self._before_end = b""
+            return self.state.mode not in NAMING and self._before_end is None
         self._tried = id, self.names.feed(self.state, data)
+        if self._tried[1] is None:
+            self._before_end = self.names.early_end(self.state, data)
         return self._tried[1] is not None
 
     def advance(self, id: int) -> None:
@@ -49,14 +57,23 @@ class NameGuide:
             if self._tried[0] != id:  # as a rule `accepts` was asked about it just now
                 self.accepts(id)
             self.state = self._tried[1]
-        self._tried = (-1, None)
+        self._tried, self._before_end = (-1, None), None
 
     def allowed(self) -> Sequence[int]:
-        """Every id that `accepts` takes."""
+        """Every id that `accepts` takes; after one that ended the call too early, those that write
+        the same and then go on to the next argument.
+        """
         state, vocabulary = self.state, self.vocabulary
         if state is None:
             return range(len(vocabulary.tokenizer))
-        ids = [] if state.mode in NAMING else list(vocabulary.control_ids)
+        if self._before_end is not None:
+            text = self._before_end + b","
+            pairs = vocabulary.beginnings(text) + vocabulary.continuations(text)
+            ids = [id for data, id in pairs if self.names.feed(state, data) is not None]
+            if ids:
+                return ids
+        may_end = state.mode not in NAMING and not self.names.lacks(state)
+        ids = list(vocabulary.control_ids) if may_end else []
         if state.mode in ("name", "argument"):
             pairs = []
             for name in self.names.spellings(state):

@@ -212,7 +212,7 @@ measure its lines.
 A run's minutes are those of its steps and evaluations. Held-out loss is per learned token, in nats.
 The percentages are exact calls on conversations that are never trained on: the first reply has the
 right name and exactly the right values in every call, and none too many; names are held to those on
-offer. A step is the median of its rounds."""
+offer, the required ones among them. A step is the median of its rounds."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

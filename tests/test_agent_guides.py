@@ -32,7 +32,7 @@ def tool(name: str, *arguments: str, **more: Any) -> Tool:
 
 TOOLS = (
     tool("get_weather", "city", "city_name", "days"),
-    tool("get_weather_map", "zoom"),
+    tool("get_weather_map", "zoom", required=["zoom"]),
     tool("now"),
     tool("Ärger.melden", "größe", 'a"b'),
 )
@@ -98,6 +98,62 @@ def test_a_tool_that_takes_any_argument_may_have_any() -> None:
     assert end(names, '{"arguments": {"odd": 1}, "name": "n') is None
 
 
+BOOK = tool("book", "city", "day", "note", required=["city", "day"])
+# The last byte of each would end a call that lacks an argument
+EARLY = [
+    '{"name": "book"}',
+    '{"name": "book", "arguments": {}',
+    '{"name": "book", "arguments": {"city": "x", "note": 1,}',
+    '{"name": "book", "arguments": {"city": {"day": [1]}}',
+    '[{"name": "now"}, {"name": "book", "arguments": {"city": "x", "day": 1}}, {"name": "book"}',
+]
+
+
+@pytest.mark.parametrize("text", EARLY)
+def test_a_call_cannot_end_before_it_has_every_required_argument(text: str) -> None:
+    names = CallNames((BOOK, tool("now")))
+    before = end(names, text[:-1])
+    assert before and names.lacks(before) and names.feed(before, text[-1:].encode()) is None
+    assert names.early_end(before, text[-1:].encode()) == b""
+
+
+def test_a_call_with_all_required_arguments_may_end_and_others_need_none() -> None:
+    names = CallNames((BOOK, tool("now"), tool("ask", required=["unknown"])))
+    for text in (
+        '{"name": "book", "arguments": {"day": 1, "city": "x"}}',
+        '{"arguments": {"city": "x", "day": 1}, "name": "book"}',
+        '{"arguments": {}, "name": "now"}',
+        '{"name": "now"}',
+        '{"name": "ask", "arguments": {}}',  # no schema says how the argument would be spelled
+    ):
+        assert (after := end(names, text)) and not names.lacks(after)
+    assert end(names, '{"arguments": {}, "name": "b') is None  # the call is one of the others
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "begins"),
+    [('"x', '"}}', '"'), ("12", "}", ","), ("12", "3}", "3"), ('"x"', "</tool_call>", ",")],
+)
+def test_instead_of_an_early_end_comes_the_next_argument(
+    value: str, written: str, begins: str
+) -> None:
+    tokenizer = Tokenizer.from_pretrained(TOKENIZER)
+    guide = NameGuide(tokenizer, (BOOK,))
+    begun = '{"name": "book", "arguments": {"city": ' + value
+    for id in [*guide.opening, *tokenizer.encode(begun)]:
+        guide.advance(id)
+    data = written.encode()
+    pieces = {tokenizer.spelling(id): id for id in range(len(tokenizer))}
+    refused = tokenizer.tag_ids[written] if written in tokenizer.tag_ids else pieces.get(data)
+    if refused is None:  # no piece of this vocabulary: its bytes one by one, the last one refused
+        for id in tokenizer.encode(written[:-1]):
+            guide.advance(id)
+        begins, refused = ",", pieces[data[-1:]]
+    assert not guide.accepts(refused)
+    spelled = [(tokenizer.spelling(id) or b"").decode() for id in guide.allowed()]
+    assert spelled and all(text.startswith(begins) and "}" not in text for text in spelled)
+
+
 def piece_tokenizer() -> Tokenizer:
     """Gemma's kind: U+2581 for a space, <0x..> for the bytes of what has no piece."""
     letters = sorted(set("".join(GOOD).replace(" ", META)) - set("é漢"))
@@ -148,6 +204,7 @@ def test_the_allowed_ids_are_those_that_are_accepted(tokenizer: Tokenizer) -> No
         assert guide.state is not None, text
         accepted = {id for id in range(len(tokenizer)) if guide.accepts(id)}
         ordinary = {id for id in accepted if tokenizer.spelling(id) is not None}
+        guide = guide_at(tokenizer, text)  # none was refused yet, as one that ends the call early
         assert set(guide.allowed()) == ordinary | (accepted & tokenizer.control_ids), text
         assert accepted
 
@@ -196,7 +253,8 @@ def test_whatever_is_drawn_every_name_is_on_offer(format: str) -> None:
         calls += parse_reply([*ids, *ends], tokenizer).calls
     assert len(calls) > 50 and {call.name for call in calls} == set(offered)
     for call in calls:
-        assert set(call.arguments) <= set(offered[call.name].parameters["properties"])
+        one = offered[call.name]
+        assert set(one.required) <= set(call.arguments) <= set(one.parameters["properties"])
 
 
 def reply(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -209,8 +209,8 @@ def explain_accuracy(first: Line, last: Line) -> list[str]:
         )
     if last.get("free"):
         sentences.append(
-            "Names of tools and arguments are held to those on offer while a call is written; "
-            "free is the model without that help (infer.py --free)."
+            "While a call is written, names of tools and arguments are held to those on offer, and "
+            "no required one is left out; free is the model without that help (infer.py --free)."
         )
     # Without a word on it 100% of the last kind would look like something learned before.
     if not any(before[kind] for kind in CALLS) and any(before["n"][kind] for kind in CALLS):
