@@ -43,6 +43,7 @@ def bounded(schema: Any, depth: int = 0, *, plain: bool = False) -> dict[str, An
     if schema.get("nullable") is True and kinds:
         kinds.append("null")
     if isinstance(schema.get("enum"), list) and schema["enum"]:
+        # A foreign enum may list values of another type, and a call with one would be refused later
         fitting = [value for value in schema["enum"] if not check_argument(schema, value, "")]
         return {"enum": fitting or schema["enum"]}
     if not kinds:
@@ -118,5 +119,6 @@ def grammar(tools: dict[str, dict[str, Any]], wire: WireFormat, *, plain: bool =
     gap = json.dumps(wire.call.gap)
     body = f"{gap} call {gap}" if wire.call.gap else "call"
     if wire.call.close is None:
+        # The agent runs no more calls of one reply than these, and answers others with an error
         body = f'"[" call (", " call){{0,{MAX_CALLS - 1}}} "]"'
     return f"start: {body}\ncall: %json {schema}\n"

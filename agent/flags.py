@@ -118,6 +118,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{given} does nothing beside --serve, whose requests decide; leave it out"
         )
+    # All but --max-new-tokens, which does something: it is a server's default for a reply
     given_limits = dataclasses.replace(limits_of(args), new_tokens=Limits().new_tokens)
     if args.serve is not None and given_limits != Limits():
         raise ValueError(
@@ -150,6 +151,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
 def rule_of(args: argparse.Namespace) -> CallRule:
     """What a call may be, by the flags. Raises: ValueError without the library for one."""
     if args.constrain:
+        # Here, or the library would be missed only after the model was loaded
         check_library()
         return CallRule("constrained", args.call)
     return CallRule("free" if args.free else "offered")

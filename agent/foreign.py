@@ -69,6 +69,7 @@ def check_template(adapter: Path, tokenizer: Tokenizer) -> None:
 def _own_template(adapter: Path) -> tuple[str | None, Path]:
     """The chat template in an adapter's folder, and its file."""
     path, config = adapter / FILE, adapter / "tokenizer_config.json"
+    # The file first, as in Transformers, where it takes the place of the entry in the config
     if path.is_file():
         return read_text(path), path
     template = (read_object(config) if config.is_file() else {}).get("chat_template")
@@ -87,6 +88,7 @@ def render(template: str, messages: list[dict[str, Any]], tools: list[Any] | Non
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
+    # As in Transformers; Jinja's own filter escapes <, > and &, because it is made for HTML
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
     # The blocks that mark what is trained: they write nothing

@@ -139,6 +139,7 @@ def add_near(
             near = dataclasses.replace(
                 tool, name=name, description=about.format(about=tool.description).strip()
             )
+            # Anywhere: a tool that always came last would be known by its place
             tools.insert(rng.randint(0, len(tools)), near)
     return dataclasses.replace(row, tools=tuple(tools)) if len(tools) > len(row.tools) else None
 
@@ -207,6 +208,7 @@ def _mask_names(
         tool.name: {
             name: f"arg_{_nonsense(rng)}"
             for name, schema in tool.parameters.get("properties", {}).items()
+            # Without a description, the name is all that says what the argument is
             if isinstance(schema, Mapping) and schema.get("description")
         }
         for tool in row.tools

@@ -45,6 +45,7 @@ def _in_capitals(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     written = dict(schema)
+    # Only through keywords: an argument may be NAMED type, and a default may hold one as data
     for key, value in schema.items():
         if key == "type" and isinstance(value, str):
             written[key] = value.upper()
@@ -154,6 +155,7 @@ class _Reader:
 
     def value(self, depth: int = 0) -> Any:
         """The value that begins here."""
+        # Each level recurses: some hundred brackets would raise, where `read_call` promises not to
         if depth > MAX_DEPTH:
             raise LiteralError("too_deep", f"expected at most {MAX_DEPTH} levels, got more")
         kind, text = self._next()
@@ -167,6 +169,7 @@ class _Reader:
             _refuse(f"expected a value, got {shorten(text)}")
         try:
             return load_json(text)
+        # Not ValueError: NaN and over-long numbers are refused, and must not turn into strings
         except json.JSONDecodeError:
             self.repairs.append("bare_string")
             return text

@@ -12,6 +12,7 @@ import json
 from data.conversation import DEFAULT_PROMPT, SystemPrompt
 from data.wire import Block, WireFormat
 
+# Go's templates cannot subtract: the last message is the one from which a slice has one element
 _TEMPLATE = """\
 {{- $asked := false }}
 {{- range $i, $message := .Messages }}
@@ -54,6 +55,7 @@ _RESULT = {
 
 def modelfile(wire: WireFormat, prompt: SystemPrompt | None) -> str:
     """Return a Modelfile for a merged folder that it lies in."""
+    # With a result's opening tag, or the model could go on and write the tool's result itself
     stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in ("<end_of_turn>", *wire.turn_ends))
     if wire.name == "functiongemma":  # Ollama has a writer and a reader of its own for it
         return f"{_UNTRIED}FROM .\nRENDERER {wire.name}\nPARSER {wire.name}\n{stops}{_GREEDY}"

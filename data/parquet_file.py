@@ -49,6 +49,7 @@ def _text_columns(file: Path, budget: int) -> list[str]:
     """The columns of text, once the footer was found sound by a process of its own: pyarrow ends
     the process at some broken footers, where it should raise.
     """
+    # An absolute path: the process runs in the repository's root, where -m finds the package
     command = [sys.executable, "-m", "data.parquet_footer", str(file.resolve()), str(budget)]
     root = Path(__file__).parents[1]
     try:
@@ -80,5 +81,6 @@ def _unpacked(array: Any) -> int:
     if types.is_map(array.type):
         return _unpacked(array.keys) + _unpacked(array.items)
     if types.is_list(array.type) or types.is_large_list(array.type):
+        # Not .values, which ignores where a slice begins and ends, and would count too much
         return _unpacked(array.flatten()) + VALUE * len(array)
     return int(array.nbytes)

@@ -129,6 +129,7 @@ RESULT = """\
 
 # The developer's turn, then turn by turn. A call's turn ends with the mark of its first result, and
 # is left open for it; the answer behind a result goes on in the same turn.
+# Flags lie in a namespace, because Jinja forgets at a loop's end what was set inside.
 BODY = """\
 {%- if chat.system or tools -%}
   {{- '<start_of_turn>developer\\n' + chat.system -}}

@@ -55,6 +55,7 @@ def make_app(served: Served, tools: PageTools) -> Starlette:
 
     routes = [
         Route("/v1/models", models),
+        # A hub id has a slash: it gets the error that lists the names, not that of a missing route
         Route("/v1/models/{name:path}", model),
         Route("/v1/chat/completions", completions, methods=["POST"]),
         Route("/page/tools", of_page(tools.offered)),
@@ -82,4 +83,5 @@ async def _no_route(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _fault(http: HttpRequest, error: Exception) -> Response:
+    # Starlette raises the error again behind this answer, which is how it gets into the log
     return await _refuse(http, ApiError("a fault of the server; see its log", "internal", 500))

@@ -100,6 +100,7 @@ class Engine:
                 if self.is_closed:
                     self._fail([*self.running.values(), *self.waiting], STOPPED)
                     return
+            # Here and not in `cancel`, because only this thread may touch the batch
             for ticket in [one for one in self.running.values() if one.is_cancelled]:
                 self.batch.leave(ticket.request)
                 del self.running[ticket.request]
@@ -116,6 +117,7 @@ class Engine:
         news = []
         ticket = self._next()
         if ticket is not None:
+            # Before `join`, which may run out of memory: `_run` tells only those in here of it
             self.running[ticket.request] = ticket
             news.append(self.batch.join(ticket.request))
         # The new row's first id came of its prompt; it steps with the others from now on

@@ -37,6 +37,7 @@ def _text(name: str, value: Any) -> dict[str, Any]:
 
 def _number(least: float, most: float, into: str) -> Field:
     def read(name: str, value: Any) -> dict[str, Any]:
+        # type() and not isinstance(), because to Python a bool is an int
         if type(value) not in (int, float) or not least <= value <= most:
             raise _expected(name, f"a number from {least:g} to {most:g}", value)
         return {into: float(value)}
@@ -141,6 +142,7 @@ def _messages(name: str, value: Any) -> dict[str, Any]:
         where = f"{name}: message {number}"
         if not isinstance(item, dict):
             raise _expected(where, "an object", item)
+        # Clients send answers back as they came: with null under "refusal", which is no key of ours
         message = {key: part for key, part in item.items() if part is not None}
         odd = sorted(set(message) - set(MESSAGE_KEYS))
         if odd:

@@ -78,10 +78,12 @@ class Answer:
     def end(self, *, is_cut: bool = False) -> list[dict[str, Any]]:
         """The last deltas; `is_cut` where the reply had no more room."""
         deltas: list[dict[str, Any]] = []
+        # The stream first: its last text may complete a stop, and then nothing held back comes out
         if not self.is_over:
             deltas = self._deltas(self.stream.end()[0])
         if not self.is_over:
             deltas += _content_deltas(self.stops.end())
+        # What a stop text or the only call has ended was not cut, though it ends with no stop id
         if is_cut and not self.is_over:
             self.finish_reason = "length"
         elif self.num_calls:
