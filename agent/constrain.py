@@ -185,6 +185,7 @@ class CallGuide:
 
     def _inside(self, id: int) -> list[int] | None:
         """The plan after this id; None if it may not come."""
+        # `accepts` and then `advance` ask about one id: the search for its plan is done once
         if self._tried[0] != id:
             self._tried = id, self._plan_after(id)
         return self._tried[1]
@@ -200,6 +201,7 @@ class CallGuide:
         after = self.matcher.deep_copy()
         after.consume_token(id)
         plan = self.grammar.plan(after, self.text + data)
+        # Less than what is left, because the id itself takes one place
         return plan if plan and len(plan) < self.left else None
 
     def allowed(self) -> Sequence[int]:
@@ -210,6 +212,7 @@ class CallGuide:
             return self.plan[:1]
         mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         ids = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
+        # Where a call may end, the library allows an end of text; what ends a call is added below
         ids = [id for id in ids if id not in self.vocabulary.control_ids]
         return [*ids, self.grammar.ending] if self.matcher.is_accepting() else ids
 

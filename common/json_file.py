@@ -96,5 +96,6 @@ def _bounded_int(digits: str) -> int:
 
 def show(value: Any, limit: int = 80) -> str:
     """A value of such a file for a message, its beginning alone."""
+    # repr escapes control characters, with which a file could write over the terminal
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -91,6 +91,7 @@ def _added_problem(vocab: dict[str, int], added: list[Any]) -> str:
 
 
 def _is_id(value: Any) -> bool:
+    # Not isinstance: JSON's true is a bool, which Python counts among the ints
     return type(value) is int and 0 <= value < MAX_ID
 
 

@@ -59,6 +59,7 @@ def tokenizer_source(file: GGUFFile) -> str:
     order = [
         0.0 if kind == USER_DEFINED else score for kind, score in zip(kinds, scores, strict=True)
     ]
+    # Text that spells a byte piece or a control token must not be joined into it
     merged = [kind in (NORMAL, USER_DEFINED) for kind in kinds]
     return json.dumps(_file(vocab, _merges(vocab, order, merged), added), ensure_ascii=False)
 
@@ -94,6 +95,7 @@ def _file(
         "post_processor": None,
         "decoder": {
             "type": "Sequence",
+            # Spaces before bytes: a U+2581 that three byte pieces spell must stay what it is
             "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}],
         },
         "model": {

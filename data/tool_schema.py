@@ -10,6 +10,7 @@ from typing import Any
 
 from data.conversation import Shape, Tool
 
+# Not a set: a schema's type may be a list, and asking a set for one raises TypeError
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 DECORATION = ("description", "title", "default", "examples")
 

@@ -97,6 +97,7 @@ class ManyLinear(nn.Module):
         if low.dtype == y.dtype:
             flat.addmm_(low, self.b[number], alpha=factor)
         else:
+            # Added in float32 and rounded once: a 16-bit term would lose digits before the sum
             flat.copy_(flat.float().addmm_(low, self.b[number], alpha=factor))
 
     def add_all_(self, x: Tensor, adapted: Sequence[tuple["ManyLinear", Tensor]]) -> None:

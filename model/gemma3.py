@@ -49,6 +49,7 @@ def as_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
         nested = raw.get("text_config")
         if not isinstance(nested, dict):
             raise ValueError(f"{where}: expected a text_config, got {show(nested)}")
+        # google/gemma-3-4b-it has its eos_token_id here, beside text_config and not in it
         raw = nested | {name: raw[name] for name in IDS if name in raw}
     # Newer versions of Transformers hide the pattern behind an underscore.
     given = {name.removeprefix("_"): value for name, value in raw.items() if value is not None}

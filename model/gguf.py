@@ -92,6 +92,7 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
         "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": file.require(f"{family}.attention.layer_norm_rms_epsilon", float),
         "sliding_window": whole("attention.sliding_window"),
+        # A file that says 0 heads is to reach the check of all sizes, not a division by zero
         "query_pre_attn_scalar": width / max(1, heads) if is_27b else head_dim,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.require("tokenizer.ggml.bos_token_id", int),

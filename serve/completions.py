@@ -169,6 +169,7 @@ async def whole(
             raise ApiError("the client has left", "client_closed", 499)
         found = collecting.result()
     finally:
+        # Also after a whole reply: the row of one that a stop text ended would be decoded on
         served.engine.cancel(ticket)
         for task in (collecting, leaving):
             task.cancel()
@@ -188,6 +189,7 @@ async def stream(
 ) -> AsyncIterator[bytes]:
     """The reply as server-sent events."""
     head = _head(chat, "chat.completion.chunk")
+    # As OpenAI sends it: the field is in every chunk then, null in all but the last
     none = {"usage": None} if chat.include_usage else {}
 
     def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:

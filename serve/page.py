@@ -50,6 +50,7 @@ class PageTools:
         name, arguments = call.get("name"), call.get("arguments")
         if self.toolbox is None or not isinstance(name, str) or not isinstance(arguments, dict):
             raise ApiError("expected a name and arguments of a tool on offer, got another body")
+        # Here and not in the page alone: any program can post; and the text "no" is true in Python
         if name in self.asking and call.get("approved") is not True:
             raise ApiError(f"{name}: expected a yes of the user first, got none", "ask_first", 409)
         result = await run_in_threadpool(self._run, name, arguments)
@@ -88,6 +89,7 @@ class PageTools:
                 held.append(id)
                 text = tokenizer.decode(held)
                 # Half of a character decodes as U+FFFD; its other half is in the next token
+                # Bounded, because a text may hold U+FFFD itself, many in a row
                 if text.endswith("\ufffd") and len(held) <= 4 and number + 1 < len(ids):
                     continue
                 place = allowed.get(number + 1 - len(held))

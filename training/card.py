@@ -52,6 +52,7 @@ def write_card(folder: Path) -> None:
     base = config["base_model_name_or_path"]
     names = [parse_dataset(source)[0] for source in run["arguments"]["dataset"] or ()]
     is_embedded = run["arguments"]["model"] is None  # its licence is this repository's
+    # A base on this machine was written with its whole path, which a hub id never is
     on_hub = None if Path(base).is_absolute() else base
     keys: dict[str, Any] = {
         "base_model": on_hub,

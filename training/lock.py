@@ -24,6 +24,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
         while True:
+            # Not through a link: the owner's line replaces whatever the file held
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 self._take()
@@ -47,6 +48,7 @@ class Lock:
     def release(self) -> None:
         """Removes the file; the lock ends with it."""
         with suppress(OSError):
+            # While the lock is held: once it is closed, the file may be another run's
             if self._is_there():
                 self.path.unlink()
         os.close(self.descriptor)

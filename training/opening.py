@@ -151,6 +151,7 @@ def time_step(run: Run) -> float | None:
     step_tokens = sum(len(example.tokens) for pack in packs for example in pack)
     # One conversation first: it warms up, and of a large model it says enough. A kernel that is
     # compiled for one shape warms up on that one.
+    # The last is its pack's shortest: packs are filled from the longest on
     one = packs[0][-1]
     small = (batches.collate([[one]]), step_tokens / len(one.tokens))
     whole = (passes[0], float(len(passes)))

@@ -31,6 +31,7 @@ def read_type(text: str) -> tuple[dict[str, Any], bool]:
 
 def _schema(text: str) -> dict[str, Any]:
     """Return the schema of one type without words behind it."""
+    # Before brackets are matched: list[int] | dict[str, int] begins and ends like one generic
     options = _split(text, "|")
     if len(options) > 1:
         return _any_of(options)
@@ -49,6 +50,7 @@ def _schema(text: str) -> dict[str, Any]:
         items = [_schema(part) for part in inner if part.strip() != "..."]
         is_alike = items and items[0] and all(item == items[0] for item in items)
         return {"type": "array", "items": items[0]} if is_alike else {"type": "array"}
+    # The first of a dict's two types says nothing: every key of a JSON object is a text
     if kind == "object" and len(inner) == 2 and _schema(inner[1]):
         return {"type": "object", "additionalProperties": _schema(inner[1])}
     return {"type": kind} if kind else {}

@@ -31,6 +31,7 @@ from lora.kernels.tiles import (
 )
 
 
+# T and M change with every batch: Triton would compile anew for 1 and for multiples of 16
 @triton.jit(do_not_specialize=["T", "M"])
 def gathered_shrink_kernel(
     x: tl.tensor,
@@ -61,6 +62,7 @@ def gathered_shrink_kernel(
     # A row of the base has rank 0: it reads no factors and leaves zeros for the other kernel.
     own, own_rank = tl.maximum(number, 0), tl.where(number >= 0, R, 0)
     row_inside = (rows < T)[:, None]
+    # In 64 bits: a batch, or the factors of many adapters, may pass 2^31 elements
     x += row.to(tl.int64) * T * x_stride
     a += own.to(tl.int64) * R * K
     total = tl.zeros((ROWS, RANK), tl.float32)
@@ -143,6 +145,7 @@ def add_gathered_(
         raise ValueError(
             f"gathered low-rank product: expected a contiguous y, got strides {y.stride()}"
         )
+    # First: a grid without programs cannot be launched, and `M // batch` needs a row
     if y.numel() == 0:
         return
     x = readable(x.reshape(-1, K))
