@@ -49,7 +49,7 @@ class State(NamedTuple):
     brackets: str
     tools: frozenset[int]  # the tools that this call may still be of
     quote: int = 0  # that closes the string
-    text: bytes = b""  # of the name or key so far
+    text: bytes = b""  # of the name or key so far, or that a value without quotes has begun
     is_escaped: bool = False
     used: frozenset[bytes] = frozenset()  # arguments: a second one of a name breaks the call
 
@@ -92,23 +92,25 @@ class CallNames:
         known = {name for tool in state.tools for name in self.arguments[tool] or ()}
         return known - state.used
 
-    def lacks(self, state: State) -> bool:
-        """Whether a call has begun that cannot end yet: a required argument has still to come."""
-        return "c" in state.brackets and state.mode != "string" and not self._complete(state)
+    def ends_early(self, state: State) -> bool:
+        """Whether a value has just ended in arguments among which a required one has still to come.
+
+        What ends the call there can be put off: the next argument may begin.
+        """
+        is_whole = state.mode == "after" or (state.mode == "value" and bool(state.text))
+        return state.brackets[-1:] == "a" and is_whole and not self._complete(state)
 
     def early_end(self, state: State, data: bytes) -> bytes | None:
-        """What these bytes write before they end a call that lacks an argument; None if they do
-        not.
-        """
+        """What these bytes write before they end arguments too early; None if they do not."""
         for place, byte in enumerate(data):
             after = self._step(state, byte)
             if after is None:
-                return data[:place] if byte in CLOSING and self.lacks(state) else None
+                return data[:place] if byte == ord("}") and self.ends_early(state) else None
             state = after
         return None
 
     def _complete(self, state: State) -> frozenset[int]:
-        """The tools of which this call has all required arguments."""
+        """The tools of which all required arguments are there."""
         return frozenset(tool for tool in state.tools if self.required[tool] <= state.used)
 
     def _step(self, state: State, byte: int) -> State | None:
@@ -175,8 +177,8 @@ class CallNames:
         if byte in QUOTES or byte == COMMENT:
             return None
         if byte == ord("{"):
-            deeper = state.brackets + "c"
-            return State("key", deeper, self.start.tools)
+            tools = self.start.tools
+            return state._replace(mode="key", brackets=state.brackets + "c", tools=tools)
         if byte == ord("["):
             is_first = not state.brackets
             deeper = state.brackets + ("l" if is_first else "[")
@@ -200,7 +202,8 @@ class CallNames:
             return None
         values: dict[bytes, Mode] = {b"name": "name_value", b"arguments": "arguments_value"}
         is_call = state.brackets[-1] == "c"
-        return state._replace(mode=values.get(state.text, "value") if is_call else "value")
+        mode = values.get(state.text, "value") if is_call else "value"
+        return state._replace(mode=mode, text=b"")
 
     def _in_value(self, state: State, byte: int) -> State | None:
         if byte in QUOTES:
@@ -213,12 +216,15 @@ class CallNames:
             return state._replace(mode="value" if state.brackets[-1] in "{[" else "key")
         if byte == COLON:  # in a call and its arguments the colon comes before the value
             return state._replace(mode="value") if state.brackets[-1] in "{[" else None
-        return None if byte == COMMENT else state
+        if byte == COMMENT:
+            return None
+        # That there is a value; which one is the model's own
+        return state if state.text or byte in SPACE else state._replace(text=OTHER_KEY)
 
     def _close(self, state: State, byte: int) -> State | None:
         if not state.brackets or byte != _CLOSES[state.brackets[-1]]:
             return None
-        if state.brackets[-1] in "ca":  # a call, or its arguments
+        if state.brackets[-1] == "a":
             state = state._replace(tools=self._complete(state))
             if not state.tools:
                 return None

@@ -29,8 +29,8 @@ class NameGuide:
         self.opening = [tokenizer.tag_ids[tag] for tag in tokenizer.wire.call.tags[:1]]
         self.state: State | None = None  # None outside of calls
         self._tried: tuple[int, State | None] = (-1, None)
-        # What the id that was refused would have written before the end of a call that lacks an
-        # argument, None for any other
+        # What the id that was refused would have written before it ended arguments too early; None
+        # for any other
         self._before_end: bytes | None = None
 
     def accepts(self, id: int) -> bool:
@@ -39,7 +39,7 @@ class NameGuide:
             return True
         data, self._before_end = self.vocabulary.spelling(id), None
         if data is None:
-            if self.names.lacks(self.state):
+            if self.names.ends_early(self.state):
                 self._before_end = b""
             return self.state.mode not in NAMING and self._before_end is None
         self._tried = id, self.names.feed(self.state, data)
@@ -60,8 +60,8 @@ class NameGuide:
         self._tried, self._before_end = (-1, None), None
 
     def allowed(self) -> Sequence[int]:
-        """Every id that `accepts` takes; after one that ended the call too early, those that write
-        the same and then go on to the next argument.
+        """Every id that `accepts` takes; after one that ended the arguments too early, those that
+        write the same value and then go on to the next argument.
         """
         state, vocabulary = self.state, self.vocabulary
         if state is None:
@@ -72,7 +72,7 @@ class NameGuide:
             ids = [id for data, id in pairs if self.names.feed(state, data) is not None]
             if ids:
                 return ids
-        may_end = state.mode not in NAMING and not self.names.lacks(state)
+        may_end = state.mode not in NAMING and not self.names.ends_early(state)
         ids = list(vocabulary.control_ids) if may_end else []
         if state.mode in ("name", "argument"):
             pairs = []

@@ -79,7 +79,7 @@ def measure_calls(
 
 
 def _is_offered(tokenizer: Tokenizer, row: Conversation, ids: Sequence[int]) -> bool:
-    """True if all names in the calls of a reply are on offer."""
+    """True if all names in the calls of a reply are on offer, and none that is required lacks."""
     guide = guide_for(tokenizer, row.tools, CallRule(), room=len(ids)) if row.tools else None
     if guide is None:  # this wire format's names are not held
         return True

@@ -111,6 +111,7 @@ def guided(
     Asked about one id, a guide needs no mask of the vocabulary. Sampled or greedy, the result is
     as if all ids that are not allowed had been masked at once: x is drawn with probability p(x),
     or after a refusal, so with p(x) + (1 - P) p(x) / P = p(x) / P, P being that of all allowed.
+    A guide may allow fewer after a refusal, as one whose arguments would have ended too early does.
     """
     while not guide.accepts(id):
         allowed = torch.tensor(guide.allowed(), device=logits.device)
