@@ -288,7 +288,7 @@ def draw_replies(path: Path) -> None:
     axis = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     axis.set(xlim=(0, 108), ylim=(height, -1.6))
     axis.axis("off")
-    for left, title in ((0, "question"), (30, "before training"), (69, "after training")):
+    for left, title in ((0, "question"), (30, "before training"), (69, "after 165 steps")):
         axis.text(left, -0.9, title, fontsize=11, weight="bold", va="center")
     style: dict[str, Any] = {"fontsize": 9.5, "va": "top", "linespacing": 1.25}
     for top, question, texts, verdicts in cells:

@@ -2,7 +2,7 @@
 
     python train.py --output runs/default
     python -m benchmarks.run_rows runs/default --out benchmarks/results/default_run.jsonl
-    python train.py --eval-every 40 --output runs/curve
+    python train.py --eval-every 33 --output runs/curve
     python -m benchmarks.run_rows runs/curve --name curve --out FILE.jsonl
 
 Device, versions and commit are those that the run wrote down, not those of this program.

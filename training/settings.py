@@ -28,7 +28,7 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "eval_rows": (64, 64),
     "eval_calls": (16, 160),
 }
-SMALL_STEPS = 200  # under two minutes on two CPU cores, the evaluations included
+SMALL_STEPS = 165  # under two minutes on two CPU cores, the evaluations included
 # Rows whose calls are scored before training, at most: with the questions one batch. A base that
 # knows no calls writes each reply to the limit, so that a row costs more than it does later.
 CALLS_BEFORE = 24
