@@ -53,7 +53,6 @@ needs_english = pytest.mark.skipif(
         (8, "bc5e52ee4f999cd7"),
         (9, "b84e49d5860cc50f"),
         (10, "e36fefb951634534"),
-        (11, "5a5ca1658682a618"),
     ],
 )
 def test_the_tool_documents_of_a_stage_never_change(number: int, digest: str) -> None:

@@ -1,6 +1,5 @@
 """The rows in plain English: valid, reproducible, clean, and held out in fact."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,6 @@ from row_checks import CALL, calls_of, check_call, faults, prose, tools_of
 from embedded.english.generate.corpus import CORPUS, HELD_OUT, tools
 from embedded.english.rows import (
     HELDOUT_ROWS,
-    STYLES,
     Row,
     called_in,
     heldout_rows,
@@ -19,7 +17,6 @@ from embedded.english.rows import (
     main,
     training_rows,
 )
-from embedded.english.stages import STAGES
 
 FOLDER = Path(__file__).parents[1] / "embedded" / "rows"
 
@@ -87,21 +84,6 @@ def test_no_request_of_a_held_out_tool_is_trained_on(splits: tuple[list[Row], li
     held = {tool.description for style in HELD_OUT for tool in tools(style)}
     for row in splits[0]:
         assert not held & {tool.get("description") for tool in tools_of(row).values()}
-
-
-def test_no_style_of_the_rows_is_one_of_the_pretraining_or_held_out() -> None:
-    """A tool that the base has by heart teaches it nothing."""
-    trained = {style for stage in STAGES for style in stage.recipe.styles}
-    assert not set(STYLES) & (trained | set(HELD_OUT))
-
-
-def test_no_tool_of_the_questions_by_hand_is_trained_on(
-    splits: tuple[list[Row], list[Row]],
-) -> None:
-    lines = (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = {name for line in lines for name in tools_of(json.loads(line))}
-    assert len(asked) > 100
-    assert not asked & {tool.name for style in STYLES for tool in tools(style)}
 
 
 def test_heldout_is_balanced(splits: tuple[list[Row], list[Row]]) -> None:
