@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 from data.conversation import Tool
 
-# What is being written. A "key" is where one may begin, in a call or in its arguments; "after"
-# follows a whole string or a closing bracket.
+# What is being written. A "key" is where one may begin, in a call or in its arguments; "bare" is
+# within a value without quotes; "after" follows a whole string or a closing bracket.
 Mode = Literal[
     "outside",
     "key",
@@ -28,6 +28,7 @@ Mode = Literal[
     "name",
     "arguments_value",
     "value",
+    "bare",
     "string",
     "after",
 ]
@@ -49,7 +50,7 @@ class State(NamedTuple):
     brackets: str
     tools: frozenset[int]  # the tools that this call may still be of
     quote: int = 0  # that closes the string
-    text: bytes = b""  # of the name or key so far, or that a value without quotes has begun
+    text: bytes = b""  # of the name or key so far
     is_escaped: bool = False
     used: frozenset[bytes] = frozenset()  # arguments: a second one of a name breaks the call
 
@@ -97,8 +98,8 @@ class CallNames:
 
         What ends the call there can be put off: the next argument may begin.
         """
-        is_whole = state.mode == "after" or (state.mode == "value" and bool(state.text))
-        return state.brackets[-1:] == "a" and is_whole and not self._complete(state)
+        is_whole = state.mode in ("after", "bare")
+        return is_whole and state.brackets[-1:] == "a" and not self._complete(state)
 
     def early_end(self, state: State, data: bytes) -> bytes | None:
         """What these bytes write before they end arguments too early; None if they do not."""
@@ -123,7 +124,7 @@ class CallNames:
             return self._in_call_key(state, byte)
         if mode == "outside":
             return self._outside(state, byte)
-        if mode == "value":
+        if mode in ("value", "bare"):
             return self._in_value(state, byte)
         if byte in SPACE:
             return state
@@ -202,8 +203,7 @@ class CallNames:
             return None
         values: dict[bytes, Mode] = {b"name": "name_value", b"arguments": "arguments_value"}
         is_call = state.brackets[-1] == "c"
-        mode = values.get(state.text, "value") if is_call else "value"
-        return state._replace(mode=mode, text=b"")
+        return state._replace(mode=values.get(state.text, "value") if is_call else "value")
 
     def _in_value(self, state: State, byte: int) -> State | None:
         if byte in QUOTES:
@@ -218,8 +218,7 @@ class CallNames:
             return state._replace(mode="value") if state.brackets[-1] in "{[" else None
         if byte == COMMENT:
             return None
-        # That there is a value; which one is the model's own
-        return state if state.text or byte in SPACE else state._replace(text=OTHER_KEY)
+        return state if byte in SPACE else state._replace(mode="bare")
 
     def _close(self, state: State, byte: int) -> State | None:
         if not state.brackets or byte != _CLOSES[state.brackets[-1]]:

@@ -80,7 +80,7 @@ class NameGuide:
                 if name.startswith(state.text):
                     rest = name[len(state.text) :] + bytes((state.quote,))
                     pairs += vocabulary.beginnings(rest) + vocabulary.continuations(rest)
-        elif state.mode in ("outside", "call_key", "open_key", "value", "string"):
+        elif state.mode in ("outside", "call_key", "open_key", "value", "bare", "string"):
             # Free but for what leads on into a name
             ids += vocabulary.plain
             pairs = vocabulary.special

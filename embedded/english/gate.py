@@ -77,8 +77,7 @@ def gate(
     """Shares of messages without a mistake, by kind on what is held out.
 
     "known_one" is one call on the styles of the recipe `trained`, in whose form all are asked what
-    is missing. `rows` and `length` are those of training: the
-    blocks are compiled for them.
+    is missing. `rows` and `length` are those of training: the blocks are compiled for them.
     """
     scores: dict[str, float] = {}
     held = replace(HELD, marked=trained.marked)
